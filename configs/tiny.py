@@ -1,0 +1,38 @@
+"""The SmolLM recipe scaled down to a laptop: 12 executed layers of width 64, bytes, 3,000 steps.
+
+    loopjax train --config=configs/tiny.py:lidas --workdir=runs/lidas
+
+Variants: standard (12), loop (4x3: as deep, a third of the layers), midas and lidas (grown 4, 8,
+12). A scaled-down study: same protocol (PROP-1 growth until the cooldown, trapezoidal schedule
+with 1-sqrt decay over the last 15% of the steps), another size, another corpus.
+"""
+
+from loopjax.config import default
+
+VARIANTS = ("standard", "loop", "midas", "lidas")
+
+
+def get_config(variant: str = "standard"):
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r} of configs/tiny.py must be one of {VARIANTS}")
+    config = default()
+    config.steps = 3000
+    config.batch_size = 8
+    config.seq_len = 256
+    config.depth = "4x3" if variant == "loop" else "12"
+    config.growth.operator = variant if variant in ("midas", "lidas") else ""
+    config.cooldown.steps = 450
+    config.learning_rate = 3e-3
+    config.warmup_steps = 100
+    config.checkpoint_every = 300
+    config.eval_every = 300
+    config.model.update(
+        vocab_size=264,  # 257 byte tokens, rounded up to cut evenly over devices
+        d_model=64,
+        d_ff=176,
+        n_heads=4,
+        n_kv_heads=2,
+        dtype="float32",
+        remat="full",  # faster on a CPU, and half the memory
+    )
+    return config

@@ -1,0 +1,1 @@
+"""loopjax: transformers that loop and transformers that are grown, in JAX."""

@@ -1,0 +1,192 @@
+"""Checkpoints: Orbax underneath, one atomic directory per step.
+
+    <directory>/<step>/params       canonical parameters
+    <directory>/<step>/optimizer    step counter and optimiser state
+    <directory>/<step>/meta         JSON: plan, lineage, phases, data position, config, checksums
+
+`meta` says everything that is needed to read a checkpoint without its config. The checksum of a
+leaf is the sum of its bits as unsigned integers: it does not depend on the mesh, and a restored
+leaf whose sum differs is not the leaf that was saved.
+"""
+
+import logging
+import pathlib
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from loopjax.errors import UserError
+
+FORMAT = 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a number comes out as."""
+    names = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {name: metadata.version(name) for name in names}
+
+
+@jax.jit
+def _bit_sums(tree):
+    def bit_sum(leaf):
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, width)
+        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jax.tree.map(bit_sum, tree)
+
+
+def checksums(tree) -> dict[str, int]:
+    """Checksum of every leaf by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(_bit_sums(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(leaf) for path, leaf in leaves}
+
+
+def _items(state) -> dict:
+    return {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+      directory: where they lie; made if need be.
+      keep_last: how many of the newest are kept; 0 keeps all.
+      keep_every: checkpoints at multiples of this step are kept for good; 0 for none.
+    """
+
+    def __init__(self, directory, keep_last: int = 0, keep_every: int = 0):
+        self.directory = pathlib.Path(directory).absolute()
+        self.options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last or None,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+        )
+        self.manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        # Orbax reports its every step at level INFO and retries at WARNING.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        return ocp.CheckpointManager(
+            self.directory,
+            options=self.options,
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "optimizer": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        return sorted(self.manager.all_steps())
+
+    def save(self, step: int, state, meta: dict) -> None:
+        """Begins an asynchronous save; it is atomic, and complete after `wait`."""
+        items = _items(state)
+        meta = {"format": FORMAT, "step": step, **meta, "checksums": checksums(items)}
+        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        self.manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
+
+    def meta(self, step: int) -> dict:
+        """What a checkpoint says about itself."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self.manager.restore(step, args=args)["meta"]
+        if meta.get("format") != FORMAT:
+            raise UserError(
+                f"checkpoint {self.directory}/{step} has format {meta.get('format')}, this "
+                f"version reads {FORMAT}"
+            )
+        return meta
+
+    def restore(self, step: int, abstract):
+        """The state at a step, with the shapes and shardings of `abstract`, verified bit by bit."""
+        abstract_items = _items(abstract)
+        args = {name: ocp.args.StandardRestore(item) for name, item in abstract_items.items()}
+        items = self.manager.restore(step, args=ocp.args.Composite(**args))
+        items = {name: items[name] for name in abstract_items}
+        verify(items, self.meta(step)["checksums"])
+        optimizer = items["optimizer"]
+        return type(abstract)(optimizer["step"], items["params"], optimizer["state"])
+
+    def restore_latest(self, accept, report=print):
+        """The newest checkpoint that can be read, as (state, meta); None if there are none.
+
+        `accept(meta)` gives the abstract state to restore into, or raises UserError when the
+        checkpoint is not of this run. A damaged checkpoint is reported, moved out of the way to
+        `<directory>.damaged`, and the one before it is used.
+        """
+        found = self.steps()
+        for step in reversed(found):
+            try:
+                meta = self.meta(step)
+                return self.restore(step, accept(meta)), meta
+            except UserError:
+                raise
+            except Exception as error:
+                reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+                report(f"checkpoint {self.directory}/{step} is damaged ({reason})")
+                self._set_aside(step)
+        if found:
+            raise UserError(f"none of the checkpoints in {self.directory} can be read: {found}")
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        self.manager.close()
+        if jax.process_index() == 0:
+            aside = self.directory.with_name(self.directory.name + ".damaged")
+            aside.mkdir(exist_ok=True)
+            number = sum(1 for _ in aside.iterdir())
+            (self.directory / str(step)).rename(aside / f"{step}.{number}")
+        multihost_utils.sync_global_devices("checkpoint set aside")
+        self.manager = self._open()
+
+    def wait(self) -> None:
+        """Blocks until the last save is complete; raises what went wrong with it."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.manager.close()
+
+
+def verify(items, saved: dict[str, int]) -> None:
+    """Raises ValueError when a leaf is not the one that was saved."""
+    for path, value in checksums(items).items():
+        if saved.get(path) != value:
+            raise ValueError(f"the content of {path} is not what was saved")
+
+
+def load_params(directory, step: int | None = None):
+    """(params, meta) of a checkpoint, by itself: no config, no mesh, no optimiser state.
+
+    Args:
+      directory: a run's `checkpoints` directory, or the run's directory.
+      step: which one; the newest by default.
+    """
+    directory = pathlib.Path(directory).absolute()
+    if (directory / "checkpoints").is_dir():
+        directory = directory / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory of checkpoints")
+    checkpoints = Checkpoints(directory)
+    steps = checkpoints.steps()
+    if not steps or (step is not None and step not in steps):
+        raise UserError(f"{directory} has no checkpoint{'' if step is None else f' at step {step}'}")
+    step = steps[-1] if step is None else step
+    meta = checkpoints.meta(step)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        path = directory / str(step) / "params"
+        tree = checkpointer.metadata(path).item_metadata.tree
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree
+        )
+        params = checkpointer.restore(path, abstract)
+    prefix = "params/"
+    saved = {k: v for k, v in meta["checksums"].items() if k.startswith(prefix)}
+    verify({"params": params}, saved)
+    checkpoints.close()
+    return params, meta

@@ -1,0 +1,164 @@
+"""Every knob there is, with its default: the SmolLM-1.7B recipe (Kapl et al. 2025, Appendix A).
+
+A file in `configs/` starts from `default()` and changes what it wants; whatever is not named here
+cannot be set, and `--config.key=value` overrides from the command line. Dictionaries (a mixture,
+say) are overridden whole: `--config.mixture='{"web": 0.7, "math": 0.3}'`.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from loopjax.depth import DepthPlan
+from loopjax.errors import UserError, field
+from loopjax.model import ModelConfig
+
+# What a resumed run may change without being another run.
+RUNTIME_FIELDS = (
+    "checkpoint_every", "keep_last", "keep_every", "eval_every", "eval_batches", "log_every",
+    "data_dir", "data_threads", "microbatches", "mesh", "model.attention", "model.remat",
+)  # fmt: skip
+# What may differ as long as the past (phases, learning rate) comes out the same.
+FUTURE_FIELDS = ("steps", "depth", "growth", "cooldown", "mixture")
+
+
+def default() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    # Length and depth of the run.
+    config.steps = 200_000
+    config.batch_size = 1024  # sequences per update, over all devices
+    config.seq_len = 2048  # tokens per sequence, T
+    config.microbatches = 1  # gradient accumulation: parts of a batch, one after the other
+    config.depth = "24"  # plan: "24", "4x6", "4-4x4-4", ...; where growth ends
+    config.growth = ConfigDict()
+    config.growth.operator = ""  # "midas", "lidas"; empty: no growth
+    config.growth.block = 4  # layers added per stage
+    config.growth.alpha = 1.0  # PROP-alpha: stage i gets steps in proportion to i^alpha
+    config.growth.steps = 0  # the stages fill this many; 0: all before the cooldown
+    config.cooldown = ConfigDict()
+    config.cooldown.steps = 30_000  # the last steps: the learning rate decays
+    config.cooldown.depth = ""  # plan from there on (retrofitted recurrence); empty: the same
+    config.cooldown.mixture = ConfigDict()  # data from there on; empty: the same
+
+    # Data: weights of built-in sources and of folders in data_dir (`loopjax prepare`).
+    config.mixture = ConfigDict({"stdlib": 1.0})
+    config.data_dir = ""
+    config.data_threads = 4
+
+    # Optimiser.
+    config.learning_rate = 5e-4
+    config.warmup_steps = 2000
+    config.weight_decay = 0.01
+    config.beta1 = 0.9
+    config.beta2 = 0.95
+    config.eps = 1e-8
+    config.clip_norm = 1.0
+
+    # What is written, and how often (in steps).
+    config.checkpoint_every = 1000
+    config.keep_last = 3  # newest checkpoints kept; 0: all
+    config.keep_every = 0  # checkpoints at multiples of this are kept for good; 0: none
+    config.eval_every = 0  # held-out evaluation; 0: only at the end
+    config.eval_batches = 16  # of batch_size sequences per source; 0: no evaluation
+    config.log_every = 10  # TensorBoard; metrics.jsonl gets a row for every step
+
+    # Architecture: the fields of model.ModelConfig. init_depth=0: the depth above.
+    config.model = ConfigDict()
+    config.model.vocab_size = 49_152
+    config.model.d_model = 2048
+    config.model.d_ff = 8192
+    config.model.n_heads = 32
+    config.model.n_kv_heads = 32
+    config.model.rope_theta = 10_000.0
+    config.model.norm_eps = 1e-5
+    config.model.tie_embeddings = True
+    config.model.init_depth = 0
+    config.model.dtype = "bfloat16"  # compute; parameters are float32
+    config.model.attention = "auto"  # "auto", "xla", "cudnn"
+    config.model.remat = "none"  # "none", "dots", "full"
+
+    # Devices per mesh axis (one may be -1: the rest), and the mesh axes of each logical axis.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh.rules = ConfigDict()
+    config.mesh.rules.batch = "data,fsdp"
+    config.mesh.rules.seq = ""
+    config.mesh.rules.activation = ""
+    config.mesh.rules.vocab = "tensor"
+    config.mesh.rules.embed = "fsdp"
+    config.mesh.rules.heads = "tensor"
+    config.mesh.rules.kv_heads = "tensor"
+    config.mesh.rules.head_size = ""
+    config.mesh.rules.mlp = "tensor"
+    config.mesh.rules.norm = ""
+    config.mesh.rules.layers = ""
+    return config
+
+
+def model_config(config: ConfigDict) -> ModelConfig:
+    """The architecture as the frozen dataclass that the modules take."""
+    fields = dict(config.model)
+    if not fields["init_depth"]:
+        with field("depth"):
+            fields["init_depth"] = DepthPlan.parse(config.depth).n_effective
+    with field("model"):
+        return ModelConfig(**fields)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for values that no run can have."""
+    at_least = {
+        "batch_size": 1, "seq_len": 1, "microbatches": 1, "warmup_steps": 0, "checkpoint_every": 0,
+        "keep_last": 0, "keep_every": 0, "eval_every": 0, "eval_batches": 0, "log_every": 1,
+        "data_threads": 0,
+    }  # fmt: skip
+    for name, least in at_least.items():
+        if config[name] < least:
+            raise UserError(f"config.{name}={config[name]} must be at least {least}")
+    for name in ("learning_rate", "clip_norm", "eps"):
+        if not 0 < config[name] < float("inf"):
+            raise UserError(f"config.{name}={config[name]} must be positive")
+    for name in ("beta1", "beta2", "weight_decay"):
+        if not 0 <= config[name] < 1:
+            raise UserError(f"config.{name}={config[name]} must lie within 0..1")
+    if config.batch_size % config.microbatches:
+        raise UserError(
+            f"config.microbatches={config.microbatches} does not divide "
+            f"config.batch_size={config.batch_size}"
+        )
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"model.d_model": 64, ...} of a nested dict."""
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def contradictions(saved: dict, current: dict) -> list[str]:
+    """The fields in which two configs (as nested dicts) describe different runs, as "name: a, b".
+
+    Fields that may change on a resumed run are not compared, nor those that the phases tell.
+    """
+    saved, current = flatten(saved), flatten(current)
+    free = (*RUNTIME_FIELDS, *FUTURE_FIELDS)
+    names = [n for n in {**saved, **current} if not any(f"{n}.".startswith(f"{f}.") for f in free)]
+    return [
+        f"config.{n}={current.get(n)} (the run has {saved.get(n)})"
+        for n in names
+        if saved.get(n) != current.get(n)
+    ]
+
+
+def unknown_field(config: ConfigDict, name: str) -> str:
+    """One sentence about an override of a field that does not exist."""
+    known = [*flatten(config.to_dict()), *config.keys()]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"config.{name} does not exist" + (f"; did you mean config.{close[0]}?" if close else "")
+
+

@@ -1,0 +1,149 @@
+"""A run is a list of phases: until which step, which plan, reached by which operator, which data."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from loopjax.depth import GROWTH_OPERATORS, DepthPlan, prop_schedule
+from loopjax.errors import UserError, field
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Updates `start` .. `stop` - 1 of a run.
+
+    Attributes:
+      start: updates done before the phase begins.
+      stop: updates done when it ends.
+      plan: in which order the layers run.
+      operator: how the plan was reached: "init"; "midas" or "lidas" (the stack is gathered by
+        `order`); "retrofit" (other plan, same stack); "data" (only the mixture changes).
+      order: old index of each unique layer, for growth; else None.
+      mixture: sampling weight of each data source.
+    """
+
+    start: int
+    stop: int
+    plan: DepthPlan
+    operator: str
+    order: tuple[int, ...] | None
+    mixture: Mapping[str, float]
+
+    def to_json(self) -> dict:
+        out = {"start": self.start, "stop": self.stop, "plan": str(self.plan)}
+        order = None if self.order is None else list(self.order)
+        return {**out, "operator": self.operator, "order": order, "mixture": dict(self.mixture)}
+
+
+def build(config) -> list[Phase]:
+    """The phases of a config; raises UserError when depth, growth and cooldown do not fit."""
+    if config.steps < 1:
+        raise UserError(f"config.steps={config.steps} must be at least 1")
+    if not 0 <= config.cooldown.steps <= config.steps:
+        raise UserError(
+            f"config.cooldown.steps={config.cooldown.steps} must lie within 0..config.steps="
+            f"{config.steps}"
+        )
+    with field("depth"):
+        plan = DepthPlan.parse(config.depth)
+    mixture = _mixture("mixture", config.mixture)
+    cooldown_start = config.steps - config.cooldown.steps
+    if config.growth.operator:
+        phases = _growth_phases(config, plan, mixture, cooldown_start)
+    else:
+        phases = [Phase(0, config.steps, plan, "init", None, mixture)]
+    return _with_cooldown(config, phases, cooldown_start)
+
+
+def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
+    growth = config.growth
+    if growth.operator not in GROWTH_OPERATORS:
+        raise UserError(
+            f"config.growth.operator={growth.operator!r} must be one of "
+            f"{', '.join(GROWTH_OPERATORS)}, or empty for no growth"
+        )
+    if plan.is_looped:
+        raise UserError(f"config.depth={config.depth!r} is looped; growth ends in a plain depth")
+    depth, block = plan.n_unique, growth.block
+    if block < 1 or depth % block:
+        raise UserError(f"config.growth.block={block} does not divide config.depth={depth}")
+    total = growth.steps or cooldown_start
+    if not 1 <= total <= cooldown_start:
+        raise UserError(
+            f"config.growth.steps={growth.steps} must lie within 1..{cooldown_start}, the steps "
+            "before the cooldown (0 takes them all)"
+        )
+    with field("growth.alpha"):
+        lengths = prop_schedule(total, depth // block, growth.alpha)
+    if min(lengths) < 1:
+        raise UserError(
+            f"config.growth.steps={total} are too few for {depth // block} stages: they would "
+            f"get {lengths} steps"
+        )
+    phases, start = [], 0
+    for stage, length in enumerate(lengths, 1):
+        order = None
+        if stage > 1:
+            order = GROWTH_OPERATORS[growth.operator]((stage - 1) * block, block)
+        operator = growth.operator if order else "init"
+        stage_plan = DepthPlan.of([(stage * block, 1)])
+        phases.append(Phase(start, start + length, stage_plan, operator, order, mixture))
+        start += length
+    phases[-1] = dataclasses.replace(phases[-1], stop=config.steps)
+    return phases
+
+
+def _with_cooldown(config, phases, start) -> list[Phase]:
+    """Splits the last phase where the cooldown begins, if it changes the plan or the data."""
+    last = phases[-1]
+    plan, mixture = last.plan, last.mixture
+    if config.cooldown.depth:
+        with field("cooldown.depth"):
+            plan = DepthPlan.parse(config.cooldown.depth)
+        if plan.n_unique != last.plan.n_unique:
+            raise UserError(
+                f"config.cooldown.depth={config.cooldown.depth!r} has {plan.n_unique} unique "
+                f"layers, but the stack that it is to run has {last.plan.n_unique}"
+            )
+    if config.cooldown.mixture:
+        mixture = _mixture("cooldown.mixture", config.cooldown.mixture)
+    if (plan, mixture) == (last.plan, last.mixture):
+        return phases
+    if config.cooldown.steps < 1:
+        raise UserError("config.cooldown.steps=0, but the cooldown changes the depth or the mixture")
+    if start == last.start:
+        raise UserError(
+            f"config.cooldown.steps={config.cooldown.steps} leaves no step before the cooldown"
+        )
+    operator = "data" if plan == last.plan else "retrofit"
+    cooldown = Phase(start, config.steps, plan, operator, None, mixture)
+    return [*phases[:-1], dataclasses.replace(last, stop=start), cooldown]
+
+
+def _mixture(name: str, weights) -> dict[str, float]:
+    """Positive weights by source, as given; a weight of 0 leaves its source out."""
+    weights = {key: float(value) for key, value in dict(weights).items()}
+    bad = {k: v for k, v in weights.items() if not 0 <= v < float("inf")}
+    if bad or not any(weights.values()):
+        raise UserError(
+            f"config.{name}={bad or weights} must hold weights of at least 0, one of them positive"
+        )
+    return {key: value for key, value in sorted(weights.items()) if value > 0}
+
+
+def past(phases: list[Phase], step: int) -> list[dict]:
+    """What the phases say about the first `step` updates, as JSON; equal for equal pasts."""
+    return [
+        {**phase.to_json(), "stop": min(phase.stop, step)} for phase in phases if phase.start < step
+    ]
+
+
+def mixture_at(phases: list[Phase], step: int) -> Mapping[str, float]:
+    """The mixture of the batch that follows after `step` updates."""
+    return next((p.mixture for p in phases if step < p.stop), phases[-1].mixture)
+
+
+def lineage(phases: list[Phase], step: int) -> list[dict]:
+    """Where the stack of a checkpoint at `step` comes from, oldest first."""
+    keys = ("start", "operator", "plan", "order")
+    events = [{key: phase[key] for key in keys} for phase in past(phases, max(step, 1))]
+    return [{"step": event.pop("start"), **event} for event in events]

@@ -1,0 +1,1 @@
+"""Data: tokenizers, token shards, built-in sources, and the pipeline that mixes them."""

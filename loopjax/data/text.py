@@ -1,0 +1,148 @@
+"""Sources of text: token streams cut into windows of `seq_len`.
+
+A source is a sequence of examples: `len(source)`, and `source[i]` gives a dict of int32 arrays of
+length T = seq_len: "inputs", and "targets" with -1 where nothing is to be predicted. It also
+tells its `tokenizer` (sources of one mixture must agree), its `vocab_size`, whether it is
+`finite` (shuffled and repeated) and a JSON `fingerprint` of its content.
+"""
+
+import hashlib
+import itertools
+import json
+import pathlib
+import sysconfig
+
+import grain
+import numpy as np
+
+from loopjax.data.tokenizers import ByteTokenizer
+from loopjax.errors import UserError
+
+SPLITS = ("train", "heldout")
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def is_heldout(text: bytes, fraction: float) -> bool:
+    """Whether a document belongs to the held-out split: by the hash of its content alone, so that
+    a document and its exact duplicates never fall on both sides."""
+    digest = hashlib.sha256(text).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+class Windows:
+    """Windows of T + 1 tokens, T apart, of token streams ("shards") that are never joined.
+
+    Subclasses set the attributes below and define `read(shard, start, stop)`.
+    """
+
+    finite = True
+    tokenizer: str
+    vocab_size: int
+    fingerprint: dict
+
+    def __init__(self, shard_tokens: list[int], seq_len: int, where: str):
+        self.seq_len = seq_len
+        windows = [max(0, n - 1) // seq_len for n in shard_tokens]
+        self.first = np.concatenate([[0], np.cumsum(windows)])
+        if not self.first[-1]:
+            raise UserError(
+                f"{where} holds no sequence of config.seq_len={seq_len} tokens: its longest "
+                f"stream has {max(shard_tokens, default=0)}"
+            )
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        shard = int(np.searchsorted(self.first, i, side="right")) - 1
+        start = (i - int(self.first[shard])) * self.seq_len
+        tokens = self.read(shard, start, start + self.seq_len + 1).astype(np.int32)
+        return {"inputs": tokens[:-1], "targets": tokens[1:]}
+
+    def read(self, shard: int, start: int, stop: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class TokenShards(Windows):
+    """One split of a directory written by `loopjax prepare`."""
+
+    def __init__(self, directory, split: str, seq_len: int):
+        directory = pathlib.Path(directory)
+        manifest = read_manifest(directory)
+        shards = manifest["splits"][split]["shards"]
+        self.record_tokens = manifest["record_tokens"]
+        self.dtype = np.dtype(manifest["dtype"])
+        self.tokenizer, self.vocab_size = manifest["tokenizer"], manifest["vocab_size"]
+        paths = [directory / shard["file"] for shard in shards]
+        for path, shard in zip(paths, shards, strict=True):
+            size = path.stat().st_size if path.is_file() else 0
+            if size != shard["bytes"]:
+                raise UserError(f"shard {path} has {size} bytes, {shard['bytes']} were written")
+        super().__init__([shard["tokens"] for shard in shards], seq_len, f"{directory} ({split})")
+        records = [-(-shard["tokens"] // self.record_tokens) for shard in shards]
+        self.first_record = [0, *itertools.accumulate(records)]
+        self.records = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+        if len(self.records) != self.first_record[-1]:
+            raise UserError(
+                f"{directory} ({split}) has {len(self.records)} records, its manifest says "
+                f"{self.first_record[-1]}"
+            )
+        self.fingerprint = {
+            "tokenizer": self.tokenizer,
+            "sha256": [shard["sha256"] for shard in shards],
+        }
+
+    def read(self, shard: int, start: int, stop: int) -> np.ndarray:
+        # Every record of a shard but its last is full.
+        begin, end = start // self.record_tokens, -(-stop // self.record_tokens)
+        first = self.first_record[shard]
+        data = b"".join(self.records[first + r] for r in range(begin, end))
+        offset = start - begin * self.record_tokens
+        return np.frombuffer(data, self.dtype)[offset : offset + stop - start]
+
+
+def read_manifest(directory: pathlib.Path) -> dict:
+    """The manifest of a prepared directory; raises UserError where there is none."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{directory} is not a prepared data directory: it has no {MANIFEST} (loopjax prepare "
+            "writes it last)"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is not readable JSON") from None
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}")
+    return manifest
+
+
+class StandardLibrary(Windows):
+    """The source text of the running Python's standard library, in bytes: on every machine."""
+
+    tokenizer = ByteTokenizer.name
+    vocab_size = ByteTokenizer.vocab_size
+    heldout_fraction = 0.05
+    _left_out = ("site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__")
+
+    def __init__(self, split: str, seq_len: int):
+        root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+        stream = bytearray()
+        ends = []
+        for path in sorted(root.rglob("*.py")):
+            if set(path.relative_to(root).parts) & {*self._left_out}:
+                continue
+            text = path.read_bytes()
+            if is_heldout(text, self.heldout_fraction) == (split == "heldout"):
+                stream += text
+                ends.append(len(stream))
+        # One token more behind each file: the end of the document.
+        data = np.frombuffer(bytes(stream), np.uint8).astype(np.uint16)
+        self.tokens = np.insert(data, ends, ByteTokenizer.eos_id)
+        super().__init__([len(self.tokens)], seq_len, f"the standard library in {root} ({split})")
+        self.fingerprint = {"sha256": hashlib.sha256(self.tokens.tobytes()).hexdigest()}
+
+    def read(self, shard: int, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]

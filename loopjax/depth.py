@@ -1,0 +1,155 @@
+"""Depth as integer arithmetic: plans, growth orders and stage lengths. No JAX here.
+
+A model is a stack of U *unique* layers and a plan that says in which order they run. A plan
+is written as segments joined by "-"; a segment is "L" (L layers, once) or "LxR" (L layers,
+R times in a row):
+
+    plan       unique U   effective E   order of execution
+    24         24         24            0..23
+    4x6        4          24            (0..3) six times
+    4-4x4-4    12         24            0..3, (4..7) four times, 8..11
+    8-4x2-12   24         28            0..7, 8..11, 8..11, 12..23
+
+A growth operator (MIDAS, LIDAS) is an *order* too: the tuple of old layer indices that the
+grown stack is gathered from.
+"""
+
+import dataclasses
+import math
+import re
+from fractions import Fraction
+
+_SEGMENT = re.compile(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """`layers` unique layers starting at index `start`, run `repeats` times in a row."""
+
+    start: int
+    layers: int
+    repeats: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.layers
+
+    def __str__(self) -> str:
+        return str(self.layers) if self.repeats == 1 else f"{self.layers}x{self.repeats}"
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthPlan:
+    """In which order the unique layers of a stack are executed ("4-4x4-4").
+
+    Neighbouring segments that run once are one segment ("4-4-4" is "12"), so plans that
+    execute the same order are equal, hash equally and print the same text.
+    """
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "DepthPlan":
+        """Reads "24", "4x6", "4-4x4-4", ...; raises ValueError on anything else."""
+        matches = [_SEGMENT.fullmatch(part) for part in str(text).split("-")]
+        if not isinstance(text, str) or not all(matches):
+            raise ValueError(
+                f"depth plan {text!r} is not readable: write segments L or LxR (L layers, run R "
+                'times) of positive whole numbers joined by "-", like "24", "4x6" or "4-4x4-4"'
+            )
+        return cls.of((int(m[1]), int(m[2] or 1)) for m in matches)
+
+    @classmethod
+    def of(cls, parts) -> "DepthPlan":
+        """The plan of `(layers, repeats)` pairs."""
+        segments: list[Segment] = []
+        for layers, repeats in parts:
+            if segments and repeats == segments[-1].repeats == 1:
+                last = segments.pop()
+                segments.append(Segment(last.start, last.layers + layers, 1))
+            else:
+                segments.append(Segment(segments[-1].stop if segments else 0, layers, repeats))
+        return cls(tuple(segments))
+
+    @property
+    def n_unique(self) -> int:
+        """U, the number of layers that have weights."""
+        return self.segments[-1].stop
+
+    @property
+    def n_effective(self) -> int:
+        """E, the number of layers executed."""
+        return sum(s.layers * s.repeats for s in self.segments)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The unique-layer index of each executed layer, [E]."""
+        return tuple(i for s in self.segments for i in [*range(s.start, s.stop)] * s.repeats)
+
+    @property
+    def is_looped(self) -> bool:
+        return self.n_effective > self.n_unique
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self.segments))
+
+
+def _check_block(n_layers: int, block: int) -> None:
+    for name, value in (("n_layers", n_layers), ("block", block)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive whole number")
+    if n_layers % block:
+        raise ValueError(f"block={block} does not divide the depth of {n_layers} layers")
+
+
+def midas(n_layers: int, block: int) -> tuple[int, ...]:
+    """Old layer indices after one MIDAS step: the middle *block* is copied, right after itself.
+
+    Of n = L/b blocks the copied one is m = ceil(n/2) - 1 (Saunshi et al. 2024; Kapl et al.
+    2026, section 2).
+    """
+    _check_block(n_layers, block)
+    n_blocks = n_layers // block
+    start = (math.ceil(n_blocks / 2) - 1) * block
+    return _duplicate(n_layers, start, block)
+
+
+def lidas(n_layers: int, block: int) -> tuple[int, ...]:
+    """Old layer indices after one LIDAS step: the `block` *layers* around the middle are copied.
+
+    With c = ceil(L/2) the copied layers are c - ceil(b/2) .. c + floor(b/2) - 1, inserted right
+    after the last of them (Kapl et al. 2026, section 2; its figure and text give b layers, the
+    closed interval of its formula one more). For an odd number of blocks this is MIDAS.
+    """
+    _check_block(n_layers, block)
+    start = math.ceil(n_layers / 2) - math.ceil(block / 2)
+    return _duplicate(n_layers, start, block)
+
+
+GROWTH_OPERATORS = {"midas": midas, "lidas": lidas}
+
+
+def _duplicate(n_layers: int, start: int, block: int) -> tuple[int, ...]:
+    stop = start + block
+    return (*range(stop), *range(start, stop), *range(stop, n_layers))
+
+
+def prop_schedule(total_steps: int, n_stages: int, alpha: float = 1.0) -> tuple[int, ...]:
+    """PROP-alpha: stage i of k trains for T_i = T i^alpha / sum_j j^alpha steps.
+
+    Rounded by largest remainder, so the stages sum to `total_steps`; ties go to the earlier
+    stage. A stage may come out as 0 steps when `total_steps` is small.
+    """
+    for name, value in (("total_steps", total_steps), ("n_stages", n_stages)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive whole number")
+    try:
+        weights = [Fraction(float(i) ** alpha) for i in range(1, n_stages + 1)]
+        shares = [total_steps * w / sum(weights) for w in weights]
+    except (OverflowError, ValueError, TypeError, ZeroDivisionError):
+        raise ValueError(f"alpha={alpha!r} must be a finite number of moderate size") from None
+    steps = [math.floor(share) for share in shares]
+    by_remainder = sorted(range(n_stages), key=lambda i: steps[i] - shares[i])
+    for i in by_remainder[: total_steps - sum(steps)]:
+        steps[i] += 1
+    return tuple(steps)

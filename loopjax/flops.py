@@ -1,0 +1,53 @@
+"""Parameters and FLOPs of a plan or a curriculum, by formula.
+
+XLA's own cost analysis counts the body of a scan once, so executed depth must come from the plan.
+"""
+
+from loopjax.depth import DepthPlan
+from loopjax.model import ModelConfig
+
+# Dense peak of one chip in FLOP/s at bfloat16, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+def layer_params(cfg: ModelConfig) -> int:
+    """Matrix parameters of one layer: attention and SwiGLU, norm scales not counted."""
+    kv = cfg.n_kv_heads * cfg.head_size
+    return 2 * cfg.d_model * cfg.d_model + 2 * cfg.d_model * kv + 3 * cfg.d_model * cfg.d_ff
+
+
+def count_params(cfg: ModelConfig, n_layers: int) -> int:
+    """All parameters of a model of `n_layers` unique layers, norm scales included."""
+    vocab = cfg.vocab_size * cfg.d_model * (1 if cfg.tie_embeddings else 2)
+    return n_layers * (layer_params(cfg) + 2 * cfg.d_model) + vocab + cfg.d_model
+
+
+def training_flops_per_token(cfg: ModelConfig, plan: DepthPlan, seq_len: int) -> int:
+    """6 P + 12 E D T (Kapl et al. 2025, Table 7).
+
+    P: matrix parameters executed (each executed layer, and the output head once); E: executed
+    layers; D: width; T: context, not halved for causality. Forward and backward; what
+    rematerialisation recomputes is not counted.
+    """
+    E = plan.n_effective
+    P = E * layer_params(cfg) + cfg.vocab_size * cfg.d_model
+    return 6 * P + 12 * E * cfg.d_model * seq_len
+
+
+def peak_flops(device) -> float | None:
+    """Peak FLOP/s of a device at bfloat16, None where it is not known."""
+    matches = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
+    return PEAK_FLOPS[max(matches, key=len)] if matches else None

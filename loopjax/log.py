@@ -1,0 +1,103 @@
+"""What a run writes while it runs: metrics.jsonl, TensorBoard events, a progress line."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+
+def write_json(path: pathlib.Path, value) -> None:
+    """Writes a JSON file in one go: a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+class RunLog:
+    """The log of one run; rows after `step` (of a run that was cut off) are dropped at the start."""
+
+    def __init__(self, workdir: pathlib.Path, step: int, total_steps: int, tensorboard_every: int):
+        self.total, self.every = total_steps, tensorboard_every
+        path = workdir / "metrics.jsonl"
+        kept = [row for row in read_rows(path) if row["step"] <= step]
+        temporary = path.with_name("metrics.jsonl.tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, path)
+        # Line buffered: what was logged before a checkpoint is on disk before it.
+        self.file = open(path, "a", buffering=1)
+        self.events = EventFileWriter(str(workdir / "tensorboard"))
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self.events.add_event(
+            event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=restart)
+        )
+        self.first_step, self.begun, self.said = step, time.monotonic(), 0.0
+
+    def row(self, row: dict) -> None:
+        """One step: its row, its events every so often, and the progress line."""
+        self.file.write(json.dumps(row) + "\n")
+        step = row["step"]
+        if step % self.every == 0 or step == self.total or "eval/nll" in row:
+            values = [
+                summary_pb2.Summary.Value(tag=tag, simple_value=value)
+                for tag, value in row.items()
+                if isinstance(value, float)
+            ]
+            event = event_pb2.Event(wall_time=time.time(), step=step)
+            event.summary.CopyFrom(summary_pb2.Summary(value=values))
+            self.events.add_event(event)
+        self._progress(row)
+
+    def _progress(self, row: dict) -> None:
+        tty, now = sys.stderr.isatty(), time.monotonic()
+        last = row["step"] == self.total
+        if now - self.said < (0.2 if tty else 10.0) and not last:
+            return
+        self.said = now
+        done = row["step"] - self.first_step
+        left = (self.total - row["step"]) * (now - self.begun) / max(done, 1)
+        text = (
+            f"step {row['step']}/{self.total}  {row['plan']}  loss {row['loss']:.4f}  "
+            f"{row['tokens_per_s']:,.0f} tokens/s"
+        )
+        if "mfu" in row:
+            text += f"  MFU {row['mfu']:.1%}"
+        text += f"  ETA {duration(left)}"
+        end = "\r" if tty and not last else "\n"
+        print(f"{text:<79}", end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.file.close()
+        self.events.close()
+
+
+class NoLog:
+    """The log of the processes that do not write."""
+
+    def row(self, row: dict) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def duration(seconds: float) -> str:
+    """3723 -> "1:02:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,108 @@
+"""Mesh, logical axis rules and the sharding of a train state.
+
+Every parameter and the larger activations carry logical axis names (`model.py`); `config.mesh`
+says how many devices each mesh axis has and which logical axis lies on which mesh axis:
+
+    data     batch only: parameters are replicated over it
+    fsdp     batch, and the width of every parameter (ZeRO-3)
+    tensor   heads, FFN width and vocabulary
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from loopjax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+LOGICAL_AXES = (
+    "batch", "seq", "activation", "vocab", "embed", "heads", "kv_heads", "head_size", "mlp",
+    "norm", "layers",
+)  # fmt: skip
+
+
+def make_mesh(config_mesh) -> Mesh:
+    """The device mesh; one size may be -1 and takes the devices that are left."""
+    sizes = {axis: config_mesh[axis] for axis in MESH_AXES}
+    n, text = jax.device_count(), ", ".join(f"{k}={v}" for k, v in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise UserError(f"config.mesh ({text}): sizes are positive, and one of them may be -1")
+    if free:
+        sizes[free[0]] = n // fixed
+    if math.prod(sizes.values()) != n:
+        raise UserError(f"config.mesh ({text}) does not multiply to the {n} devices there are")
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def axis_rules(config_mesh) -> tuple[tuple[str, tuple[str, ...] | None], ...]:
+    """Logical-to-mesh rules as flax wants them, from `config.mesh.rules` ("data,fsdp" or "")."""
+    rules = []
+    for logical, text in dict(config_mesh.rules).items():
+        mesh_axes = tuple(part.strip() for part in text.split(",") if part.strip())
+        for name, allowed in ((logical, LOGICAL_AXES), *((axis, MESH_AXES) for axis in mesh_axes)):
+            if name not in allowed:
+                raise UserError(
+                    f"config.mesh.rules.{logical}={text!r}: {name!r} is not one of "
+                    f"{', '.join(allowed)}"
+                )
+        rules.append((logical, mesh_axes or None))
+    missing = set(LOGICAL_AXES) - {logical for logical, _ in rules}
+    if missing:
+        raise UserError(f"config.mesh.rules has no rule for {', '.join(sorted(missing))}")
+    return tuple(rules)
+
+
+def check_divisible(model_config, batch_size: int, mesh: Mesh, rules) -> None:
+    """Raises UserError when a dimension cannot be cut evenly over its mesh axes."""
+    sizes = {
+        "batch": ("batch_size (over config.microbatches)", batch_size),
+        "vocab": ("model.vocab_size", model_config.vocab_size),
+        "embed": ("model.d_model", model_config.d_model),
+        "heads": ("model.n_heads", model_config.n_heads),
+        "kv_heads": ("model.n_kv_heads", model_config.n_kv_heads),
+        "mlp": ("model.d_ff", model_config.d_ff),
+    }
+    for logical, mesh_axes in rules:
+        parts = math.prod(mesh.shape[axis] for axis in mesh_axes or ())
+        if logical in sizes and sizes[logical][1] % parts:
+            name, size = sizes[logical]
+            raise UserError(
+                f"config.{name}={size} is not divisible by {parts}, the devices of mesh axes "
+                f"{'+'.join(mesh_axes)} that hold '{logical}'"
+            )
+
+
+def tree_sharding(abstract_boxed, mesh: Mesh, rules):
+    """NamedSharding of every leaf of an abstract tree whose parameters are boxed with names."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_boxed), mesh, rules)
+
+
+def batch_sharding(mesh: Mesh, rules) -> NamedSharding:
+    """Sharding of [B, T] arrays of tokens."""
+    return NamedSharding(mesh, PartitionSpec(dict(rules)["batch"], dict(rules)["seq"]))
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Which rows of the global batch the devices of this process hold, ascending."""
+    indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
+    rows = [np.arange(batch_size)[index[0]] for index in indices]
+    return np.unique(np.concatenate(rows))
+
+
+def global_batch(local: dict, rows: np.ndarray, sharding: NamedSharding, batch_size: int) -> dict:
+    """The sharded global arrays of a batch of which this process holds `rows`."""
+
+    def make(array):
+        def shard(index):
+            wanted = np.arange(batch_size)[index[0]]
+            return array[np.searchsorted(rows, wanted)][:, index[1]]
+
+        shape = (batch_size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return {name: make(array) for name, array in local.items()}

@@ -1,0 +1,102 @@
+"""The train state and the pure functions that are compiled: one update, one evaluation batch."""
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from loopjax import model, sharding
+from loopjax.depth import DepthPlan
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an update changes: step int32 [], canonical parameters, optimiser state."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def init_state(cfg: model.ModelConfig, n_layers: int, optimizer, key) -> TrainState:
+    """A fresh state; its parameters are boxed with logical axis names."""
+    params = model.init_params(cfg, n_layers, key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def abstract_state(cfg, n_layers: int, optimizer, mesh, rules) -> TrainState:
+    """Shapes, dtypes and shardings of a state (`jax.ShapeDtypeStruct`), nothing allocated."""
+
+    def init():
+        return init_state(cfg, n_layers, optimizer, jax.random.key(0))
+
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        jax.eval_shape(lambda: nn.meta.unbox(init())),
+        sharding.tree_sharding(jax.eval_shape(init), mesh, rules),
+    )
+
+
+def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int) -> TrainState:
+    """A fresh state made where it will live: no device ever holds the whole of it."""
+
+    def init(key):
+        return nn.meta.unbox(init_state(cfg, n_layers, optimizer, key))
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+
+
+def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Negative log-likelihood, hit of the argmax, and whether there is a target; each [B, T]."""
+    logits_BTV = model.forward(params, batch["inputs"], cfg, plan)
+    targets = batch["targets"]
+    scored = targets >= 0
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(targets, 0))
+    hits = (jnp.argmax(logits_BTV, axis=-1) == targets) & scored
+    return jnp.where(scored, nll, 0.0), hits, scored
+
+
+def train_step(
+    state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int
+):
+    """One update on a batch of int32 [B, T]; returns the state and
+    {"loss", "grad_norm", "learning_rate"}.
+
+    The loss is the mean over all targets of the batch. With microbatches the gradients of the
+    parts are summed, each divided by the count of the whole batch, which gives the same mean.
+    """
+    n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
+
+    def part_loss(params, part):
+        return jnp.sum(token_losses(params, part, cfg, plan)[0]) / n_targets
+
+    def add_part(carry, part):
+        return jax.tree.map(jnp.add, carry, jax.value_and_grad(part_loss)(state.params, part)), None
+
+    if microbatches == 1:
+        loss, grads = jax.value_and_grad(part_loss)(state.params, batch)
+    else:
+        # Part m takes rows m, m + M, ...: each device keeps the rows that it has.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        (loss, grads), _ = jax.lax.scan(add_part, zero, parts)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": schedule(state.step),
+    }
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def eval_step(params, batch, *, cfg, plan: DepthPlan):
+    """Sums over a batch: {"nll", "hits", "targets"}."""
+    nll, hits, scored = token_losses(params, batch, cfg, plan)
+    return {"nll": jnp.sum(nll), "hits": jnp.sum(hits), "targets": jnp.sum(scored)}

@@ -1,0 +1,107 @@
+"""Growth, untying and tying: one gather along the `layers` axis of any tree that has one.
+
+A tree here is parameters, AdamW moments, gradients or a whole train state; the leaves below a
+key "layers" are stacked [U, ...], everything else is left as it is (the same arrays, not copies).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from loopjax.depth import DepthPlan
+
+
+def on_stack(path) -> bool:
+    """Whether a tree path leads to a leaf with a leading layers axis."""
+    return any(getattr(key, "key", None) == "layers" for key in path)
+
+
+def map_stack(fn, tree):
+    """Applies `fn` to the stacked leaves of a tree; the others pass through."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: fn(leaf) if on_stack(path) else leaf, tree
+    )
+
+
+def n_layers(tree) -> int:
+    """U of a tree; raises ValueError when the stacked leaves disagree or there are none."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    sizes = {leaf.shape[0] for path, leaf in leaves if on_stack(path)}
+    if len(sizes) != 1:
+        raise ValueError(f"expected stacked leaves of one depth below 'layers', found {sizes}")
+    return sizes.pop()
+
+
+def _check_order(tree, order) -> tuple[int, ...]:
+    order, depth = tuple(int(i) for i in order), n_layers(tree)
+    if not order or min(order) < 0 or max(order) >= depth:
+        raise ValueError(f"order {order} must name layers 0..{depth - 1} of a {depth}-layer stack")
+    return order
+
+
+def reorder(tree, order):
+    """The tree whose layer i is old layer `order[i]`; a pure function, usable under `jit`."""
+    order = _check_order(tree, order)
+    return map_stack(lambda leaf: jnp.take(leaf, jnp.asarray(order), axis=0), tree)
+
+
+@functools.lru_cache(maxsize=256)
+def _gather(order: tuple[int, ...], sharding):
+    # mode="clip" needs no bounds check on the device; `_check_order` has checked already.
+    gather = functools.partial(jnp.take, axis=0, mode="clip")
+    return jax.jit(lambda leaf: gather(leaf, jnp.asarray(order)), out_shardings=sharding)
+
+
+def grow(state, order, *, donate: bool = False):
+    """`reorder` on the devices: every stacked leaf is gathered and keeps its sharding.
+
+    On a train state this copies parameters and AdamW moments by the order (Kapl et al. 2026,
+    section 2); embeddings, final norm, step counter and schedule are untouched.
+
+    Leaves are gathered one after another, so with `donate=True` (each old leaf is freed as soon
+    as its copy is under way) the peak is the state plus one leaf. XLA's own donation cannot do
+    this: it needs output buffers of the input's size.
+
+    Args:
+      state: tree with stacked leaves [U, ...].
+      order: old layer index of each new layer, for example `lidas(U, block)`.
+      donate: give up the stacked arrays of `state`; using them afterwards is an error.
+    """
+    order = _check_order(state, order)
+
+    def gather(leaf):
+        new = _gather(order, leaf.sharding if isinstance(leaf, jax.Array) else None)(leaf)
+        if donate and isinstance(leaf, jax.Array):
+            leaf.delete()
+        return new
+
+    return map_stack(gather, state)
+
+
+def untie(params, plan: DepthPlan):
+    """The tree of E independent layers that computes what `plan` computes with U shared ones."""
+    _check_depth(params, plan.n_unique, f"plan {plan} has {plan.n_unique} unique layers")
+    return reorder(params, plan.order)
+
+
+def tie(params, plan: DepthPlan, how: str = "first"):
+    """The inverse of `untie`: U shared layers from E executed ones.
+
+    Each unique layer becomes the "first" of the executed layers that it stands for, or their
+    "mean".
+    """
+    if how not in ("first", "mean"):
+        raise ValueError(f"how={how!r} must be 'first' or 'mean'")
+    _check_depth(params, plan.n_effective, f"plan {plan} executes {plan.n_effective} layers")
+    uses = [[e for e, u in enumerate(plan.order) if u == unique] for unique in range(plan.n_unique)]
+    if how == "first":
+        return reorder(params, [use[0] for use in uses])
+    return map_stack(
+        lambda leaf: jnp.stack([leaf[jnp.asarray(use)].mean(axis=0) for use in uses]), params
+    )
+
+
+def _check_depth(tree, expected: int, why: str) -> None:
+    if n_layers(tree) != expected:
+        raise ValueError(f"{why}, but the tree holds {n_layers(tree)}")
