@@ -46,7 +46,8 @@ class RunLog:
         self.events.add_event(
             event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=restart)
         )
-        self.first_step, self.begun, self.said = step, time.monotonic(), 0.0
+        self.first: tuple[int, float] | None = None  # step and time, once the first one is done
+        self.said = 0.0
 
     def row(self, row: dict) -> None:
         """One step: its row, its events every so often, and the progress line."""
@@ -66,11 +67,15 @@ class RunLog:
     def _progress(self, row: dict) -> None:
         tty, now = sys.stderr.isatty(), time.monotonic()
         last = row["step"] == self.total
+        if self.first is None:
+            # The first step waits for compilation: it says nothing about those to come.
+            self.first = row["step"], now
+            return
         if now - self.said < (0.2 if tty else 10.0) and not last:
             return
         self.said = now
-        done = row["step"] - self.first_step
-        left = (self.total - row["step"]) * (now - self.begun) / max(done, 1)
+        per_step = (now - self.first[1]) / (row["step"] - self.first[0])
+        left = (self.total - row["step"]) * per_step
         text = (
             f"step {row['step']}/{self.total}  {row['plan']}  loss {row['loss']:.4f}  "
             f"{row['tokens_per_s']:,.0f} tokens/s"

@@ -18,7 +18,9 @@ def trapezoid(peak: float, steps: int, warmup_steps: int, decay_steps: int):
         t = jnp.asarray(t, jnp.float32)
         warmup = jnp.minimum(1.0, (t + 1.0) / max(warmup_steps, 1))
         progress = jnp.clip((t - start) / max(decay_steps, 1), 0.0, 1.0)
-        return peak * warmup * (1.0 - jnp.sqrt(progress))
+        left = jnp.clip((steps - t) / max(decay_steps, 1), 0.0, 1.0)
+        # left / (1 + sqrt(progress)) is 1 - sqrt(progress) without its cancellation near the end.
+        return peak * warmup * left / (1.0 + jnp.sqrt(progress))
 
     return schedule
 

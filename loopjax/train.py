@@ -151,6 +151,7 @@ class Trainer:
         log_args = (workdir, self.step, config.steps, config.log_every)
         self.log = RunLog(*log_args) if self.writes else NoLog()
         self.eval_sets: dict[str, list] = {}
+        self.updates: dict = {}  # the compiled update of the current plan
 
     def _abstract(self, n_layers: int):
         run = self.run
@@ -170,7 +171,11 @@ class Trainer:
             say(f"step {self.step}: {phase.operator} to {phase.plan.n_unique} layers")
         batches = run.stream.batches(run.rows, self.step)
         batch = run.to_device(next(batches))
-        update, compile_s = self._compile(phase, batch)
+        compile_s = None
+        if phase.plan not in self.updates:
+            self.updates = {phase.plan: self._compile(phase, batch)}
+            compile_s = self.compile_s
+        update = self.updates[phase.plan]
         if self.writes:
             self._describe_parameters(phase)
         pending, last_time = None, time.monotonic()
@@ -218,7 +223,8 @@ class Trainer:
             f"step {self.step}..{phase.stop}: plan {phase.plan}, {n:,} parameters, "
             f"compiled in {seconds:.1f} s"
         )
-        return compiled, seconds
+        self.compile_s = seconds
+        return compiled
 
     def _log_step(self, step, metrics, compile_s, phase, last_time, extra=()) -> float:
         """Writes the row of a step; raises UserError when its loss is not finite."""
@@ -332,7 +338,7 @@ class Trainer:
         lines = [f"# plan {phase.plan}, from step {phase.start}: path, shape, dtype, sharding"]
         for path, leaf in leaves:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            lines.append(f"{name}\t{leaf.shape}\t{leaf.dtype}\t{leaf.sharding.spec}")
+            lines.append(f"{name}\t{leaf.shape}\t{leaf.dtype}\t{tuple(leaf.sharding.spec)}")
         (self.workdir / "parameters.txt").write_text("\n".join(lines) + "\n")
 
     def close(self) -> None:

@@ -47,6 +47,8 @@ def parse(argv: list[str]):
     try:
         rest = values(argv)[1:]
         config = values.config
+        if config is not None:
+            config.to_dict()  # a file that failed to load says so only when it is used
     except (AttributeError, KeyError, flags.Error, OSError, TypeError, ValueError) as error:
         raise UserError(_explain(argv, error)) from None
     if rest:
@@ -61,6 +63,8 @@ def _explain(argv, error) -> str:
     """One sentence for what absl and ml_collections raise."""
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
     text = " ".join(str(error).split())
+    if "Traceback" in text:  # an error of the config file itself: its last line says what
+        return f"--config={path}: " + str(error).strip().splitlines()[-1]
     if isinstance(error, OSError) and path:
         reason = re.search(r"\[Errno \d+\] ([^:']+)", text)
         return f"--config={path} cannot be loaded: {reason[1] if reason else text}"

@@ -15,9 +15,8 @@ settings.register_profile("loopjax", deadline=None, max_examples=40, derandomize
 settings.load_profile("loopjax")
 
 
-@pytest.fixture
-def tiny_config():
-    """A run of 12 steps that a test can afford: 3 phases by LIDAS, p-hop data."""
+def tiny_run():
+    """A run of 12 steps that a test can afford: 3 stages by LIDAS, a mixture switch, p-hop."""
     config = default()
     config.steps = 12
     config.batch_size = 8
@@ -37,3 +36,8 @@ def tiny_config():
         vocab_size=40, d_model=16, d_ff=24, n_heads=4, n_kv_heads=2, dtype="float32"
     )
     return config
+
+
+@pytest.fixture
+def tiny_config():
+    return tiny_run()

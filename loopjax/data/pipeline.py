@@ -125,18 +125,20 @@ def _proportions(weights: list[float]) -> tuple[int, ...]:
     return tuple(counts.tolist())
 
 
-class _Rows(grain.transforms.DatasetSelectionMap):
-    """Position in the stream of one process -> (source, position), for grain."""
+class _Batches:
+    """Step -> the rows of its batch that one process holds; random access, for grain."""
 
-    def __init__(self, mixing: Mixing, rows: np.ndarray, batch_size: int, steps: int):
-        self.mixing, self.rows, self.batch_size, self.steps = mixing, rows, batch_size, steps
+    def __init__(self, parents: list, mixing: Mixing, rows: np.ndarray, batch_size: int, steps: int):
+        self.parents, self.mixing, self.rows = parents, mixing, rows
+        self.batch_size, self.steps = batch_size, steps
 
     def __len__(self) -> int:
-        return len(self.rows) * self.steps
+        return self.steps
 
-    def __getitem__(self, position: int) -> tuple[int, int]:
-        step, row = divmod(position, len(self.rows))
-        return self.mixing[step * self.batch_size + int(self.rows[row])]
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        places = [self.mixing[step * self.batch_size + row] for row in self.rows.tolist()]
+        examples = [self.parents[source][position] for source, position in places]
+        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
 class TrainStream:
@@ -150,24 +152,27 @@ class TrainStream:
         self.sources = open_sources(config, names, "train")
         self.mixing = Mixing(changes, names, config.batch_size, config.seed)
 
-    def _dataset(self, rows: np.ndarray):
-        parents = []
-        for name, source in self.sources.items():
-            parent = grain.MapDataset.source(source)
-            if source.finite:
-                seed = zlib.crc32(f"{self.config.seed} {name}".encode())
-                parent = parent.shuffle(seed=seed).repeat()
-            parents.append(parent)
-        batch_size = self.config.batch_size
+        self.parents = [self._shuffled(name) for name in names]
+
+    def _shuffled(self, name: str):
+        """A source as it is read: in an order drawn from the seed, anew in every epoch."""
+        source = self.sources[name]
+        if not source.finite:
+            return source
+        seed = zlib.crc32(f"{self.config.seed} {name}".encode())
+        return grain.MapDataset.source(source).shuffle(seed=seed).repeat()
+
+    def _batches(self, rows: np.ndarray) -> _Batches:
         # One step more than the run has, so that the batch after its last one can be probed.
-        selection = _Rows(self.mixing, rows, batch_size, self.config.steps + 1)
-        return grain.MapDataset.select_from_datasets(parents, selection).batch(len(rows))
+        args = (self.config.batch_size, self.config.steps + 1)
+        return _Batches(self.parents, self.mixing, rows, *args)
 
     def batches(self, rows: np.ndarray, step: int):
         """Iterator of {"inputs", "targets"}: int32 [rows, T], beginning with the batch of `step`."""
         threads = self.config.data_threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        iterator = iter(self._dataset(rows).to_iter_dataset(options))
+        dataset = grain.MapDataset.source(self._batches(rows)).to_iter_dataset(options)
+        iterator = iter(dataset)
         iterator.set_state({"next_index": step})
         return iterator
 
@@ -179,7 +184,7 @@ class TrainStream:
         """
         config = self.config
         used = {name for p in self.phases if p.start < max(step, 1) for name in p.mixture}
-        row = self._dataset(np.arange(1))[step]
+        row = self._batches(np.arange(1))[step]
         probe = zlib.crc32(row["inputs"].tobytes() + row["targets"].tobytes())
         return {
             "position": step,

@@ -57,12 +57,11 @@ def hop_pointers(letters: np.ndarray) -> np.ndarray:
     find_1(v, i) = max({0} or {j <= i : v_{j-1} = v_i}): the position behind the last earlier
     occurrence of the letter at i, 0 where there is none (Saunshi et al. 2025, section 2.1).
     """
-    pointers = np.zeros(len(letters) + 1, np.int64)
-    behind_last: dict[int, int] = {}
+    pointers, behind_last = [0], {}
     for i, letter in enumerate(letters.tolist(), 1):
-        pointers[i] = behind_last.get(letter, 0)
+        pointers.append(behind_last.get(letter, 0))
         behind_last[letter] = i + 1
-    return pointers
+    return np.array(pointers)
 
 
 def p_hop(letters: np.ndarray, p: int) -> np.ndarray:

@@ -1,0 +1,181 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from loopjax import cli, train_flags
+from loopjax.errors import UserError
+from loopjax.log import duration, read_rows
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = str(ROOT / "configs" / "tiny.py")
+# A run that a test can afford, as flags.
+SMALL = [
+    "--config.steps=40", "--config.cooldown.steps=8", "--config.warmup_steps=2",
+    "--config.depth=4", "--config.growth.block=2", "--config.batch_size=8",
+    "--config.seq_len=16", "--config.model.d_model=16", "--config.model.d_ff=24",
+    '--config.mixture={"p_hop_1": 1.0, "p_hop_2": 1.0}', "--config.checkpoint_every=5",
+    "--config.eval_batches=2", "--config.eval_every=20",
+]  # fmt: skip
+
+
+def train_command(workdir, *flags, config=f"{TINY}:lidas"):
+    return [
+        sys.executable, "-m", "loopjax", "train", f"--config={config}", f"--workdir={workdir}",
+        *SMALL, *flags,
+    ]  # fmt: skip
+
+
+def start(command, devices=2, **kwargs):
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env |= {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, env=env, text=True, stderr=subprocess.PIPE, cwd=ROOT, **kwargs)
+
+
+def finish(process, code=0):
+    try:
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == code, err
+    return err
+
+
+def losses(workdir):
+    return {row["step"]: row["loss"] for row in read_rows(workdir / "metrics.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    err = finish(start(train_command(workdir)))
+    assert "lidas to 4 layers" in err and "done: held-out NLL" in err
+    assert "Traceback" not in err and "Warning" not in err
+    return workdir
+
+
+def wait_for_step(process, workdir, step):
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if max(losses(workdir), default=0) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {process.stderr.read()}")
+
+
+def test_killed_without_warning_the_run_goes_on_to_the_bit(whole, tmp_path):
+    for step in (7, 23):
+        process = start(train_command(tmp_path))
+        wait_for_step(process, tmp_path, step)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    err = finish(start(train_command(tmp_path)))
+    assert "going on from step" in err
+    assert losses(tmp_path) == losses(whole)
+    ends = [json.loads((path / "result.json").read_text()) for path in (tmp_path, whole)]
+    assert ends[0]["heldout"] == ends[1]["heldout"]
+
+
+def test_sigterm_saves_exits_cleanly_and_the_run_goes_on(whole, tmp_path):
+    process = start(train_command(tmp_path, "--config.checkpoint_every=1000"))
+    wait_for_step(process, tmp_path, 15)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped and saved at step" in finish(process)
+    assert "going on from step" in finish(start(train_command(tmp_path)))
+    assert losses(tmp_path) == losses(whole)
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("localhost", 0))
+        return sock.getsockname()[1]
+
+
+def start_pair(workdir, *flags):
+    """Two processes of one device each, as on two hosts."""
+    shared = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", *flags]
+    return [start(train_command(workdir, *shared, f"--process_id={i}"), devices=1) for i in (0, 1)]
+
+
+def test_two_processes_make_the_losses_of_one(whole, tmp_path):
+    pair = start_pair(tmp_path)
+    errs = [finish(process) for process in pair]
+    assert "done" in errs[0] and "step 40/40" not in errs[1]
+    one = losses(whole)
+    assert losses(tmp_path) == {step: pytest.approx(loss, rel=1e-5) for step, loss in one.items()}
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
+    pair = start_pair(tmp_path, "--config.checkpoint_every=1000")
+    wait_for_step(pair[0], tmp_path, 15)
+    for process in pair:
+        process.send_signal(signal.SIGTERM)
+    errs = [finish(process) for process in pair]
+    assert "stopped and saved at step" in errs[0]
+    finish(start(train_command(tmp_path)))
+    one = losses(whole)
+    assert losses(tmp_path) == {step: pytest.approx(loss, rel=1e-5) for step, loss in one.items()}
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["trian"], "there is no verb 'trian'; did you mean train?"),
+        (["train"], "--config is missing"),
+        (["train", f"--config={TINY}"], "--workdir is missing"),
+        (["train", f"--config={TINY}:grown", "--workdir=w"], "variant 'grown' of configs/tiny.py"),
+        (["train", "--config=none.py", "--workdir=w"], "--config=none.py cannot be loaded"),
+        (
+            ["train", f"--config={TINY}", "--workdir=w", "--config.growth.blok=2"],
+            "config.growth.blok does not exist; did you mean config.growth.block?",
+        ),
+        (["train", f"--config={TINY}", "--workdir=w", "--config.steps=many"], "config.steps"),
+        (["train", f"--config={TINY}", "--workdir=w", "--config.depth=12x"], "config.depth"),
+        (["train", f"--config={TINY}", "--workdir=w", "--wrokdir=x"], "wrokdir"),
+        (["train", f"--config={TINY}", "--workdir=w", "stray"], "'stray' is not a flag"),
+        (["prepare", "--input", "none.txt", "--output", "w"], "input none.txt is not a file"),
+        (["report", "out.html", "w"], "is not the directory of a finished run"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence_with_exit_code_2(
+    argv, says, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_flags_override_the_config():
+    argv = [f"--config={TINY}:loop", "--workdir=w", "--config.mixture={'web': 0.7, 'math': 0.3}"]
+    config, values = train_flags.parse(argv)
+    assert (config.depth, values.workdir) == ("4x3", "w")
+    assert config.mixture.to_dict() == {"web": 0.7, "math": 0.3}
+    with pytest.raises(UserError):
+        train_flags.parse([f"--config={TINY}", "--workdir=w", "--config.model.d_model=1.5"])
+
+
+def test_prepare_and_train_from_the_command_line(tmp_path, capsys):
+    lines = (json.dumps({"text": f"line {i} " * 30}) for i in range(200))
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    output = ["--output", str(tmp_path / "data" / "web"), "--heldout", "0.1"]
+    assert cli.main(["prepare", "--input", str(tmp_path / "in.jsonl"), *output]) == 0
+    assert "train:" in capsys.readouterr().out
+    flags = [f"--config.data_dir={tmp_path / 'data'}", "--config.mixture={'web': 1.0}"]
+    finish(start(train_command(tmp_path / "run", *flags, "--config.steps=10")))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["heldout"]["web/nll"] > 0
+
+
+def test_durations_read_like_a_clock():
+    assert [duration(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]

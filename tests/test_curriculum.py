@@ -1,0 +1,128 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from loopjax import curriculum
+from loopjax.config import default
+from loopjax.errors import UserError
+from loopjax.optim import decay_mask, trapezoid
+
+
+def describe(config):
+    return [(p.start, p.stop, str(p.plan), p.operator) for p in curriculum.build(config)]
+
+
+def test_the_papers_growth_is_six_stages_before_the_cooldown():
+    config = default()
+    config.growth.operator = "lidas"
+    ends = np.cumsum([8095, 16191, 24286, 32381, 40476]).tolist()
+    starts, ends = [0, *ends], [*ends, 200_000]
+    plans, operators = ["4", "8", "12", "16", "20", "24"], ["init", *["lidas"] * 5]
+    assert describe(config) == list(zip(starts, ends, plans, operators, strict=True))
+    assert curriculum.build(config)[2].order == (*range(6), *range(2, 8))
+
+
+def test_the_cooldown_may_change_the_data_the_plan_or_both():
+    config = default()
+    assert describe(config) == [(0, 200_000, "24", "init")]
+    config.cooldown.mixture = {"stdlib": 0.8, "math": 0.2}
+    assert describe(config) == [(0, 170_000, "24", "init"), (170_000, 200_000, "24", "data")]
+    config.cooldown.depth = "8-4x2-12"
+    phases = curriculum.build(config)
+    assert describe(config)[1] == (170_000, 200_000, "8-4x2-12", "retrofit")
+    assert phases[0].mixture == {"stdlib": 1.0}
+    assert phases[1].mixture == {"math": 0.2, "stdlib": 0.8}
+
+
+def test_growth_may_end_before_the_cooldown_begins():
+    config = default()
+    config.steps, config.depth, config.cooldown.steps = 100, "8", 20
+    config.growth.update(operator="midas", steps=30, alpha=0.0)
+    config.cooldown.depth = "2-4x2-2"
+    assert describe(config) == [
+        (0, 15, "4", "init"),
+        (15, 80, "8", "midas"),
+        (80, 100, "2-4x2-2", "retrofit"),
+    ]
+
+
+def test_a_weight_of_zero_leaves_a_source_out():
+    config = default()
+    config.mixture = {"stdlib": 0, "web": 2}
+    assert curriculum.build(config)[0].mixture == {"web": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"depth": "4x"}, "config.depth: depth plan '4x' is not readable"),
+        ({"steps": 0}, "config.steps=0 must be at least 1"),
+        ({"cooldown.steps": 200_001}, "must lie within 0..config.steps"),
+        ({"growth.operator": "gradual"}, "must be one of midas, lidas"),
+        ({"growth.operator": "lidas", "growth.block": 5}, "block=5 does not divide config.depth=24"),
+        ({"growth.operator": "lidas", "growth.block": 0}, "block=0 does not divide"),
+        ({"growth.operator": "lidas", "growth.steps": 170_001}, "within 1..170000"),
+        ({"growth.operator": "lidas", "growth.steps": 5}, "too few for 6 stages"),
+        ({"growth.operator": "lidas", "depth": "4x6"}, "is looped"),
+        ({"cooldown.depth": "8-4x2-8"}, "has 20 unique layers, but the stack"),
+        ({"cooldown.depth": "8-4x2-12", "cooldown.steps": 0}, "cooldown.steps=0, but"),
+        ({"cooldown.depth": "8-4x2-12", "cooldown.steps": 200_000}, "leaves no step before"),
+        ({"mixture": ConfigDict({"web": -1.0})}, "weights of at least 0"),
+        ({"mixture": ConfigDict({"web": 0.0})}, "one of them positive"),
+        ({"cooldown.mixture": ConfigDict({"web": float("nan")})}, "config.cooldown.mixture="),
+    ],
+)
+def test_a_curriculum_that_does_not_fit_is_refused(change, says):
+    config = default()
+    config.update_from_flattened_dict({k: v for k, v in change.items() if k != "mixture"})
+    if "mixture" in change:
+        config.mixture = change["mixture"]
+    with pytest.raises(UserError) as error:
+        curriculum.build(config)
+    assert says in str(error.value)
+
+
+def test_equal_pasts_are_equal_whatever_the_future():
+    a, b = default(), default()
+    b.cooldown.depth = "8-4x2-12"
+    a, b = curriculum.build(a), curriculum.build(b)
+    assert curriculum.past(a, 170_000) == curriculum.past(b, 170_000)
+    assert curriculum.past(a, 170_001) != curriculum.past(b, 170_001)
+
+
+def test_lineage_names_what_made_the_stack():
+    config = default()
+    config.growth.operator = "midas"
+    phases = curriculum.build(config)
+    events = curriculum.lineage(phases, 8096)
+    assert [(e["step"], e["operator"], e["plan"]) for e in events] == [
+        (0, "init", "4"),
+        (8095, "midas", "8"),
+    ]
+    assert events[1]["order"] == [*range(4), *range(4)]
+    assert len(curriculum.lineage(phases, 8095)) == 1  # grown at the start of the next update
+
+
+def test_the_schedule_is_a_trapezoid_with_a_square_root_decay():
+    lr = trapezoid(3e-3, steps=200_000, warmup_steps=2000, decay_steps=30_000)
+    assert lr(0) == pytest.approx(3e-3 / 2000)
+    assert lr(1999) == lr(100_000) == lr(170_000) == pytest.approx(3e-3)
+    for t in (170_001, 180_000, 199_999):
+        expected = 3e-3 * (1 - ((t - 170_000) / 30_000) ** 0.5)
+        assert lr(t) == pytest.approx(expected, rel=1e-3)
+    assert lr(200_000) == 0
+
+
+def test_a_run_without_cooldown_does_not_decay():
+    lr = trapezoid(1.0, steps=10, warmup_steps=0, decay_steps=0)
+    np.testing.assert_array_equal([lr(t) for t in range(10)], 1.0)
+
+
+def test_weight_decay_is_for_matrices_and_not_for_norm_scales():
+    tree = {"embed": 0, "final_norm": 0, "layers": {"query": 0, "mlp_norm": jnp.zeros((3, 4))}}
+    assert decay_mask(tree) == {
+        "embed": True,
+        "final_norm": False,
+        "layers": {"query": True, "mlp_norm": False},
+    }
