@@ -21,7 +21,13 @@ from loopjax import report
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOPS = {f"plan {plan}": f"configs/p_hop.py:{plan}" for plan in ("1", "1x4", "4")}
 TEXT = {name: f"configs/tiny.py:{name}" for name in ("standard", "loop", "lidas")}
-TEXT_LENGTH = ("steps=500", "cooldown.steps=75", "warmup_steps=50", "eval_every=50", "eval_batches=32")
+TEXT_LENGTH = (
+    "steps=500",
+    "cooldown.steps=75",
+    "warmup_steps=50",
+    "eval_every=50",
+    "eval_batches=32",
+)
 
 
 def train(name: str, config: str, output: pathlib.Path, overrides=()) -> pathlib.Path:
@@ -41,8 +47,8 @@ def hops_finding(runs: list[pathlib.Path]) -> str:
     shallow, loop, deep = (r["heldout"]["p_hop_4/accuracy"] for r in results)
     share = results[1]["parameters"] / results[2]["parameters"]
     return (
-        "Follow p hops back through a string of 32 letters (p is 1, 2 or 4). At four hops one layer "
-        f"run four times (<b>1x4</b>) reaches {loop:.1%} with {share:.0%} of the parameters of "
+        "Follow p hops back through a string of 32 letters (p is 1, 2 or 4). At four hops one "
+        f"layer run four times (<b>1x4</b>) reaches {loop:.1%} with {share:.0%} of the parameters of "
         f"four layers (<b>4</b>), which reach {deep:.1%}; one layer run once (<b>1</b>) reaches "
         f"{shallow:.1%}. Depth is what the task wants, and repetition gives it."
     )
@@ -80,7 +86,9 @@ def main() -> None:
                 label="held-out accuracy at 4 hops",
                 accuracies=accuracies,
             ),
-            report.Group("Text: looped and grown at equal executed depth", text_finding(text), text),
+            report.Group(
+                "Text: looped and grown at equal executed depth", text_finding(text), text
+            ),
         ],
         title="Iterative computation in depth, in miniature",
         lead="A scaled-down demonstration: widths of 64, minutes of training, one seed. It shows "

@@ -42,7 +42,9 @@ def _bit_sums(tree):
 def checksums(tree) -> dict[str, int]:
     """Checksum of every leaf by its path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(_bit_sums(tree))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(leaf) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(leaf) for path, leaf in leaves
+    }
 
 
 def _items(state) -> dict:
@@ -174,7 +176,9 @@ def load_params(directory, step: int | None = None):
     checkpoints = Checkpoints(directory)
     steps = checkpoints.steps()
     if not steps or (step is not None and step not in steps):
-        raise UserError(f"{directory} has no checkpoint{'' if step is None else f' at step {step}'}")
+        raise UserError(
+            f"{directory} has no checkpoint{'' if step is None else f' at step {step}'}"
+        )
     step = steps[-1] if step is None else step
     meta = checkpoints.meta(step)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -39,22 +39,25 @@ def _train(argv: list[str]) -> int:
     return train_flags.main(argv)
 
 
+def _parser(verb: str, text: str) -> argparse.ArgumentParser:
+    keep_lines = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog=f"loopjax {verb}", description=text, formatter_class=keep_lines
+    )
+
+
 def _prepare(argv: list[str]) -> int:
     from loopjax.data import prepare
 
-    parser = argparse.ArgumentParser(prog="loopjax prepare", description=prepare.__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE",
-                        help=".jsonl, .txt or any text file; .gz too")  # fmt: skip
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new directory")
-    parser.add_argument("--tokenizer", default="bytes", metavar="bytes|FILE",
-                        help="bytes, or a tokenizer.json")  # fmt: skip
-    parser.add_argument("--heldout", type=float, default=0.01, metavar="FRACTION",
-                        help="documents held out, by the hash of their text (default 0.01)")  # fmt: skip
-    parser.add_argument("--heldout-input", nargs="+", default=(), metavar="FILE",
-                        help="files that are the held-out split, instead of a fraction")  # fmt: skip
-    parser.add_argument("--text-key", default="text", help="the field of JSON lines (default text)")
-    parser.add_argument("--eos", metavar="TOKEN", help="the end-of-document token of the tokenizer")
+    parser = _parser("prepare", prepare.__doc__)
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, metavar="FILE", help=".jsonl or text files; .gz too")
+    add("--output", required=True, metavar="DIR", help="a new directory")
+    add("--tokenizer", default="bytes", metavar="bytes|FILE", help="bytes, or a tokenizer.json")
+    add("--heldout", type=float, default=0.01, help="fraction held out, by hash (default 0.01)")
+    add("--heldout-input", nargs="+", default=(), metavar="FILE", help="the held-out files instead")
+    add("--text-key", default="text", help="the field of JSON lines (default text)")
+    add("--eos", metavar="TOKEN", help="the end-of-document token of the tokenizer")
     args = parser.parse_args(argv)
     manifest = prepare.prepare(
         args.input,
@@ -68,7 +71,7 @@ def _prepare(argv: list[str]) -> int:
     for split, counts in manifest["splits"].items():
         print(
             f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
-            f"{len(counts['shards'])} shards"
+            f"{len(counts['shards'])} shard(s)"
         )
     return 0
 
@@ -76,12 +79,12 @@ def _prepare(argv: list[str]) -> int:
 def _report(argv: list[str]) -> int:
     from loopjax import report
 
-    parser = argparse.ArgumentParser(prog="loopjax report", description=report.__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = _parser("report", report.__doc__)
     parser.add_argument("output", metavar="OUT.html")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of finished runs")
     args = parser.parse_args(argv)
     report.write_report(args.output, [report.Group("Runs", "", args.runs)])
+    print(args.output)
     return 0
 
 

@@ -160,5 +160,3 @@ def unknown_field(config: ConfigDict, name: str) -> str:
     known = [*flatten(config.to_dict()), *config.keys()]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"config.{name} does not exist" + (f"; did you mean config.{close[0]}?" if close else "")
-
-

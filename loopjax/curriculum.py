@@ -1,4 +1,4 @@
-"""A run is a list of phases: until which step, which plan, reached by which operator, which data."""
+"""A run is a list of phases: until which step, which plan, reached how, on which data."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -109,7 +109,9 @@ def _with_cooldown(config, phases, start) -> list[Phase]:
     if (plan, mixture) == (last.plan, last.mixture):
         return phases
     if config.cooldown.steps < 1:
-        raise UserError("config.cooldown.steps=0, but the cooldown changes the depth or the mixture")
+        raise UserError(
+            "config.cooldown.steps=0, but the cooldown changes the depth or the mixture"
+        )
     if start == last.start:
         raise UserError(
             f"config.cooldown.steps={config.cooldown.steps} leaves no step before the cooldown"

@@ -30,7 +30,7 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 
 
 class RunLog:
-    """The log of one run; rows after `step` (of a run that was cut off) are dropped at the start."""
+    """The log of one run; what a run that was cut off wrote after `step` is dropped first."""
 
     def __init__(self, workdir: pathlib.Path, step: int, total_steps: int, tensorboard_every: int):
         self.total, self.every = total_steps, tensorboard_every
@@ -40,7 +40,7 @@ class RunLog:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, path)
         # Line buffered: what was logged before a checkpoint is on disk before it.
-        self.file = open(path, "a", buffering=1)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115
         self.events = EventFileWriter(str(workdir / "tensorboard"))
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self.events.add_event(

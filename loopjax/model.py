@@ -24,10 +24,10 @@ loop exist once.
 Initialisation (float32):
 
     weight                     distribution                           source
-    embed, query, key, value,  N(0, 1/fan_in)                         LeCun et al. 1998; at the width of
-    gate, up, head             (embed: fan_in = D)                    SmolLM-1.7B, std 0.022 (Llama's 0.02)
+    embed, query, key, value,  N(0, 1/fan_in), embed: fan_in = D      LeCun et al. 1998; std 0.022 at
+    gate, up, head                                                    D = 2048 (Llama's is 0.02)
     output, down               N(0, 1/fan_in) / sqrt(2 init_depth)    GPT-2 (Radford et al. 2019)
-    norm scales                1                                      RMSNorm (Zhang & Sennrich 2019)
+    norm scales                1                                      Zhang & Sennrich 2019
 
 Layer i of the stack draws from the same key whatever the depth, so the first layers of a shallow
 and a deep model with one seed are equal.
@@ -147,8 +147,12 @@ class Block(nn.Module):
         k_BTKC = heads(self.linear("key", x_BTD, ("embed", "kv_heads"), kv_features))
         v_BTKC = heads(self.linear("value", x_BTD, ("embed", "kv_heads"), kv_features))
         out_BTHC = kernels.causal_attention(
-            nn.with_logical_constraint(rotate(q_BTHC, rope), ("batch", "seq", "heads", "head_size")),
-            nn.with_logical_constraint(rotate(k_BTKC, rope), ("batch", "seq", "kv_heads", "head_size")),
+            nn.with_logical_constraint(
+                rotate(q_BTHC, rope), ("batch", "seq", "heads", "head_size")
+            ),
+            nn.with_logical_constraint(
+                rotate(k_BTKC, rope), ("batch", "seq", "kv_heads", "head_size")
+            ),
             nn.with_logical_constraint(v_BTKC, ("batch", "seq", "kv_heads", "head_size")),
             implementation=cfg.attention,
         )
@@ -253,7 +257,9 @@ def cut_segments(params, plan: DepthPlan):
     """The canonical tree with `layers` cut into the segments of the plan."""
     rest = {k: v for k, v in params.items() if k != "layers"}
     for i, s in enumerate(plan.segments):
-        rest[f"segment_{i}"] = jax.tree.map(lambda leaf, s=s: leaf[s.start : s.stop], params["layers"])
+        rest[f"segment_{i}"] = jax.tree.map(
+            lambda leaf, s=s: leaf[s.start : s.stop], params["layers"]
+        )
     return rest
 
 

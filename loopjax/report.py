@@ -1,4 +1,4 @@
-"""Compares runs in one self-contained HTML page: a table, curves against steps and against FLOPs."""
+"""Compares runs in one self-contained HTML page: a table, curves against steps and FLOPs."""
 
 import base64
 import dataclasses
@@ -155,8 +155,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.55 system-ui, sans-serif; color: #1f2937; background: #fff; margin: 2.5rem auto;
-       max-width: 66rem; padding: 0 1.25rem; }}
+body {{ font: 16px/1.55 system-ui, sans-serif; color: #1f2937; background: #fff;
+       margin: 2.5rem auto; max-width: 66rem; padding: 0 1.25rem; }}
 h1 {{ font-size: 1.6rem; margin: 0 0 .5rem; }}
 h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .3rem; }}
 p {{ max-width: 46rem; margin: .3rem 0 .9rem; }}
@@ -174,7 +174,8 @@ footer {{ margin-top: 2.5rem; color: #6b7280; font-size: .85rem; }}
 <body>
 <h1>{title}</h1>
 <p>{lead}</p>
-<img alt="Curves of the runs below against training steps and training FLOPs" src="data:image/png;base64,{picture}">
+<img alt="Curves of the runs against training steps and training FLOPs"
+ src="data:image/png;base64,{picture}">
 {sections}
 <footer><p>{device}. {versions}</p>
 <p>FLOPs by formula (6 P + 12 E D T per token: P matrix parameters executed, E executed layers, D

@@ -1,9 +1,6 @@
 """A run from config to result: phases, updates, evaluation, checkpoints.
 
-    config -> plan_run -> [Phase...]; for each phase: (growth) -> compile -> updates
-
-`plan_run` decides everything that can be decided without compiling or allocating, and it is where
-every mistake in a config is found.
+config -> plan_run -> [Phase...]; for each phase: (growth) -> compile -> updates
 """
 
 import contextlib
@@ -14,95 +11,18 @@ import signal
 import sys
 import time
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
-from loopjax import curriculum, flops, model, sharding, surgery
-from loopjax import config as config_lib
+from loopjax import curriculum, flops, surgery
 from loopjax.checkpoint import Checkpoints, versions
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
 from loopjax.errors import UserError
 from loopjax.log import NoLog, RunLog, duration, read_rows, write_json
-from loopjax.optim import make_optimizer
+from loopjax.run import Run, check_same_run, on_mesh, plan_run
 from loopjax.step import abstract_state, eval_step, sharded_init, train_step
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a config comes down to."""
-
-    config: object
-    phases: list[Phase]
-    cfg: model.ModelConfig
-    mesh: jax.sharding.Mesh
-    rules: tuple
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    stream: pipeline.TrainStream
-    heldout: dict
-    batch_sharding: jax.sharding.NamedSharding
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.config.batch_size * self.config.seq_len
-
-    @functools.cached_property
-    def rows(self) -> np.ndarray:
-        """Rows of a batch that this process reads."""
-        return sharding.local_rows(self.batch_sharding, self.config.batch_size)
-
-    def flops_per_step(self, phase: Phase) -> int:
-        per_token = flops.training_flops_per_token(self.cfg, phase.plan, self.config.seq_len)
-        return per_token * self.tokens_per_step
-
-    def flops_until(self, step: int) -> int:
-        """Training FLOPs of the first `step` updates."""
-        spans = ((p, min(p.stop, step) - p.start) for p in self.phases if p.start < step)
-        return sum(self.flops_per_step(phase) * n for phase, n in spans)
-
-    def phase_of(self, step: int) -> Phase:
-        """The phase that made the state after `step` updates."""
-        return next(p for p in reversed(self.phases) if p.start < max(step, 1))
-
-    def to_device(self, local_batch: dict) -> dict:
-        size = self.config.batch_size
-        return sharding.global_batch(local_batch, self.rows, self.batch_sharding, size)
-
-
-def plan_run(config) -> Run:
-    """Checks a config and works out the run; raises UserError, compiles and allocates nothing."""
-    config_lib.check(config)
-    phases = curriculum.build(config)
-    cfg = config_lib.model_config(config)
-    mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
-    sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
-    optimizer, schedule = make_optimizer(config)
-    heldout = {}
-    if config.eval_batches:
-        heldout = pipeline.open_sources(config, list(phases[-1].mixture), "heldout")
-    return Run(
-        config=config,
-        phases=phases,
-        cfg=cfg,
-        mesh=mesh,
-        rules=rules,
-        optimizer=optimizer,
-        schedule=schedule,
-        stream=pipeline.TrainStream(config, phases),
-        heldout=heldout,
-        batch_sharding=sharding.batch_sharding(mesh, rules),
-    )
-
-
-@contextlib.contextmanager
-def on_mesh(run: Run):
-    """The context in which the functions of a run are traced and executed."""
-    with jax.set_mesh(run.mesh), nn.logical_axis_rules(run.rules):
-        yield
 
 
 def train(config, workdir) -> dict | None:
@@ -130,7 +50,7 @@ class Trainer:
     def __init__(self, run: Run, workdir: pathlib.Path):
         self.run, self.config, self.workdir = run, run.config, workdir
         self.writes = jax.process_index() == 0
-        _check_workdir(run, workdir)
+        _check_writable(workdir)
         config = run.config
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.keep_last, config.keep_every)
         restored = self.checkpoints.restore_latest(self._accept, report=say)
@@ -346,31 +266,8 @@ class Trainer:
         self.checkpoints.close()
 
 
-def check_same_run(run: Run, meta: dict) -> None:
-    """Raises UserError when a checkpoint's past is not the past that the config describes."""
-    step = meta["step"]
-    problems = config_lib.contradictions(meta["config"], run.config.to_dict())
-    if step > run.config.steps:
-        problems.append(f"config.steps={run.config.steps} (the run is at step {step})")
-    if not problems and meta["phases"] != curriculum.past(run.phases, step):
-        problems.append("another depth, growth or mixture in the steps already made")
-    saved = type(run.config)(meta["config"])
-    if not problems and step:
-        steps = np.arange(step, dtype=np.float32)
-        if not np.array_equal(make_optimizer(saved)[1](steps), run.schedule(steps)):
-            problems.append("another learning rate in the steps already made")
-    if problems:
-        raise UserError(
-            "the checkpoint is of another run: " + "; ".join(problems) + "; take another --workdir"
-        )
-    # Another mixture from here on is another future, not another past.
-    saved_next = curriculum.mixture_at(curriculum.build(saved), step)
-    same_next = saved_next == curriculum.mixture_at(run.phases, step)
-    pipeline.check_fingerprint(meta["data"], run.stream.fingerprint(step), probe=same_next)
-
-
-def _check_workdir(run: Run, workdir: pathlib.Path) -> None:
-    """Makes the directory, or checks that what it holds is this run."""
+def _check_writable(workdir: pathlib.Path) -> None:
+    """Makes the directory; raises UserError when it cannot be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / ".writable").touch()

@@ -1,6 +1,6 @@
 """The flags of `loopjax train`: the config by absl and ml_collections, the rest by hand.
 
-    loopjax train --config=configs/tiny.py:lidas --workdir=DIR [--config.key=value ...]
+loopjax train --config=configs/tiny.py:lidas --workdir=DIR [--config.key=value ...]
 """
 
 import re

@@ -60,7 +60,10 @@ def test_a_weight_of_zero_leaves_a_source_out():
         ({"steps": 0}, "config.steps=0 must be at least 1"),
         ({"cooldown.steps": 200_001}, "must lie within 0..config.steps"),
         ({"growth.operator": "gradual"}, "must be one of midas, lidas"),
-        ({"growth.operator": "lidas", "growth.block": 5}, "block=5 does not divide config.depth=24"),
+        (
+            {"growth.operator": "lidas", "growth.block": 5},
+            "block=5 does not divide config.depth=24",
+        ),
         ({"growth.operator": "lidas", "growth.block": 0}, "block=0 does not divide"),
         ({"growth.operator": "lidas", "growth.steps": 170_001}, "within 1..170000"),
         ({"growth.operator": "lidas", "growth.steps": 5}, "too few for 6 stages"),

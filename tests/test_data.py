@@ -159,7 +159,9 @@ def test_prepared_text_reads_back_and_no_document_is_on_both_sides(corpus, tmp_p
 def test_duplicates_fall_on_one_side_and_named_heldout_files_are_kept_out(corpus, tmp_path):
     documents, files = corpus
     prepare.prepare([*files, *files], tmp_path / "twice", heldout=0.1)
-    assert not set(decoded(tmp_path / "twice", "train")) & set(decoded(tmp_path / "twice", "heldout"))
+    assert not set(decoded(tmp_path / "twice", "train")) & set(
+        decoded(tmp_path / "twice", "heldout")
+    )
     manifest = prepare.prepare(files, tmp_path / "named", heldout_inputs=[files[1]])
     assert sorted(decoded(tmp_path / "named", "heldout")) == sorted(documents[200:])
     assert sorted(decoded(tmp_path / "named", "train")) == sorted(documents[:200])
@@ -247,7 +249,10 @@ def test_a_long_text_file_is_cut_at_line_ends(tmp_path):
 
 def test_the_standard_library_is_split_without_overlap():
     train, heldout = (text.StandardLibrary(split, 256) for split in text.SPLITS)
-    files = [set(bytes(s.tokens.astype(np.uint8)[s.tokens < 256]).split(b"\n\n\n")) for s in (train, heldout)]
+    files = [
+        set(bytes(s.tokens.astype(np.uint8)[s.tokens < 256]).split(b"\n\n\n"))
+        for s in (train, heldout)
+    ]
     assert len(train.tokens) > 10 * len(heldout.tokens) > 10**6
     long = {paragraph for paragraph in files[0] & files[1] if len(paragraph) > 2000}
     assert not long

@@ -48,7 +48,23 @@ def test_segments_that_run_once_are_one():
 
 @pytest.mark.parametrize(
     "junk",
-    ["", "-", "0", "4x0", "x4", "4x", "-4", "4--4", "4.5", "4 x 6", "four", "4x6x2", "04", "4\n", "٤"],
+    [
+        "",
+        "-",
+        "0",
+        "4x0",
+        "x4",
+        "4x",
+        "-4",
+        "4--4",
+        "4.5",
+        "4 x 6",
+        "four",
+        "4x6x2",
+        "04",
+        "4\n",
+        "٤",
+    ],
 )
 def test_junk_is_refused_in_one_sentence(junk):
     with pytest.raises(ValueError, match="not readable: write segments") as error:

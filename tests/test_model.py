@@ -165,7 +165,9 @@ def test_rematerialisation_changes_memory_and_not_gradients(remat, tokens):
 
     saved = dataclasses.replace(CFG, remat=remat)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), grads(CFG), grads(saved)
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        grads(CFG),
+        grads(saved),
     )
     assert temporary_bytes(saved) < temporary_bytes(CFG)
 
@@ -191,7 +193,12 @@ def test_a_shallow_and_a_deep_model_of_one_seed_begin_alike():
 def test_initialisation_has_the_documented_scale():
     cfg = dataclasses.replace(CFG, d_model=192, d_ff=512, vocab_size=512, init_depth=8)
     params = params_of(cfg, 4)
-    expected = {"query": 192**-0.5, "gate": 192**-0.5, "output": 192**-0.5 / 4, "down": 512**-0.5 / 4}
+    expected = {
+        "query": 192**-0.5,
+        "gate": 192**-0.5,
+        "output": 192**-0.5 / 4,
+        "down": 512**-0.5 / 4,
+    }
     for name, std in expected.items():
         assert np.std(params["layers"][name]) == pytest.approx(std, rel=0.02)
     assert np.std(params["embed"]) == pytest.approx(192**-0.5, rel=0.02)

@@ -15,7 +15,8 @@ from loopjax.config import default
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.log import read_rows
-from loopjax.train import on_mesh, plan_run, train
+from loopjax.run import on_mesh, plan_run
+from loopjax.train import train
 
 
 def rows_of(workdir):
@@ -212,10 +213,19 @@ def test_another_future_is_no_contradiction(finished, tiny_config, tmp_path):
     tiny_config.cooldown.mixture = {"p_hop_2": 1.0}
     tiny_config.checkpoint_every, tiny_config.mesh.fsdp = 3, 2
     result = train(tiny_config, tmp_path / "run")
-    assert (result["plan"], result["unique_layers"], result["effective_layers"]) == ("1-1x3-1", 3, 5)
+    assert (result["plan"], result["unique_layers"], result["effective_layers"]) == (
+        "1-1x3-1",
+        3,
+        5,
+    )
     assert [row["plan"] for row in rows_of(tmp_path / "run")[8:]] == ["3", *["1-1x3-1"] * 3]
     _, meta = checkpoint.load_params(tmp_path / "run")
-    assert [event["operator"] for event in meta["lineage"]] == ["init", "lidas", "lidas", "retrofit"]
+    assert [event["operator"] for event in meta["lineage"]] == [
+        "init",
+        "lidas",
+        "lidas",
+        "retrofit",
+    ]
 
 
 def test_a_checkpoint_is_read_without_its_config(finished):
@@ -268,7 +278,12 @@ def assert_same_step(a, b):
 
 @pytest.mark.parametrize(
     "mesh",
-    [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2}],
+    [
+        {"data": 8},
+        {"data": 1, "fsdp": 8},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 4, "tensor": 2},
+    ],
 )
 def test_eight_devices_make_the_step_of_one(tiny_config, mesh, monkeypatch):
     tiny_config.mesh.update({"data": -1, **mesh})
@@ -335,7 +350,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     [
         ({"mesh.data": 3}, "does not multiply to the 8 devices"),
         ({"mesh.data": -1, "mesh.fsdp": -1}, "one of them may be -1"),
-        ({"batch_size": 12}, "config.batch_size (over config.microbatches)=12 is not divisible by 8"),
+        (
+            {"batch_size": 12},
+            "config.batch_size (over config.microbatches)=12 is not divisible by 8",
+        ),
         ({"mesh.data": 2, "mesh.tensor": 4}, "config.model.n_kv_heads=2 is not divisible by 4"),
         ({"mesh.rules.embed": "fdsp"}, "'fdsp' is not one of data, fsdp, tensor"),
         ({"microbatches": 3}, "config.microbatches=3 does not divide"),
@@ -344,7 +362,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ({"model.n_heads": 3}, "config.model: model.n_heads=3 must divide"),
     ],
 )
-def test_an_impossible_run_is_refused_before_anything_is_written(tiny_config, tmp_path, change, says):
+def test_an_impossible_run_is_refused_before_anything_is_written(
+    tiny_config, tmp_path, change, says
+):
     tiny_config.update_from_flattened_dict(change)
     with pytest.raises(UserError) as error:
         train(tiny_config, tmp_path / "run")

@@ -128,7 +128,9 @@ def _proportions(weights: list[float]) -> tuple[int, ...]:
 class _Batches:
     """Step -> the rows of its batch that one process holds; random access, for grain."""
 
-    def __init__(self, parents: list, mixing: Mixing, rows: np.ndarray, batch_size: int, steps: int):
+    def __init__(
+        self, parents: list, mixing: Mixing, rows: np.ndarray, batch_size: int, steps: int
+    ):
         self.parents, self.mixing, self.rows = parents, mixing, rows
         self.batch_size, self.steps = batch_size, steps
 
@@ -168,7 +170,7 @@ class TrainStream:
         return _Batches(self.parents, self.mixing, rows, *args)
 
     def batches(self, rows: np.ndarray, step: int):
-        """Iterator of {"inputs", "targets"}: int32 [rows, T], beginning with the batch of `step`."""
+        """Iterator of {"inputs", "targets"}, int32 [rows, T], from the batch of `step` on."""
         threads = self.config.data_threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         dataset = grain.MapDataset.source(self._batches(rows)).to_iter_dataset(options)
@@ -208,7 +210,9 @@ def check_fingerprint(saved: dict, current: dict, *, probe: bool) -> None:
                 "sources": "the content of a data source is not what it was",
                 "probe": "the next example is not the one that was to come",
             }.get(key, f"config.{key}={current[key]}, it was {saved[key]}")
-            raise UserError(f"the data would go on elsewhere than where the checkpoint left it: {what}")
+            raise UserError(
+                f"the data would go on elsewhere than where the checkpoint left it: {what}"
+            )
 
 
 def heldout_batches(source, batch_size: int, n_batches: int, rows: np.ndarray):

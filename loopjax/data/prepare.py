@@ -10,7 +10,6 @@ the hash of its text, or by a list of held-out files; a document of those files 
 in the input is left out of training.
 """
 
-import collections
 import gzip
 import hashlib
 import json
@@ -50,7 +49,9 @@ def _json_lines(path, file, key):
         except (ValueError, KeyError, TypeError):
             document = None
         if not isinstance(document, str):
-            raise UserError(f"input {path}, line {number}: no JSON object with a text field {key!r}")
+            raise UserError(
+                f"input {path}, line {number}: no JSON object with a text field {key!r}"
+            )
         yield document
 
 
@@ -187,7 +188,7 @@ def _existing(files) -> list[pathlib.Path]:
 
 def _write_all(paths, held_paths, text_key, codec, heldout, writers) -> int:
     """Reads, splits, encodes and writes everything; returns how many documents were dropped."""
-    digests = collections.Counter()
+    digests: set[bytes] = set()
     progress = _Progress(paths + held_paths)
     for path in held_paths:
         for batch in _batches(read_documents(path, text_key)):
@@ -199,13 +200,9 @@ def _write_all(paths, held_paths, text_key, codec, heldout, writers) -> int:
         for batch in _batches(read_documents(path, text_key)):
             kept = [d for d in batch if _digest(d) not in digests]
             dropped += len(batch) - len(kept)
-            for_training = []
-            for document in kept:
-                data = document.encode("utf-8", errors="replace")
-                held = not held_paths and text.is_heldout(data, heldout)
-                for_training.append(not held)
-            for split, wanted in (("train", True), ("heldout", False)):
-                chosen = [d for d, t in zip(kept, for_training, strict=True) if t is wanted]
+            held = [not held_paths and text.is_heldout(_digest(d), heldout) for d in kept]
+            for split, wanted in (("train", False), ("heldout", True)):
+                chosen = [d for d, h in zip(kept, held, strict=True) if h is wanted]
                 _encode_into(writers[split], codec, chosen)
             progress.add(path, batch)
     progress.end()

@@ -180,7 +180,9 @@ class Items:
         self.fingerprint = {"task": name, "version": 1, "seed": seed, "tokenizer": tokenizer.name}
         longest = max(sum(map(len, self._encoded(i, 0))) for i in range(20)) + 2
         if longest > seq_len:
-            raise UserError(f"config.seq_len={seq_len} is too short for {name}: items take {longest}")
+            raise UserError(
+                f"config.seq_len={seq_len} is too short for {name}: items take {longest}"
+            )
 
     def __len__(self) -> int:
         return LENGTH // 1024

@@ -23,10 +23,11 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 
-def is_heldout(text: bytes, fraction: float) -> bool:
-    """Whether a document belongs to the held-out split: by the hash of its content alone, so that
-    a document and its exact duplicates never fall on both sides."""
-    digest = hashlib.sha256(text).digest()
+def is_heldout(digest: bytes, fraction: float) -> bool:
+    """Whether the document of this hash belongs to the held-out split.
+
+    The content alone decides, so a document and its exact duplicates never fall on both sides.
+    """
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -135,7 +136,8 @@ class StandardLibrary(Windows):
             if set(path.relative_to(root).parts) & {*self._left_out}:
                 continue
             text = path.read_bytes()
-            if is_heldout(text, self.heldout_fraction) == (split == "heldout"):
+            digest = hashlib.sha256(text).digest()
+            if is_heldout(digest, self.heldout_fraction) == (split == "heldout"):
                 stream += text
                 ends.append(len(stream))
         # One token more behind each file: the end of the document.
