@@ -6,9 +6,11 @@
 
 `meta` says everything that is needed to read a checkpoint without its config. The checksum of a
 leaf is the sum of its bits as unsigned integers: it does not depend on the mesh, and a restored
-leaf whose sum differs is not the leaf that was saved.
+leaf whose sum differs is not the leaf that was saved. `meta` has a hash of its own.
 """
 
+import hashlib
+import json
 import logging
 import pathlib
 from importlib import metadata
@@ -45,6 +47,11 @@ def checksums(tree) -> dict[str, int]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(leaf) for path, leaf in leaves
     }
+
+
+def _digest(meta: dict) -> str:
+    """Hash of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _items(state) -> dict:
@@ -90,6 +97,7 @@ class Checkpoints:
         """Begins an asynchronous save; it is atomic, and complete after `wait`."""
         items = _items(state)
         meta = {"format": FORMAT, "step": step, **meta, "checksums": checksums(items)}
+        meta["sha256"] = _digest(meta)
         args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         self.manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
 
@@ -97,6 +105,8 @@ class Checkpoints:
         """What a checkpoint says about itself."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self.manager.restore(step, args=args)["meta"]
+        if meta.pop("sha256", None) != _digest(meta):
+            raise ValueError("the content of meta is not what was saved")
         if meta.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {self.directory}/{step} has format {meta.get('format')}, this "
