@@ -1,4 +1,4 @@
-"""p-hop induction, reduced to a laptop: 32 letters, p in {1, 2, 4}, width 64, 2,000 steps.
+"""p-hop induction, reduced to a laptop: 32 letters, p in {1, 2, 4}, width 64, 1,500 steps.
 
     loopjax train --config=configs/p_hop.py:1x4 --workdir=runs/p_hop-1x4
 
@@ -13,11 +13,11 @@ from loopjax.config import default
 
 def get_config(depth: str = "1x4"):
     config = default()
-    config.steps = 2000
+    config.steps = 1500
     config.batch_size = 64
     config.seq_len = 33  # the number of hops, then 32 letters
     config.depth = depth
-    config.cooldown.steps = 400
+    config.cooldown.steps = 300
     config.mixture = {"p_hop_1": 1.0, "p_hop_2": 1.0, "p_hop_4": 1.0}
     config.data_threads = 1
     config.learning_rate = 2e-3
@@ -25,7 +25,7 @@ def get_config(depth: str = "1x4"):
     config.weight_decay = 0.1
     config.beta2 = 0.98
     config.checkpoint_every = 500
-    config.eval_every = 200
+    config.eval_every = 150
     config.eval_batches = 8
     config.model.update(
         vocab_size=40, d_model=64, d_ff=160, n_heads=4, n_kv_heads=4, dtype="float32", remat="full"

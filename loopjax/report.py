@@ -11,6 +11,7 @@ from loopjax.errors import UserError
 from loopjax.log import duration, read_rows
 
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
+_UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
 INK, PALE = "#1f2937", "#e5e7eb"
 
 
@@ -49,6 +50,13 @@ class Finished:
         plans = list(dict.fromkeys(phase["plan"] for phase in self.phases))
         operators = {p["operator"] for p in self.phases if p["plan"] != plans[0]}
         return " → ".join(plans) + (f" ({', '.join(sorted(operators))})" if operators else "")
+
+    @property
+    def label(self) -> str:
+        """For a legend."""
+        n = self.result["parameters"]
+        short = next(f"{n / size:.3g}{unit}" for size, unit in _UNITS if n >= size)
+        return f"{self.name}: {self.plan}, {short} parameters"
 
     def curve(self, metric: str):
         """(steps, FLOPs, values) of a metric, the final evaluation included."""
@@ -131,7 +139,7 @@ def figure(loaded: list[tuple[Group, list[Finished]]]) -> bytes:
         for colour, run in zip(COLOURS * len(runs), runs, strict=False):
             steps, flops, values = run.curve(group.metric)
             for axis, x in ((by_steps, steps), (by_flops, flops)):
-                axis.plot(x, values, color=colour, linewidth=2, label=f"{run.name}: {run.plan}")
+                axis.plot(x, values, color=colour, linewidth=2, label=run.label)
                 axis.plot(x[-1:], values[-1:], "o", color=colour, markersize=5)
         by_steps.set_title(group.title, loc="left", color=INK, fontsize=11, fontweight="bold")
         by_steps.set_ylabel(group.label, color=INK)

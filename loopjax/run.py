@@ -7,6 +7,8 @@ against the run that wants to go on from it.
 import contextlib
 import dataclasses
 import functools
+import json
+import pathlib
 
 import flax.linen as nn
 import jax
@@ -117,3 +119,17 @@ def check_same_run(run: Run, meta: dict) -> None:
     saved_next = curriculum.mixture_at(curriculum.build(saved), step)
     same_next = saved_next == curriculum.mixture_at(run.phases, step)
     pipeline.check_fingerprint(meta["data"], run.stream.fingerprint(step), probe=same_next)
+
+
+def check_same_directory(run: Run, workdir: pathlib.Path) -> None:
+    """Raises UserError when a directory without checkpoints holds the traces of another run."""
+    try:
+        saved = json.loads((workdir / "config.json").read_text())
+        phases = json.loads((workdir / "phases.json").read_text())
+    except (OSError, ValueError):
+        return
+    problems = config_lib.contradictions(saved, run.config.to_dict())
+    if phases != [phase.to_json() for phase in run.phases]:
+        problems.append("other phases")
+    if problems:
+        raise UserError(f"--workdir {workdir} holds another run: " + "; ".join(problems))

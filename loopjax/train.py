@@ -21,7 +21,7 @@ from loopjax.curriculum import Phase
 from loopjax.data import pipeline
 from loopjax.errors import UserError
 from loopjax.log import NoLog, RunLog, duration, read_rows, write_json
-from loopjax.run import Run, check_same_run, on_mesh, plan_run
+from loopjax.run import Run, check_same_directory, check_same_run, on_mesh, plan_run
 from loopjax.step import abstract_state, eval_step, sharded_init, train_step
 
 
@@ -33,14 +33,15 @@ def train(config, workdir) -> dict | None:
     """
     run = plan_run(config)
     workdir = pathlib.Path(workdir).absolute()
-    with on_mesh(run), contextlib.ExitStack() as stack:
-        trainer = Trainer(run, workdir)
-        stack.callback(trainer.close)
-        with _stop_on_signal() as stop:
-            for phase in run.phases:
-                if trainer.step < phase.stop and not trainer.run_phase(phase, stop):
-                    say(f"stopped and saved at step {trainer.step}; the same command goes on")
-                    return None
+    with (
+        on_mesh(run),
+        _stop_on_signal() as stop,
+        contextlib.closing(Trainer(run, workdir)) as trainer,
+    ):
+        for phase in run.phases:
+            if trainer.step < phase.stop and not trainer.run_phase(phase, stop):
+                say(f"stopped and saved at step {trainer.step}; the same command goes on")
+                return None
         return trainer.finish()
 
 
@@ -59,19 +60,21 @@ class Trainer:
             self.step, self.seconds_before = meta["step"], meta["wall_clock_s"]
             say(f"going on from step {self.step} of {workdir}")
         else:
+            check_same_directory(run, workdir)
             depth = run.phases[0].plan.n_unique
             abstract = self._abstract(depth)
             self.state = sharded_init(run.cfg, abstract, depth, run.optimizer, config.seed)
             self.step, self.seconds_before = 0, 0.0
         self.saved_step = self.step if restored else None
-        self.begun = time.monotonic()
+        self.begun = self.last_time = time.monotonic()
         if self.writes:
             write_json(workdir / "config.json", config.to_dict())
             write_json(workdir / "phases.json", [phase.to_json() for phase in run.phases])
         log_args = (workdir, self.step, config.steps, config.log_every)
         self.log = RunLog(*log_args) if self.writes else NoLog()
         self.eval_sets: dict[str, list] = {}
-        self.updates: dict = {}  # the compiled update of the current plan
+        self.plan, self.update = None, None  # the compiled update, and the plan it is for
+        self.eval_steps: dict = {}
 
     def _abstract(self, n_layers: int):
         run = self.run
@@ -91,41 +94,38 @@ class Trainer:
             say(f"step {self.step}: {phase.operator} to {phase.plan.n_unique} layers")
         batches = run.stream.batches(run.rows, self.step)
         batch = run.to_device(next(batches))
-        compile_s = None
-        if phase.plan not in self.updates:
-            self.updates = {phase.plan: self._compile(phase, batch)}
-            compile_s = self.compile_s
-        update = self.updates[phase.plan]
-        if self.writes:
-            self._describe_parameters(phase)
-        pending, last_time = None, time.monotonic()
+        compile_s = self._compile(phase, batch)
+        self._describe_parameters(phase)
+        pending, self.last_time = None, time.monotonic()
         while self.step < phase.stop:
-            self.state, metrics = update(self.state, batch)
+            self.state, metrics = self.update(self.state, batch)
             self.step += 1
             if self.step < phase.stop:
                 batch = run.to_device(next(batches))
             # The device works on this step while the host writes down the one before.
             if pending:
-                last_time = self._log_step(*pending, phase, last_time)
-            pending = (self.step, metrics, compile_s)
+                self.log.row(self._row(*pending))
+            pending = (self.step, metrics, phase, compile_s)
             compile_s = None
             stopping = stop(self.step)
             saving = stopping or _due(self.step, config.checkpoint_every)
             evaluating = _due(self.step, config.eval_every) and self.step < config.steps
             if saving or evaluating or self.step == phase.stop:
-                extra = self.evaluate(phase) if evaluating else {}
-                last_time = self._log_step(*pending, phase, last_time, extra)
-                pending = None
-            if saving:
-                self.save(phase)
+                row = self._row(*pending)
+                self.log.row({**row, **(self.evaluate(phase) if evaluating else {})})
+                if saving:
+                    self.save(phase)
+                pending, self.last_time = None, time.monotonic()
             if stopping and self.step < config.steps:
                 self.checkpoints.wait()
                 return False
         return True
 
-    def _compile(self, phase: Phase, batch):
-        run = self.run
-        begun = time.monotonic()
+    def _compile(self, phase: Phase, batch) -> float | None:
+        """Compiles the update of a plan; the seconds it took, None if it is there already."""
+        if phase.plan == self.plan:
+            return None
+        run, begun = self.run, time.monotonic()
         fn = functools.partial(
             train_step,
             cfg=run.cfg,
@@ -136,21 +136,20 @@ class Trainer:
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         jitted = jax.jit(fn, donate_argnums=0, out_shardings=(shardings, None))
-        compiled = jitted.lower(self.state, batch).compile()
+        self.update = jitted.lower(self.state, batch).compile()
+        self.plan = phase.plan
         seconds = time.monotonic() - begun
         n = flops.count_params(run.cfg, phase.plan.n_unique)
-        say(
-            f"step {self.step}..{phase.stop}: plan {phase.plan}, {n:,} parameters, "
-            f"compiled in {seconds:.1f} s"
-        )
-        self.compile_s = seconds
-        return compiled
+        say(f"step {self.step}: plan {phase.plan}, {n:,} parameters, compiled in {seconds:.1f} s")
+        return seconds
 
-    def _log_step(self, step, metrics, compile_s, phase, last_time, extra=()) -> float:
-        """Writes the row of a step; raises UserError when its loss is not finite."""
+    def _row(self, step: int, metrics: dict, phase: Phase, compile_s: float | None) -> dict:
+        """What metrics.jsonl says of a step; raises UserError when its loss is not finite."""
         run = self.run
         loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
         now = time.monotonic()
+        speed = run.tokens_per_step / max(now - self.last_time, 1e-9)
+        self.last_time = now
         if not (np.isfinite(loss) and np.isfinite(grad_norm)):
             self.checkpoints.wait()
             steps = self.checkpoints.steps()
@@ -158,7 +157,6 @@ class Trainer:
                 f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped. "
                 + (f"The last good checkpoint is of step {steps[-1]}" if steps else "None is saved")
             )
-        speed = run.tokens_per_step / max(now - last_time, 1e-9)
         row = {
             "step": step,
             "loss": loss,
@@ -175,8 +173,7 @@ class Trainer:
             row["mfu"] = flops_per_s / (peak * jax.device_count())
         if compile_s is not None:
             row["compile_s"] = compile_s
-        self.log.row({**row, **dict(extra)})
-        return now
+        return row
 
     def evaluate(self, phase: Phase) -> dict[str, float]:
         """Held-out negative log-likelihood (nats per token) and argmax accuracy.
@@ -184,14 +181,16 @@ class Trainer:
         By source, and over all of them weighted by the mixture.
         """
         run, config = self.run, self.config
-        step = jax.jit(functools.partial(eval_step, cfg=run.cfg, plan=phase.plan))
+        fn = functools.partial(eval_step, cfg=run.cfg, plan=phase.plan)
+        step = self.eval_steps.setdefault(phase.plan, jax.jit(fn))
         out, total = {}, {"nll": 0.0, "accuracy": 0.0}
         weights = run.phases[-1].mixture
         for name, source in run.heldout.items():
             if name not in self.eval_sets:
                 args = (config.batch_size, config.eval_batches, run.rows)
                 self.eval_sets[name] = list(pipeline.heldout_batches(source, *args))
-            sums = [step(self.state.params, run.to_device(b)) for b in self.eval_sets[name]]
+            batches = map(run.to_device, self.eval_sets[name])
+            sums = [step(self.state.params, batch) for batch in batches]
             nll, hits, n = (sum(float(s[k]) for s in sums) for k in ("nll", "hits", "targets"))
             out[f"eval/{name}/nll"], out[f"eval/{name}/accuracy"] = nll / n, hits / n
             share = weights[name] / sum(weights.values())
@@ -254,6 +253,8 @@ class Trainer:
         return result
 
     def _describe_parameters(self, phase: Phase) -> None:
+        if not self.writes:
+            return
         leaves, _ = jax.tree_util.tree_flatten_with_path(self.state.params)
         lines = [f"# plan {phase.plan}, from step {phase.start}: path, shape, dtype, sharding"]
         for path, leaf in leaves:
