@@ -18,12 +18,12 @@ def get_config(variant: str = "standard"):
     config = default()
     config.steps = 3000
     config.batch_size = 8
-    config.seq_len = 256
+    config.seq_len = 128
     config.depth = "4x3" if variant == "loop" else "12"
     config.growth.operator = variant if variant in ("midas", "lidas") else ""
-    config.cooldown.steps = 450
+    config.cooldown.steps = -1  # 15%
     config.learning_rate = 3e-3
-    config.warmup_steps = 100
+    config.warmup_steps = -1  # 1%
     config.checkpoint_every = 300
     config.eval_every = 300
     config.model.update(

@@ -21,7 +21,7 @@ from loopjax import report
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOPS = {f"plan {plan}": f"configs/p_hop.py:{plan}" for plan in ("1", "1x4", "4")}
 TEXT = {name: f"configs/tiny.py:{name}" for name in ("standard", "loop", "lidas")}
-TEXT_LENGTH = ("steps=300", "cooldown.steps=45", "warmup_steps=30", "eval_every=30")
+TEXT_LENGTH = ("steps=400", "warmup_steps=40", "eval_every=40")
 
 
 def train(name: str, config: str, output: pathlib.Path, overrides=()) -> pathlib.Path:

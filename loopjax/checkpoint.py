@@ -65,14 +65,19 @@ class Checkpoints:
       directory: where they lie; made if need be.
       keep_last: how many of the newest are kept; 0 keeps all.
       keep_every: checkpoints at multiples of this step are kept for good; 0 for none.
+      read_only: for looking into a run that may still be going on; nothing is cleaned up.
     """
 
-    def __init__(self, directory, keep_last: int = 0, keep_every: int = 0):
+    def __init__(
+        self, directory, keep_last: int = 0, keep_every: int = 0, *, read_only: bool = False
+    ):
         self.directory = pathlib.Path(directory).absolute()
         self.options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last or None,
             keep_period=keep_every or None,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
         self.manager = self._open()
 
@@ -183,7 +188,7 @@ def load_params(directory, step: int | None = None):
         directory = directory / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory of checkpoints")
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, read_only=True)
     steps = checkpoints.steps()
     if not steps or (step is not None and step not in steps):
         raise UserError(

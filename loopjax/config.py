@@ -38,7 +38,7 @@ def default() -> ConfigDict:
     config.growth.alpha = 1.0  # PROP-alpha: stage i gets steps in proportion to i^alpha
     config.growth.steps = 0  # the stages fill this many; 0: all before the cooldown
     config.cooldown = ConfigDict()
-    config.cooldown.steps = 30_000  # the last steps: the learning rate decays
+    config.cooldown.steps = 30_000  # the last steps: the rate decays; -1: 15% of all
     config.cooldown.depth = ""  # plan from there on (retrofitted recurrence); empty: the same
     config.cooldown.mixture = ConfigDict()  # data from there on; empty: the same
 
@@ -49,7 +49,7 @@ def default() -> ConfigDict:
 
     # Optimiser.
     config.learning_rate = 5e-4
-    config.warmup_steps = 2000
+    config.warmup_steps = 2000  # -1: 1% of all
     config.weight_decay = 0.01
     config.beta1 = 0.9
     config.beta2 = 0.95
@@ -93,6 +93,19 @@ def default() -> ConfigDict:
     config.mesh.rules.mlp = "tensor"
     config.mesh.rules.norm = ""
     config.mesh.rules.layers = ""
+    return config
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """A copy in which the values that follow from others (-1) are filled in.
+
+    The defaults are the shares of the paper: 1% warm-up, 15% cooldown.
+    """
+    config = ConfigDict(config.to_dict())
+    if config.warmup_steps == -1:
+        config.warmup_steps = round(0.01 * config.steps)
+    if config.cooldown.steps == -1:
+        config.cooldown.steps = round(0.15 * config.steps)
     return config
 
 

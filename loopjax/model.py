@@ -67,7 +67,7 @@ class ModelConfig:
       init_depth: executed layers that the residual output projections are initialised for.
       dtype: compute type; parameters are float32 always.
       attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" (flash attention
-        on NVIDIA GPUs, bfloat16 only) or "auto".
+        on NVIDIA GPUs, bfloat16 only) or "auto" (what suits the platform).
       remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
     """
 
@@ -103,6 +103,9 @@ class ModelConfig:
                 raise ValueError(
                     f"model.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}"
                 )
+
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(f"model.attention='cudnn' wants bfloat16, not dtype={self.dtype}")
 
     @property
     def head_size(self) -> int:
@@ -212,9 +215,9 @@ class Transformer(nn.Module):
         else:
             head_init = nn.with_logical_partitioning(_fan_in_normal(), ("embed", "vocab"))
             head_DV = self.param("head", head_init, (cfg.d_model, cfg.vocab_size))
-        logits_BTV = kernels.matmul(x_BTD, head_DV.astype(cfg.dtype))
-        logits_BTV = nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
-        return logits_BTV.astype(jnp.float32)
+        # Accumulated and kept in float32: the loss is a difference of large logits.
+        logits_BTV = kernels.matmul(x_BTD, head_DV.astype(cfg.dtype), dtype=jnp.float32)
+        return nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
 
     def run_segment(self, block, segment, x_BTD, rope):
         """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned)."""

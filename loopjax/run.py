@@ -68,9 +68,12 @@ class Run:
 
 def plan_run(config) -> Run:
     """The run of a config; raises UserError with one sentence about what is wrong with it."""
+    config = config_lib.resolved(config)
     config_lib.check(config)
     phases = curriculum.build(config)
     cfg = config_lib.model_config(config)
+    if cfg.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(f"config.model.attention='cudnn' wants a GPU, not {jax.default_backend()}")
     mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
     sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
     optimizer, schedule = make_optimizer(config)

@@ -179,6 +179,7 @@ def test_bfloat16_compute_keeps_float32_parameters(tokens):
     plan = DepthPlan.parse("2")
     half = model.forward(params, tokens, cfg, plan)
     assert half.dtype == jnp.float32
+    assert (half != half.astype(jnp.bfloat16)).mean() > 0.9  # not rounded on the way out
     np.testing.assert_allclose(half, model.forward(params, tokens, CFG, plan), atol=0.05)
 
 
@@ -242,6 +243,7 @@ def test_the_matrix_product_on_the_cpu_has_the_gradient_of_a_matrix_product():
         ({"dtype": "float16"}, "float32, bfloat16"),
         ({"remat": "some"}, "none, dots, full"),
         ({"attention": "flash"}, "auto, xla, cudnn"),
+        ({"attention": "cudnn"}, "wants bfloat16"),
         ({"d_ff": 0}, "d_ff=0 must be at least 1"),
     ],
 )

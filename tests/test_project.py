@@ -66,6 +66,7 @@ def test_every_config_builds_and_traces_a_step(path):
     module_variants = {"tiny": ["standard", "loop", "midas", "lidas"], "p_hop": ["1", "1x4", "4"]}
     for variant in module_variants[path.stem]:
         config, _ = train_flags.parse([f"--config={path}:{variant}", "--workdir=w"])
+        config = config_lib.resolved(config)
         config_lib.check(config)
         cfg, phases = config_lib.model_config(config), curriculum.build(config)
         optimizer, schedule = make_optimizer(config)

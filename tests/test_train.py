@@ -241,6 +241,45 @@ def test_a_checkpoint_is_read_without_its_config(finished):
         checkpoint.load_params(workdir / "nothing")
 
 
+def test_looking_into_a_run_that_is_going_on_leaves_its_unfinished_checkpoint_alone(
+    finished, tmp_path
+):
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    unfinished = tmp_path / "run" / "checkpoints" / "14.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert checkpoint.load_params(tmp_path / "run")[1]["step"] == 12
+    assert unfinished.is_dir()
+
+
+def test_the_directory_of_another_run_is_refused_even_without_checkpoints(
+    finished, tiny_config, tmp_path
+):
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    tiny_config.seed = 5
+    with pytest.raises(UserError, match=r"holds another run: config\.seed=5 \(the run has 0\)"):
+        train(tiny_config, tmp_path / "run")
+    assert len(rows_of(tmp_path / "run")) == 12
+
+
+def test_a_finished_run_is_not_trained_again(finished, tiny_config, tmp_path, capfd):
+    whole, result = finished
+    shutil.copytree(whole, tmp_path / "run")
+    again = train(tiny_config, tmp_path / "run")
+    assert again["heldout"] == result["heldout"]
+    assert rows_of(tmp_path / "run") == rows_of(whole)
+    assert "compiled" not in capfd.readouterr().err
+
+
+def test_warmup_and_cooldown_follow_the_length_of_the_run(tiny_config):
+    tiny_config.update(steps=400, warmup_steps=-1)
+    tiny_config.cooldown.steps = -1
+    run = plan_run(tiny_config)
+    assert (run.config.warmup_steps, run.config.cooldown.steps) == (4, 60)
+    assert run.phases[-1].start == 340
+
+
 def test_keep_last_and_keep_every(tiny_config, tmp_path):
     tiny_config.update(checkpoint_every=1, keep_last=2, keep_every=5, eval_batches=0)
     train(tiny_config, tmp_path)
@@ -358,6 +397,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ({"mesh.rules.embed": "fdsp"}, "'fdsp' is not one of data, fsdp, tensor"),
         ({"microbatches": 3}, "config.microbatches=3 does not divide"),
         ({"model.vocab_size": 30}, "config.model.vocab_size=30 is smaller than the 36 tokens"),
+        ({"model.attention": "cudnn", "model.dtype": "bfloat16"}, "wants a GPU, not cpu"),
         ({"learning_rate": 0.0}, "config.learning_rate=0.0 must be positive"),
         ({"model.n_heads": 3}, "config.model: model.n_heads=3 must divide"),
     ],
