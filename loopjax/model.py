@@ -203,7 +203,11 @@ class Transformer(nn.Module):
         embed_init = nn.initializers.normal(cfg.d_model**-0.5)
         embed_init = nn.with_logical_partitioning(embed_init, ("vocab", "embed"))
         embed_VD = self.param("embed", embed_init, (cfg.vocab_size, cfg.d_model))
-        x_BTD = embed_VD.astype(cfg.dtype)[tokens_BT]
+        # The width is gathered before the look-up: cut along D, the result would have to be
+        # moved from there to the batch's sharding, which XLA does by replicating it.
+        table_VD = embed_VD.astype(cfg.dtype)
+        table_VD = nn.with_logical_constraint(table_VD, ("vocab", "activation"))
+        x_BTD = table_VD[tokens_BT]
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
         rope = rope_tables(tokens_BT.shape[1], cfg.head_size, cfg.rope_theta)
         for i, segment in enumerate(self.plan.segments):
@@ -211,12 +215,13 @@ class Transformer(nn.Module):
         norm_init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         x_BTD = rms_norm(x_BTD, self.param("final_norm", norm_init, (cfg.d_model,)), cfg.norm_eps)
         if cfg.tie_embeddings:
-            head_DV = embed_VD.T
+            head_DV = table_VD.T
         else:
             head_init = nn.with_logical_partitioning(_fan_in_normal(), ("embed", "vocab"))
             head_DV = self.param("head", head_init, (cfg.d_model, cfg.vocab_size))
+            head_DV = head_DV.astype(cfg.dtype)
         # Accumulated and kept in float32: the loss is a difference of large logits.
-        logits_BTV = kernels.matmul(x_BTD, head_DV.astype(cfg.dtype), dtype=jnp.float32)
+        logits_BTV = kernels.matmul(x_BTD, head_DV, dtype=jnp.float32)
         return nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
 
     def run_segment(self, block, segment, x_BTD, rope):

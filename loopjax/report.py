@@ -89,13 +89,14 @@ def write_report(path, groups: list[Group], title: str = "loopjax", lead: str = 
         f"<h2>{html.escape(group.title)}</h2>\n<p>{group.text}</p>\n{table(group, runs)}"
         for group, runs in loaded
     ]
+    versions = loaded[0][1][0].result["versions"]
     page = _PAGE.format(
         title=html.escape(title),
         lead=lead,
         picture=base64.b64encode(picture).decode(),
         sections="\n".join(sections),
         device=html.escape(", ".join(sorted({r.result["device"] for _, rs in loaded for r in rs}))),
-        versions=html.escape(json.dumps(loaded[0][1][0].result["versions"])),
+        versions=html.escape(", ".join(f"{k} {v}" for k, v in versions.items())),
     )
     path.write_text(page)
 
@@ -103,7 +104,7 @@ def write_report(path, groups: list[Group], title: str = "loopjax", lead: str = 
 def table(group: Group, runs: list[Finished]) -> str:
     """The HTML table of a group."""
     heads = ["run", "plan", "unique layers", "effective layers", "parameters", "training FLOPs",
-             "wall-clock", "held-out NLL"]  # fmt: skip
+             "wall-clock", "NLL (held out)"]  # fmt: skip
     heads += [title for _, title in group.accuracies] or ["accuracy"]
     rows = []
     for colour, run in zip(COLOURS * len(runs), runs, strict=False):

@@ -1,15 +1,17 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loopjax import checkpoint, surgery
+from loopjax import checkpoint, model, surgery
 from loopjax import step as step_lib
 from loopjax.config import default
 from loopjax.depth import DepthPlan
@@ -50,6 +52,8 @@ def test_a_run_directory_explains_itself(finished, tiny_config):
     table = (workdir / "parameters.txt").read_text()
     assert "layers/query\t(3, 16, 16)\tfloat32\t(None, 'fsdp', 'tensor')\n" in table
     assert [row["step"] for row in rows_of(workdir)] == list(range(1, 13))
+    saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert saved == [2, 4, 6, 8, 10, 12]
     assert {key: result[key] for key in ("steps", "tokens", "plan", "unique_layers")} == {
         "steps": 12, "tokens": 12 * 8 * 9, "plan": "3", "unique_layers": 3,
     }  # fmt: skip
@@ -166,6 +170,24 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(
     assert rows_of(tmp_path / "run") == rows_of(whole)
     assert (tmp_path / "run" / "checkpoints.damaged" / "12.0").is_dir()
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "run"), final_state(whole))
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer"])
+def test_arrays_that_are_sound_but_not_those_that_were_saved_are_noticed(
+    finished, tiny_config, tmp_path, capfd, item
+):
+    whole, _ = finished
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(folder / "12" / item)
+    shutil.copytree(folder / "10" / item, folder / "12" / item)
+    if item == "params":
+        with pytest.raises(ValueError, match="is not what was saved"):
+            checkpoint.load_params(tmp_path / "run", step=12)
+    train(tiny_config, tmp_path / "run")
+    said = capfd.readouterr().err
+    assert f"checkpoints/12 is damaged (the content of {item}/" in said
+    assert rows_of(tmp_path / "run") == rows_of(whole)
 
 
 def test_a_run_none_of_whose_checkpoints_can_be_read_does_not_start_over(
@@ -338,8 +360,38 @@ def test_eight_devices_make_the_step_of_one(tiny_config, mesh, monkeypatch):
 def test_activations_are_constrained_in_the_lowered_program(tiny_config):
     tiny_config.mesh.update(data=2, fsdp=2, tensor=2)
     text = one_step(tiny_config)[2].as_text()
-    assert text.count("sharding_constraint") >= 7
-    assert '{"data", "fsdp"}, {}, {"tensor"}' in text  # FFN hidden: batch, seq, mlp
+    found = set(re.findall(r"sharding_constraint .*<@mesh, \[(.*)\]> : tensor<(\S+)xf32>", text))
+    rows, none, tensor = '{"data", "fsdp"}', "{}", '{"tensor"}'
+    expected = {  # B 8, T 9, D 16, H 4, K 2, head size 4, F 24, V 40
+        "40x16": (tensor, none),
+        "8x9x16": (rows, none, none),
+        "8x9x4x4": (rows, none, tensor, none),
+        "8x9x2x4": (rows, none, tensor, none),
+        "8x9x24": (rows, none, tensor),
+        "8x9x40": (rows, none, tensor),
+    }
+    assert found == {(", ".join(spec), shape) for shape, spec in expected.items()}
+
+
+def test_no_activation_is_replicated_on_the_way(tiny_config, capfd):
+    for mesh in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8, "tensor": 1}):
+        tiny_config.mesh.update(mesh)
+        one_step(tiny_config)
+    assert "rematerialization" not in capfd.readouterr().err
+
+
+def test_the_loss_is_the_mean_over_the_targets_that_there_are(tiny_config):
+    _, metrics, _ = one_step(tiny_config)
+    run = plan_run(tiny_config)
+    batch = next(run.stream.batches(np.arange(8), 0))
+    params = model.init_params(run.cfg, 3, jax.random.key(tiny_config.seed))
+    plan = DepthPlan.parse("1-1x2-1")
+    logits = model.forward(nn.meta.unbox(params), batch["inputs"], run.cfg, plan)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    scored = np.argwhere(batch["targets"] >= 0)
+    losses = [-log_probs[b, t, batch["targets"][b, t]] for b, t in scored]
+    assert 0 < len(losses) < batch["targets"].size / 2
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
