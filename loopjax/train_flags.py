@@ -1,6 +1,8 @@
-"""The flags of `loopjax train`: the config by absl and ml_collections, the rest by hand.
+"""Train a model, or go on with a run that was stopped.
 
-loopjax train --config=configs/tiny.py:lidas --workdir=DIR [--config.key=value ...]
+    loopjax train --config=configs/tiny.py:lidas --workdir=DIR [--config.key=value ...]
+
+The keys, and what they mean, are in loopjax/config.py.
 """
 
 import re
@@ -42,7 +44,7 @@ def parse(argv: list[str]):
     define(values, argv)
     if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
         print(__doc__)
-        print(values.get_help())
+        print(values.module_help(__name__))
         raise SystemExit(0)
     try:
         rest = values(argv)[1:]

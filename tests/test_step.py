@@ -1,0 +1,133 @@
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from loopjax import model, surgery
+from loopjax import step as step_lib
+from loopjax.config import default
+from loopjax.depth import DepthPlan
+from loopjax.run import on_mesh, plan_run
+
+
+def one_step(config):
+    """State and metrics after one update from the seed, on the mesh of a config."""
+    run = plan_run(config)
+    plan = DepthPlan.parse("1-1x2-1")
+    with on_mesh(run):
+        abstract = step_lib.abstract_state(run.cfg, 3, run.optimizer, run.mesh, run.rules)
+        state = step_lib.sharded_init(run.cfg, abstract, 3, run.optimizer, config.seed)
+        batch = run.to_device(next(run.stream.batches(run.rows, 0)))
+        args = {"cfg": run.cfg, "plan": plan, "optimizer": run.optimizer}
+        args |= {"schedule": run.schedule, "microbatches": config.microbatches}
+        step = jax.jit(lambda state, batch: step_lib.train_step(state, batch, **args))
+        lowered = step.lower(state, batch)
+        state, metrics = step(state, batch)
+    return state, jax.tree.map(float, metrics), lowered
+
+
+def assert_same_step(a, b):
+    """Equal to float32 rounding; gradients through Adam's first moment, which is linear in them."""
+    (state_a, metrics_a, _), (state_b, metrics_b, _) = a, b
+    assert metrics_a == pytest.approx(metrics_b, rel=1e-5)
+    moments = [s.opt_state[1][0].mu for s in (state_a, state_b)]
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moments[0]))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=1e-5 * scale),
+        *moments,
+    )
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"data": 8},
+        {"data": 1, "fsdp": 8},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 4, "tensor": 2},
+    ],
+)
+def test_eight_devices_make_the_step_of_one(tiny_config, mesh, monkeypatch):
+    tiny_config.mesh.update({"data": -1, **mesh})
+    sharded = one_step(tiny_config)
+    specs = {leaf.sharding.spec for leaf in jax.tree.leaves(sharded[0].params)}
+    assert any(axis in str(specs) for axis in ("fsdp", "tensor")) == (mesh != {"data": 8})
+    one = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
+                        axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    monkeypatch.setattr("loopjax.sharding.make_mesh", lambda _: one)
+    assert_same_step(sharded, one_step(tiny_config))
+
+
+def test_activations_are_constrained_in_the_lowered_program(tiny_config):
+    tiny_config.mesh.update(data=2, fsdp=2, tensor=2)
+    text = one_step(tiny_config)[2].as_text()
+    found = set(re.findall(r"sharding_constraint .*<@mesh, \[(.*)\]> : tensor<(\S+)xf32>", text))
+    rows, none, tensor = '{"data", "fsdp"}', "{}", '{"tensor"}'
+    expected = {  # B 8, T 9, D 16, H 4, K 2, head size 4, F 24, V 40
+        "40x16": (tensor, none),
+        "8x9x16": (rows, none, none),
+        "8x9x4x4": (rows, none, tensor, none),
+        "8x9x2x4": (rows, none, tensor, none),
+        "8x9x24": (rows, none, tensor),
+        "8x9x40": (rows, none, tensor),
+    }
+    assert found == {(", ".join(spec), shape) for shape, spec in expected.items()}
+
+
+def test_no_activation_is_replicated_on_the_way(tiny_config, capfd):
+    for mesh in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8, "tensor": 1}):
+        tiny_config.mesh.update(mesh)
+        one_step(tiny_config)
+    assert "rematerialization" not in capfd.readouterr().err
+
+
+def test_the_loss_is_the_mean_over_the_targets_that_there_are(tiny_config):
+    _, metrics, _ = one_step(tiny_config)
+    run = plan_run(tiny_config)
+    batch = next(run.stream.batches(np.arange(8), 0))
+    params = model.init_params(run.cfg, 3, jax.random.key(tiny_config.seed))
+    plan = DepthPlan.parse("1-1x2-1")
+    logits = model.forward(nn.meta.unbox(params), batch["inputs"], run.cfg, plan)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    scored = np.argwhere(batch["targets"] >= 0)
+    losses = [-log_probs[b, t, batch["targets"][b, t]] for b, t in scored]
+    assert 0 < len(losses) < batch["targets"].size / 2
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_config, parts):
+    # Rows of p-hop have different numbers of targets, so a mean of means would differ.
+    tiny_config.mesh.update(data=1, fsdp=2, tensor=4)
+    tiny_config.model.update(n_kv_heads=4)
+    whole = one_step(tiny_config)
+    tiny_config.microbatches = parts
+    assert_same_step(whole, one_step(tiny_config))
+
+
+def test_a_single_batch_is_learnt_by_heart():
+    """The whole machinery can drive a loss down: one batch of four strings, again and again."""
+    config = default()
+    config.batch_size, config.seq_len, config.steps, config.cooldown.steps = 8, 12, 60, 10
+    config.mixture, config.learning_rate, config.warmup_steps = {"p_hop_1": 1.0}, 1e-2, 5
+    config.eval_batches = 0
+    config.model.update(
+        vocab_size=40, d_model=32, d_ff=64, n_heads=4, n_kv_heads=4, dtype="float32", init_depth=4
+    )
+    run = plan_run(config)
+    with on_mesh(run):
+        abstract = step_lib.abstract_state(run.cfg, 2, run.optimizer, run.mesh, run.rules)
+        state = step_lib.sharded_init(run.cfg, abstract, 2, run.optimizer, 0)
+        batch = run.to_device(next(run.stream.batches(run.rows, 0)))
+        args = {"cfg": run.cfg, "plan": DepthPlan.parse("2x2"), "optimizer": run.optimizer}
+        args |= {"schedule": run.schedule, "microbatches": 1}
+        step = jax.jit(lambda s, b: step_lib.train_step(s, b, **args))
+        losses = []
+        for _ in range(60):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+    assert losses[0] > 1.2 and losses[-1] < 0.1
+    assert surgery.n_layers(state.params) == 2
