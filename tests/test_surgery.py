@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopjax import sharding, surgery
@@ -27,6 +27,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@settings(max_examples=15)  # every example compiles
 @given(parts)
 def test_tie_undoes_untie_either_way(parts):
     plan = DepthPlan.of(parts)
@@ -54,6 +55,7 @@ def test_an_order_and_its_inverse_are_the_identity(order):
     assert_equal(surgery.reorder(surgery.reorder(tree, order), inverse), tree)
 
 
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=9))
 def test_growing_on_the_devices_is_the_gather(order):
     tree = small_tree(5)
