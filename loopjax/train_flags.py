@@ -9,6 +9,7 @@ import re
 
 import jax
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from loopjax import config as config_lib
@@ -90,6 +91,9 @@ def main(argv: list[str]) -> int:
     config, values = parse(argv)
     if values.coordinator or values.distributed:
         jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+        # The first collective has to be entered by all within 30 s on the CPU (Gloo): make it
+        # here, where the processes have just met, not after each has opened its data.
+        multihost_utils.sync_global_devices("start")
     # Imported after the start of the distributed system: the backend must not be up before it.
     from loopjax.train import train
 
