@@ -83,8 +83,8 @@ class Checkpoints:
         self.manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        # Orbax reports its every step at level INFO and retries at WARNING.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs its every step, and what it then raises with all of its stack.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         return ocp.CheckpointManager(
             self.directory,
             options=self.options,
@@ -177,25 +177,38 @@ def verify(items, saved: dict[str, int]) -> None:
             raise ValueError(f"the content of {path} is not what was saved")
 
 
-def load_params(directory, step: int | None = None):
-    """(params, meta) of a checkpoint, by itself: no config, no mesh, no optimiser state.
+def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
+    """(directory of checkpoints, step) of "DIR" or "DIR@STEP"; DIR may be the run's directory.
 
-    Args:
-      directory: a run's `checkpoints` directory, or the run's directory.
-      step: which one; the newest by default.
+    Without a step it is the newest. Raises UserError where there is none.
     """
-    directory = pathlib.Path(directory).absolute()
+    text, at, number = str(source).rpartition("@")
+    if at and number.isdecimal():
+        source, step = text, int(number)
+    directory = pathlib.Path(source).absolute()
     if (directory / "checkpoints").is_dir():
         directory = directory / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory of checkpoints")
-    checkpoints = Checkpoints(directory, read_only=True)
-    steps = checkpoints.steps()
-    if not steps or (step is not None and step not in steps):
+    steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
+    if not steps:
+        raise UserError(f"{directory} has no checkpoint")
+    if step is not None and step not in steps:
         raise UserError(
-            f"{directory} has no checkpoint{'' if step is None else f' at step {step}'}"
+            f"{directory} has no checkpoint at step {step}; there are {', '.join(map(str, steps))}"
         )
-    step = steps[-1] if step is None else step
+    return directory, steps[-1] if step is None else step
+
+
+def load_params(directory, step: int | None = None):
+    """(params, meta) of a checkpoint, by itself: no config, no mesh, no optimiser state.
+
+    Args:
+      directory: a run's `checkpoints` directory, or the run's directory; DIR@STEP too.
+      step: which one; the newest by default.
+    """
+    directory, step = locate(directory, step)
+    checkpoints = Checkpoints(directory, read_only=True)
     meta = checkpoints.meta(step)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:

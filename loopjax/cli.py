@@ -2,12 +2,15 @@
 
 import argparse
 import difflib
+import json
 import sys
 
 from loopjax.errors import UserError
 
 VERBS = {
     "train": "train a model, or go on with a run that was stopped",
+    "flops": "parameters and FLOPs of a config",
+    "plan": "sharding, memory and time of a config on devices that need not be there",
     "prepare": "turn text files into token shards",
     "report": "compare runs in one HTML page",
 }
@@ -26,17 +29,83 @@ def main(argv: list[str] | None = None) -> int:
             close = difflib.get_close_matches(verb, VERBS, n=1)
             hint = f"; did you mean {close[0]}?" if close else f": {', '.join(VERBS)}"
             raise UserError(f"there is no verb {verb!r}{hint}")
-        return {"train": _train, "prepare": _prepare, "report": _report}[verb](rest)
+        return globals()[f"_{verb}"](rest)
     except UserError as error:
         print(f"loopjax {verb}: {error}", file=sys.stderr)
         return 2
 
 
-def _train(argv: list[str]) -> int:
-    # absl defines its flags when this module is imported, so only `train` imports it.
-    from loopjax import train_flags
+# What a verb needs is imported in it: `--help` is quick, and JAX must not be up before several
+# processes have met.
 
-    return train_flags.main(argv)
+
+def _train(argv: list[str]) -> int:
+    import jax
+    from absl import flags
+    from jax.experimental import multihost_utils
+
+    from loopjax.flags import parse
+
+    def define(values):
+        one = {"flag_values": values}
+        flags.DEFINE_string("workdir", None, "directory of the run", **one)
+        flags.DEFINE_string("coordinator", None, "host:port of process 0, for several", **one)
+        flags.DEFINE_integer("num_processes", None, "how many processes", **one)
+        flags.DEFINE_integer("process_id", None, "which one this is", **one)
+        flags.DEFINE_bool("distributed", False, "several, found by the cluster (TPU, Slurm)", **one)
+
+    config, values = parse("train", VERBS["train"], argv, define, required=("workdir",))
+    if values.coordinator or values.distributed:
+        jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+        # The first collective has to be entered by all within 30 s on the CPU (Gloo): make it
+        # here, where the processes have just met, not after each has opened its data.
+        multihost_utils.sync_global_devices("start")
+    from loopjax.train import train
+
+    train(config, values.workdir)
+    return 0
+
+
+def _flops(argv: list[str]) -> int:
+    from absl import flags
+
+    from loopjax import cost
+    from loopjax.flags import parse
+
+    def define(values):
+        flags.DEFINE_bool("json", False, "one JSON object", flag_values=values)
+
+    config, values = parse("flops", VERBS["flops"], argv, define)
+    result = cost.flops_of(config)
+    print(json.dumps(result) if values.json else cost.flops_text(result))
+    return 0
+
+
+def _plan(argv: list[str]) -> int:
+    from absl import flags
+
+    from loopjax import cost
+    from loopjax.flags import parse
+
+    def define(values):
+        one = {"flag_values": values}
+        flags.DEFINE_integer("devices", 1, "how many devices", lower_bound=1, **one)
+        flags.DEFINE_string("memory", "", "memory of a device (80GB, 40GiB)", **one)
+        flags.DEFINE_float("peak-tflops", 990.0, "peak of a device", lower_bound=1e-6, **one)
+        flags.DEFINE_float("mfu", 0.4, "share of it that is reached", 1e-6, 1.0, **one)
+        flags.DEFINE_enum("platform", "gpu", ["gpu", "tpu", "cpu"], "what it runs on", **one)
+        flags.DEFINE_bool("json", False, "one JSON object", **one)
+
+    config, values = parse("plan", VERBS["plan"], argv, define)
+    try:
+        size = cost.parse_bytes(values.memory) if values.memory else 0
+    except ValueError as error:
+        raise UserError(f"--memory: {error}") from None
+    peak = 1e12 * values["peak-tflops"].value
+    machine = cost.Machine(values.devices, size, peak, values.mfu, values.platform)
+    result = cost.plan_of(config, machine)
+    print(json.dumps(result) if values.json else cost.plan_text(result))
+    return 0
 
 
 def _parser(verb: str, text: str) -> argparse.ArgumentParser:

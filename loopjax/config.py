@@ -26,6 +26,9 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
+    # DIR or DIR@STEP: the run begins as that run was then, with another future (a cooldown, say).
+    config.init_from = ""
+
     # Length and depth of the run.
     config.steps = 200_000
     config.batch_size = 1024  # sequences per update, over all devices
@@ -71,6 +74,7 @@ def default() -> ConfigDict:
     config.model.d_ff = 8192
     config.model.n_heads = 32
     config.model.n_kv_heads = 32
+    config.model.head_dim = 0  # 0: d_model / n_heads
     config.model.rope_theta = 10_000.0
     config.model.norm_eps = 1e-5
     config.model.tie_embeddings = True
@@ -153,13 +157,14 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return out
 
 
-def contradictions(saved: dict, current: dict) -> list[str]:
+def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[str]:
     """The fields in which two configs (as nested dicts) describe different runs, as "name: a, b".
 
-    Fields that may change on a resumed run are not compared, nor those that the phases tell.
+    Fields that may change on a resumed run are not compared, nor those that the phases tell; nor,
+    with `branch`, where the run began.
     """
     saved, current = flatten(saved), flatten(current)
-    free = (*RUNTIME_FIELDS, *FUTURE_FIELDS)
+    free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(("init_from",) if branch else ()))
     names = [n for n in {**saved, **current} if not any(f"{n}.".startswith(f"{f}.") for f in free)]
     return [
         f"config.{n}={current.get(n)} (the run has {saved.get(n)})"

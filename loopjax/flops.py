@@ -25,8 +25,8 @@ PEAK_FLOPS = {
 
 def layer_params(cfg: ModelConfig) -> int:
     """Matrix parameters of one layer: attention and SwiGLU, norm scales not counted."""
-    kv = cfg.n_kv_heads * cfg.head_size
-    return 2 * cfg.d_model * cfg.d_model + 2 * cfg.d_model * kv + 3 * cfg.d_model * cfg.d_ff
+    heads = 2 * (cfg.n_heads + cfg.n_kv_heads) * cfg.head_size
+    return cfg.d_model * (heads + 3 * cfg.d_ff)
 
 
 def count_params(cfg: ModelConfig, n_layers: int) -> int:
@@ -44,7 +44,13 @@ def training_flops_per_token(cfg: ModelConfig, plan: DepthPlan, seq_len: int) ->
     """
     E = plan.n_effective
     P = E * layer_params(cfg) + cfg.vocab_size * cfg.d_model
-    return 6 * P + 12 * E * cfg.d_model * seq_len
+    return 6 * P + 12 * E * cfg.n_heads * cfg.head_size * seq_len
+
+
+def training_flops(cfg: ModelConfig, plan: DepthPlan, config) -> int:
+    """FLOPs of one update."""
+    per_token = training_flops_per_token(cfg, plan, config.seq_len)
+    return per_token * config.batch_size * config.seq_len
 
 
 def peak_flops(device) -> float | None:

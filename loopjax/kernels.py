@@ -1,5 +1,7 @@
 """Matrix products and attention: the one place where the platform decides how they are computed."""
 
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -12,11 +14,28 @@ ATTENTION = ("auto", "xla", "cudnn")
 _CPU_CHUNK = 64
 _CPU_MAX_CHUNKS = 8
 
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what programs are traced for."""
+    return _PLATFORM.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def traced_for(name: str):
+    """Within it programs are traced, not run, for a platform that need not be here."""
+    token = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
 
 def matmul(x, kernel, dtype=None):
     """[..., in] x [in, out] -> [..., out] of `dtype`, by default that of x."""
     dtype = jnp.dtype(dtype or x.dtype)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return _cpu_matmul(x, kernel, dtype)
     return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
@@ -46,16 +65,28 @@ _cpu_matmul.defvjp(_cpu_matmul_fwd, _cpu_matmul_bwd)
 
 
 def causal_attention(q_BTHC, k_BTKC, v_BTKC, *, implementation: str = "auto"):
-    """Causal grouped-query attention, [B, T, H, C], scaled by 1/sqrt(C)."""
-    if implementation == "auto" and jax.default_backend() == "cpu":
+    """Causal grouped-query attention, [B, T, H, C], scaled by 1/sqrt(C).
+
+    "auto": chunks of queries on a CPU; cuDNN's flash attention on a GPU where it can be had
+    (bfloat16, heads of at most 128 in steps of 8, T even); else XLA's.
+    """
+    if implementation == "auto":
+        implementation = _suited(q_BTHC)
+    if implementation == "chunks":
         return _chunked_attention(q_BTHC, k_BTKC, v_BTKC)
+    if implementation == "cudnn" and platform() != jax.default_backend():
+        return _flash_shapes(q_BTHC, k_BTKC, v_BTKC)
     return jax.nn.dot_product_attention(
-        q_BTHC,
-        k_BTKC,
-        v_BTKC,
-        is_causal=True,
-        implementation=None if implementation == "auto" else implementation,
+        q_BTHC, k_BTKC, v_BTKC, is_causal=True, implementation=implementation
     )
+
+
+def _suited(q_BTHC) -> str:
+    if platform() == "cpu":
+        return "chunks"
+    _, T, _, C = q_BTHC.shape
+    fits = q_BTHC.dtype == jnp.bfloat16 and C <= 128 and C % 8 == 0 and T % 2 == 0
+    return "cudnn" if platform() == "gpu" and fits else "xla"
 
 
 def _chunked_attention(q_BTHC, k_BTKC, v_BTKC):
@@ -72,3 +103,22 @@ def _chunked_attention(q_BTHC, k_BTKC, v_BTKC):
             )
         )
     return jnp.concatenate(outs, axis=1)
+
+
+@jax.custom_vjp
+def _flash_shapes(q_BTHC, k_BTKC, v_BTKC):
+    """Flash attention as the memory estimate sees it where there is no GPU: shapes only."""
+    return q_BTHC
+
+
+def _flash_shapes_fwd(q_BTHC, k_BTKC, v_BTKC):
+    B, T, H, _ = q_BTHC.shape
+    out_BTHC, log_sum_BHT = q_BTHC + 0, jnp.zeros((B, H, T), jnp.float32)
+    return out_BTHC, (q_BTHC, k_BTKC, v_BTKC, out_BTHC, log_sum_BHT)
+
+
+def _flash_shapes_bwd(residuals, d_out_BTHC):
+    raise TypeError("cuDNN's flash attention was traced where there is no GPU")
+
+
+_flash_shapes.defvjp(_flash_shapes_fwd, _flash_shapes_bwd)

@@ -39,13 +39,14 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from loopjax import kernels
 from loopjax.depth import DepthPlan
 
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("linear"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 DTYPES = ("float32", "bfloat16")
@@ -61,6 +62,7 @@ class ModelConfig:
       d_ff: F, the width of the SwiGLU hidden layer.
       n_heads: H query heads; they divide D.
       n_kv_heads: K key/value heads; they divide H (grouped-query attention when K < H).
+      head_dim: the width of one head; 0 is D / H.
       rope_theta: base of the rotary position frequencies.
       norm_eps: epsilon of RMSNorm.
       tie_embeddings: whether the output head is the transposed embedding.
@@ -68,7 +70,8 @@ class ModelConfig:
       dtype: compute type; parameters are float32 always.
       attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" (flash attention
         on NVIDIA GPUs, bfloat16 only) or "auto" (what suits the platform).
-      remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
+      remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
+        "full" (all but the input of each layer).
     """
 
     vocab_size: int
@@ -77,6 +80,7 @@ class ModelConfig:
     n_heads: int
     n_kv_heads: int
     init_depth: int
+    head_dim: int = 0
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
@@ -88,10 +92,12 @@ class ModelConfig:
         for name in ("vocab_size", "d_model", "d_ff", "n_heads", "n_kv_heads", "init_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        if self.d_model % self.n_heads or self.head_size % 2:
+        if self.head_dim < 0 or self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim} must be even, or 0 for D / H")
+        if not self.head_dim and (self.d_model % self.n_heads or self.head_size % 2):
             raise ValueError(
                 f"model.n_heads={self.n_heads} must divide model.d_model={self.d_model} into heads "
-                "of even size (rotary embedding turns pairs)"
+                "of even size (rotary embedding turns pairs), or model.head_dim must say theirs"
             )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
@@ -110,7 +116,7 @@ class ModelConfig:
     @property
     def head_size(self) -> int:
         """C, the width of one head."""
-        return self.d_model // self.n_heads
+        return self.head_dim or self.d_model // self.n_heads
 
 
 def rope_tables(n_positions: int, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -145,8 +151,8 @@ class Block(nn.Module):
     def attention(self, x_BTD, rope):
         cfg, (B, T, _) = self.cfg, x_BTD.shape
         heads = functools.partial(jnp.reshape, shape=(B, T, -1, cfg.head_size))
-        kv_features = cfg.n_kv_heads * cfg.head_size
-        q_BTHC = heads(self.linear("query", x_BTD, ("embed", "heads"), cfg.d_model))
+        features, kv_features = (n * cfg.head_size for n in (cfg.n_heads, cfg.n_kv_heads))
+        q_BTHC = heads(self.linear("query", x_BTD, ("embed", "heads"), features))
         k_BTKC = heads(self.linear("key", x_BTD, ("embed", "kv_heads"), kv_features))
         v_BTKC = heads(self.linear("value", x_BTD, ("embed", "kv_heads"), kv_features))
         out_BTHC = kernels.causal_attention(
@@ -173,7 +179,8 @@ class Block(nn.Module):
         scale = 1.0 / (2 * self.cfg.init_depth) if axes[-1] == "embed" else 1.0
         init = nn.with_logical_partitioning(_fan_in_normal(scale), axes)
         kernel = self.param(name, init, (x.shape[-1], features))
-        return kernels.matmul(x, kernel.astype(x.dtype))
+        # The name is what remat="dots" keeps.
+        return checkpoint_name(kernels.matmul(x, kernel.astype(x.dtype)), "linear")
 
     def norm(self, name, x):
         init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))

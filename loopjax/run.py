@@ -49,8 +49,7 @@ class Run:
         return sharding.local_rows(self.batch_sharding, self.config.batch_size)
 
     def flops_per_step(self, phase: Phase) -> int:
-        per_token = flops.training_flops_per_token(self.cfg, phase.plan, self.config.seq_len)
-        return per_token * self.tokens_per_step
+        return flops.training_flops(self.cfg, phase.plan, self.config)
 
     def flops_until(self, step: int) -> int:
         """Training FLOPs of the first `step` updates."""
@@ -66,12 +65,16 @@ class Run:
         return sharding.global_batch(local_batch, self.rows, self.batch_sharding, size)
 
 
-def plan_run(config) -> Run:
-    """The run of a config; raises UserError with one sentence about what is wrong with it."""
+def outline(config) -> tuple[ConfigDict, list[Phase], model.ModelConfig]:
+    """The config with nothing left open, its phases and architecture; no device, no data."""
     config = config_lib.resolved(config)
     config_lib.check(config)
-    phases = curriculum.build(config)
-    cfg = config_lib.model_config(config)
+    return config, curriculum.build(config), config_lib.model_config(config)
+
+
+def plan_run(config) -> Run:
+    """The run of a config; raises UserError with one sentence about what is wrong with it."""
+    config, phases, cfg = outline(config)
     if cfg.attention == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(f"config.model.attention='cudnn' wants a GPU, not {jax.default_backend()}")
     mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
@@ -101,10 +104,13 @@ def on_mesh(run: Run):
         yield
 
 
-def check_same_run(run: Run, meta: dict) -> None:
-    """Raises UserError when a checkpoint's past is not the past that the config describes."""
+def check_same_run(run: Run, meta: dict, *, branch: bool = False) -> None:
+    """Raises UserError when a checkpoint's past is not the past that the config describes.
+
+    `branch`: the checkpoint is of the run that `config.init_from` names.
+    """
     step = meta["step"]
-    problems = config_lib.contradictions(meta["config"], run.config.to_dict())
+    problems = config_lib.contradictions(meta["config"], run.config.to_dict(), branch=branch)
     if step > run.config.steps:
         problems.append(f"config.steps={run.config.steps} (the run is at step {step})")
     if not problems and meta["phases"] != curriculum.past(run.phases, step):
@@ -114,6 +120,11 @@ def check_same_run(run: Run, meta: dict) -> None:
         steps = np.arange(step, dtype=np.float32)
         if not np.array_equal(make_optimizer(saved)[1](steps), run.schedule(steps)):
             problems.append("another learning rate in the steps already made")
+    if problems and branch:
+        raise UserError(
+            f"config.init_from={run.config.init_from!r} has not the past of this run at step {step}: "
+            + "; ".join(problems)
+        )
     if problems:
         raise UserError(
             "the checkpoint is of another run: " + "; ".join(problems) + "; take another --workdir"

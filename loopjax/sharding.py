@@ -13,7 +13,7 @@ import math
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from loopjax.errors import UserError
 
@@ -24,19 +24,33 @@ LOGICAL_AXES = (
 )  # fmt: skip
 
 
-def make_mesh(config_mesh) -> Mesh:
-    """The device mesh; one size may be -1 and takes the devices that are left."""
+def mesh_shape(config_mesh, n_devices: int) -> tuple[int, ...]:
+    """Devices per mesh axis; one size may be -1 and takes the devices that are left."""
     sizes = {axis: config_mesh[axis] for axis in MESH_AXES}
-    n, text = jax.device_count(), ", ".join(f"{k}={v}" for k, v in sizes.items())
+    text = ", ".join(f"{k}={v}" for k, v in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
         raise UserError(f"config.mesh ({text}): sizes are positive, and one of them may be -1")
     if free:
-        sizes[free[0]] = n // fixed
-    if math.prod(sizes.values()) != n:
-        raise UserError(f"config.mesh ({text}) does not multiply to the {n} devices there are")
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+        sizes[free[0]] = n_devices // fixed
+    if math.prod(sizes.values()) != n_devices:
+        raise UserError(
+            f"config.mesh ({text}) does not multiply to the {n_devices} devices there are"
+        )
+    return tuple(sizes.values())
+
+
+def make_mesh(config_mesh) -> Mesh:
+    """The mesh of the devices there are."""
+    shape = mesh_shape(config_mesh, jax.device_count())
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def abstract_mesh(config_mesh, n_devices: int) -> AbstractMesh:
+    """A mesh of devices that need not be there, for shapes and shardings."""
+    shape = mesh_shape(config_mesh, n_devices)
+    return AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def axis_rules(config_mesh) -> tuple[tuple[str, tuple[str, ...] | None], ...]:

@@ -10,6 +10,7 @@ import optax
 
 from loopjax import model, sharding
 from loopjax.depth import DepthPlan
+from loopjax.surgery import on_stack
 
 
 @flax.struct.dataclass
@@ -63,8 +64,10 @@ def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Ar
 def train_step(
     state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int
 ):
-    """One update on a batch of int32 [B, T]; returns the state and
-    {"loss", "grad_norm", "learning_rate"}.
+    """One update on a batch of int32 [B, T]; returns the state and its metrics.
+
+    These are "loss", "grad_norm" (of all, before clipping), "grad_norms" (of each parameter, of
+    stacked ones by layer [U]) and "learning_rate".
 
     The loss is the mean over all targets of the batch. With microbatches the gradients of the
     parts are summed, each divided by the count of the whole batch, which gives the same mean.
@@ -91,9 +94,15 @@ def train_step(
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
+        "grad_norms": jax.tree_util.tree_map_with_path(_norm, grads),
         "learning_rate": schedule(state.step),
     }
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _norm(path, leaf):
+    axes = range(1 if on_stack(path) else 0, leaf.ndim)
+    return jnp.sqrt(jnp.sum(jnp.square(leaf), axis=tuple(axes)))
 
 
 def eval_step(params, batch, *, cfg, plan: DepthPlan):

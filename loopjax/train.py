@@ -5,7 +5,9 @@ config -> plan_run -> [Phase...]; for each phase: (growth) -> compile -> updates
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import os
 import pathlib
 import signal
 import sys
@@ -16,10 +18,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from loopjax import curriculum, flops, surgery
-from loopjax.checkpoint import Checkpoints, versions
+from loopjax.checkpoint import Checkpoints, locate, versions
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
-from loopjax.errors import UserError
+from loopjax.errors import UserError, field
 from loopjax.log import NoLog, RunLog, duration, read_rows, write_json
 from loopjax.run import Run, check_same_directory, check_same_run, on_mesh, plan_run
 from loopjax.step import abstract_state, eval_step, sharded_init, train_step
@@ -36,6 +38,7 @@ def train(config, workdir) -> dict | None:
     with (
         on_mesh(run),
         _stop_on_signal() as stop,
+        _full_disk_told(workdir),
         contextlib.closing(Trainer(run, workdir)) as trainer,
     ):
         for phase in run.phases:
@@ -54,18 +57,22 @@ class Trainer:
         _check_writable(workdir)
         config = run.config
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.keep_last, config.keep_every)
+        self.branched_from = ""
         restored = self.checkpoints.restore_latest(self._accept, report=say)
+        self.saved_step = restored[1]["step"] if restored else None
+        if not restored:
+            check_same_directory(run, workdir)
+            restored = self._branch() if config.init_from else None
         if restored:
             self.state, meta = restored
             self.step, self.seconds_before = meta["step"], meta["wall_clock_s"]
-            say(f"going on from step {self.step} of {workdir}")
+            self.branched_from = self.branched_from or meta["branched_from"]
+            say(f"going on from step {self.step} of {self.branched_from or workdir}")
         else:
-            check_same_directory(run, workdir)
             depth = run.phases[0].plan.n_unique
             abstract = self._abstract(depth)
             self.state = sharded_init(run.cfg, abstract, depth, run.optimizer, config.seed)
             self.step, self.seconds_before = 0, 0.0
-        self.saved_step = self.step if restored else None
         self.begun = self.last_time = time.monotonic()
         if self.writes:
             write_json(workdir / "config.json", config.to_dict())
@@ -85,6 +92,19 @@ class Trainer:
         run = self.run
         check_same_run(run, meta)
         return self._abstract(run.phase_of(meta["step"]).plan.n_unique)
+
+    def _branch(self):
+        """(state, meta) of the checkpoint that `config.init_from` names."""
+        with field("init_from"):
+            directory, step = locate(self.config.init_from)
+        source = Checkpoints(directory, read_only=True)
+        meta = source.meta(step)
+        check_same_run(self.run, meta, branch=True)
+        abstract = self._abstract(self.run.phase_of(step).plan.n_unique)
+        state = source.restore(step, abstract)
+        source.close()
+        self.branched_from = f"{directory}@{step}"
+        return state, meta
 
     def run_phase(self, phase: Phase, stop) -> bool:
         """Runs the updates of a phase that are left; False when it was stopped."""
@@ -154,8 +174,8 @@ class Trainer:
             self.checkpoints.wait()
             steps = self.checkpoints.steps()
             raise UserError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}; stopped. "
-                + (f"The last good checkpoint is of step {steps[-1]}" if steps else "None is saved")
+                f"step {step}: loss {loss}, {_largest(metrics['grad_norms'])}; stopped, "
+                + (f"the last good checkpoint is of step {steps[-1]}" if steps else "none is saved")
             )
         row = {
             "step": step,
@@ -215,6 +235,7 @@ class Trainer:
                 "data": run.stream.fingerprint(self.step),
                 "model": dataclasses.asdict(run.cfg),
                 "config": self.config.to_dict(),
+                "branched_from": self.branched_from,
                 "wall_clock_s": self.seconds(),
                 "versions": versions(),
             },
@@ -267,6 +288,22 @@ class Trainer:
         self.checkpoints.close()
 
 
+def _largest(grad_norms) -> str:
+    """Where the largest gradient is, those that are no number before all others."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(grad_norms)
+    found = []
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        norms = np.asarray(leaf).reshape(-1)
+        worst = int(np.argmax(np.where(np.isnan(norms), np.inf, norms)))
+        layer = f" of layer {worst}" if leaf.ndim else ""
+        found.append((float(norms[worst]), f"{name}{layer}"))
+    if all(np.isnan(norm) for norm, _ in found):
+        return "all gradients nan"
+    norm, name = max(found, key=lambda item: np.inf if np.isnan(item[0]) else item[0])
+    return f"the largest gradient is that of {name} (norm {norm:.3g})"
+
+
 def _check_writable(workdir: pathlib.Path) -> None:
     """Makes the directory; raises UserError when it cannot be written."""
     try:
@@ -275,6 +312,25 @@ def _check_writable(workdir: pathlib.Path) -> None:
         (workdir / ".writable").unlink()
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _full_disk_told(workdir: pathlib.Path):
+    """A full disk, whichever library met it, in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        full = os.strerror(errno.ENOSPC)
+        if full not in str(error) and getattr(error, "errno", None) != errno.ENOSPC:
+            raise
+        saved = sorted(
+            int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()
+        )
+        raise UserError(
+            f"--workdir {workdir}: {full}; "
+            + (f"the last good checkpoint is of step {saved[-1]}" if saved else "nothing is saved")
+            + "; make room and start the same command again"
+        ) from error
 
 
 def _due(step: int, every: int) -> bool:

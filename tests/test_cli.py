@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from loopjax import cli, train_flags
+from loopjax import cli, flags
 from loopjax.errors import UserError
 from loopjax.log import duration, read_rows
 
@@ -157,12 +157,12 @@ def test_a_mistake_is_told_in_one_sentence_with_exit_code_2(
 
 
 def test_flags_override_the_config():
-    argv = [f"--config={TINY}:loop", "--workdir=w", "--config.mixture={'web': 0.7, 'math': 0.3}"]
-    config, values = train_flags.parse(argv)
-    assert (config.depth, values.workdir) == ("4x3", "w")
+    argv = [f"--config={TINY}:loop", "--config.mixture={'web': 0.7, 'math': 0.3}"]
+    config, _ = flags.parse("flops", "", argv)
+    assert config.depth == "4x3"
     assert config.mixture.to_dict() == {"web": 0.7, "math": 0.3}
     with pytest.raises(UserError):
-        train_flags.parse([f"--config={TINY}", "--workdir=w", "--config.model.d_model=1.5"])
+        flags.parse("flops", "", [f"--config={TINY}", "--config.model.d_model=1.5"])
 
 
 def test_prepare_and_train_from_the_command_line(tmp_path, capsys):

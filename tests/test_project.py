@@ -1,22 +1,26 @@
 """Claims that the project makes about itself."""
 
 import ast
+import functools
 import pathlib
 import re
 
 import jax
 import pytest
+from flax.core import meta
 
 from loopjax import config as config_lib
-from loopjax import train_flags
+from loopjax import flags, run, sharding, step
 from loopjax.model import ModelConfig
+from loopjax.optim import make_optimizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "depth", "kernels", "model", "config", "surgery", "flops", "curriculum", "optim",
     "sharding", "step", "data.tokenizers", "data.text", "data.synthetic", "data.pipeline",
-    "data.prepare", "log", "checkpoint", "run", "train", "report", "train_flags", "cli", "__main__",
+    "data.prepare", "log", "checkpoint", "run", "memory", "cost", "train", "report", "flags", "cli",
+    "__main__",
 ]  # fmt: skip
 
 
@@ -58,34 +62,48 @@ def test_the_readme_shows_the_files_that_there_are():
         assert names <= shown, f"the README leaves out {names - shown}"
 
 
+# Every row of Table 1, and the cooldowns of Tables 2 and 3.
+_ROWS = ["baseline", "midas", "lidas"]
+_SMALL = ["standard-4", "loop-4x8", "standard-8", "loop-8x4", "standard-16", "loop-16x2"]
+_LARGE = ["standard-4", "loop-4x6", "standard-12", "loop-12x2", "loop-4-4x4-4"]
+_RETROFITS = ["", ",8-4x2-12", ",12-4x2-8"]
+VARIANTS = {
+    "tiny": ["standard", "loop", "midas", "lidas"],
+    "p_hop": ["1", "1x4", "4"],
+    "smollm": [
+        *(f"360m,{row}" for row in _ROWS + _SMALL),
+        *(f"1.7b,{row}" for row in _ROWS + _LARGE),
+        *(f"360m,{row},{math}" for row in _ROWS for math in ("finemath", "nemotron")),
+        *(f"1.7b,{row},nemotron{plan}" for row in ("baseline", "lidas") for plan in _RETROFITS),
+        "1.7b,loop-4-4x4-4,nemotron",
+        "1.7b,loop-4-4x4-4,nemotron,4-4x5-4",
+    ],
+}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_builds_and_traces_a_step(path):
-    from loopjax import curriculum, step
-    from loopjax.optim import make_optimizer
-
-    module_variants = {"tiny": ["standard", "loop", "midas", "lidas"], "p_hop": ["1", "1x4", "4"]}
-    for variant in module_variants[path.stem]:
-        config, _ = train_flags.parse([f"--config={path}:{variant}", "--workdir=w"])
-        config = config_lib.resolved(config)
-        config_lib.check(config)
-        cfg, phases = config_lib.model_config(config), curriculum.build(config)
-        optimizer, schedule = make_optimizer(config)
-        shape = jax.ShapeDtypeStruct((config.batch_size, config.seq_len), "int32")
+    for variant in VARIANTS[path.stem]:
+        config, _ = flags.parse("train", "", [f"--config={path}:{variant}"])
+        config, phases, cfg = run.outline(config)
+        sharding.axis_rules(config.mesh)
         for phase in (phases[0], phases[-1]):
-            n_layers = phase.plan.n_unique
+            trace_a_step(cfg, phase.plan, config.batch_size, config.seq_len)
 
-            def update(batch, phase=phase, n_layers=n_layers):
-                key = jax.random.key(0)
-                from flax.core import meta
 
-                state = meta.unbox(step.init_state(cfg, n_layers, optimizer, key))
-                args = {"cfg": cfg, "plan": phase.plan, "optimizer": optimizer}
-                args |= {"schedule": schedule, "microbatches": config.microbatches}
-                return step.train_step(state, batch, **args)
+@functools.cache
+def trace_a_step(cfg, plan, batch_size, seq_len):
+    optimizer, schedule = make_optimizer(config_lib.default())
 
-            state, metrics = jax.eval_shape(update, {"inputs": shape, "targets": shape})
-            assert metrics["loss"].shape == ()
-            assert state.params["layers"]["query"].shape[0] == n_layers
+    def update(batch):
+        state = meta.unbox(step.init_state(cfg, plan.n_unique, optimizer, jax.random.key(0)))
+        args = {"optimizer": optimizer, "schedule": schedule, "microbatches": 1}
+        return step.train_step(state, batch, cfg=cfg, plan=plan, **args)
+
+    shape = jax.ShapeDtypeStruct((batch_size, seq_len), "int32")
+    state, metrics = jax.eval_shape(update, {"inputs": shape, "targets": shape})
+    assert metrics["loss"].shape == ()
+    assert state.params["layers"]["query"].shape[0] == plan.n_unique
 
 
 def test_every_field_of_the_architecture_is_a_config_field():

@@ -26,6 +26,8 @@ def one_step(config):
         step = jax.jit(lambda state, batch: step_lib.train_step(state, batch, **args))
         lowered = step.lower(state, batch)
         state, metrics = step(state, batch)
+    norms = jax.tree.leaves(metrics.pop("grad_norms"))
+    metrics["norm_of_norms"] = np.sqrt(sum(np.square(norm).sum() for norm in norms))
     return state, jax.tree.map(float, metrics), lowered
 
 
@@ -33,6 +35,7 @@ def assert_same_step(a, b):
     """Equal to float32 rounding; gradients through Adam's first moment, which is linear in them."""
     (state_a, metrics_a, _), (state_b, metrics_b, _) = a, b
     assert metrics_a == pytest.approx(metrics_b, rel=1e-5)
+    assert metrics_a["norm_of_norms"] == pytest.approx(metrics_a["grad_norm"], rel=1e-5)
     moments = [s.opt_state[1][0].mu for s in (state_a, state_b)]
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moments[0]))
     jax.tree.map(

@@ -14,7 +14,7 @@ from loopjax import step as step_lib
 from loopjax.errors import UserError
 from loopjax.log import read_rows
 from loopjax.run import plan_run
-from loopjax.train import train
+from loopjax.train import _largest, train
 
 
 def rows_of(workdir):
@@ -221,29 +221,55 @@ def test_a_config_that_contradicts_the_checkpoint_is_refused(
     assert rows_of(tmp_path / "run") == rows_of(whole)
 
 
-def test_another_future_is_no_contradiction(finished, tiny_config, tmp_path):
+def test_a_branch_has_the_past_of_its_source_and_another_future(finished, tiny_config, tmp_path):
     """From a checkpoint before the cooldown: another cooldown, with another plan and other data."""
     whole, _ = finished
-    shutil.copytree(whole, tmp_path / "run")
-    for step in range(9, 13):
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step), ignore_errors=True)
+    tiny_config.init_from = f"{whole}@8"
     tiny_config.cooldown.depth = "1-1x3-1"
     tiny_config.cooldown.mixture = {"p_hop_2": 1.0}
     tiny_config.checkpoint_every, tiny_config.mesh.fsdp = 3, 2
     result = train(tiny_config, tmp_path / "run")
-    assert (result["plan"], result["unique_layers"], result["effective_layers"]) == (
-        "1-1x3-1",
-        3,
-        5,
-    )
-    assert [row["plan"] for row in rows_of(tmp_path / "run")[8:]] == ["3", *["1-1x3-1"] * 3]
+    assert (result["plan"], result["effective_layers"]) == ("1-1x3-1", 5)
+    rows = rows_of(tmp_path / "run")
+    assert [(row["step"], row["plan"]) for row in rows] == [
+        (9, "3"), (10, "1-1x3-1"), (11, "1-1x3-1"), (12, "1-1x3-1"),
+    ]  # fmt: skip
+    assert rows[0]["loss"] == pytest.approx(rows_of(whole)[8]["loss"], rel=1e-5)
     _, meta = checkpoint.load_params(tmp_path / "run")
-    assert [event["operator"] for event in meta["lineage"]] == [
-        "init",
-        "lidas",
-        "lidas",
-        "retrofit",
-    ]
+    assert meta["branched_from"] == f"{whole / 'checkpoints'}@8"
+    operators = [event["operator"] for event in meta["lineage"]]
+    assert operators == ["init", "lidas", "lidas", "retrofit"]
+    # It goes on by itself, even where its source is gone; from another source it is another run.
+    tiny_config.init_from = f"{whole}@6"
+    with pytest.raises(UserError, match="the checkpoint is of another run: config.init_from="):
+        train(tiny_config, tmp_path / "run")
+
+
+def test_a_branch_with_the_same_future_is_the_run_it_came_from(finished, tiny_config, tmp_path):
+    whole, _ = finished
+    tiny_config.init_from = f"{whole}@6"
+    train(tiny_config, tmp_path / "run")
+    assert rows_of(tmp_path / "run") == rows_of(whole)[6:]
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "says"),
+    [
+        ("@7", {}, "has no checkpoint at step 7; there are 2, 4, 6, 8, 10, 12"),
+        ("/nothing", {}, "nothing is not a directory of checkpoints"),
+        ("@12", {"cooldown.depth": "1-2x2"}, "has not the past of this run at step 12"),
+        ("@8", {"model.d_model": 32}, "config.model.d_model=32 (the run has 16)"),
+        ("@8", {"learning_rate": 1e-3}, "config.learning_rate=0.001 (the run has 0.01)"),
+    ],
+)
+def test_a_branch_from_what_is_not_its_past_is_refused(
+    finished, tiny_config, tmp_path, source, change, says
+):
+    tiny_config.init_from = f"{finished[0]}{source}"
+    tiny_config.update_from_flattened_dict(change)
+    with pytest.raises(UserError) as error:
+        train(tiny_config, tmp_path / "run")
+    assert says in str(error.value)
 
 
 def test_a_checkpoint_is_read_without_its_config(finished):
@@ -325,16 +351,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     real = step_lib.train_step
 
     def poisoned(state, batch, **kwargs):
-        state, metrics = real(state, batch, **kwargs)
-        bad = state.step >= 8
-        poison = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), state.params)
-        metrics["loss"] = jnp.where(bad, jnp.nan, metrics["loss"])
-        return dataclasses.replace(state, params=poison), metrics
+        """From update 8 on the third layer's way up is far too large."""
+        up = state.params["layers"]["up"]
+        bad = jnp.where(state.step >= 7, jnp.inf, 1.0)
+        layers = {**state.params["layers"], "up": up.at[-1].multiply(bad)}
+        state = dataclasses.replace(state, params={**state.params, "layers": layers})
+        return real(state, batch, **kwargs)
 
     monkeypatch.setattr("loopjax.train.train_step", poisoned)
-    with pytest.raises(UserError, match=r"step 8: loss nan.*last good checkpoint is of step 6"):
+    with pytest.raises(UserError) as error:
         train(tiny_config, tmp_path)
+    assert str(error.value) == (
+        "step 8: loss nan, all gradients nan; stopped, the last good checkpoint is of step 6"
+    )
     assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, 8))
+    assert checkpoint.load_params(tmp_path)[1]["step"] == 6
+
+
+def test_the_largest_gradient_is_named_with_its_layer():
+    norms = {"embed": jnp.array(3.0), "layers": {"up": jnp.array([1.0, 5.0]), "key": jnp.ones(2)}}
+    assert _largest(norms) == "the largest gradient is that of layers/up of layer 1 (norm 5)"
+    norms["layers"]["key"] = jnp.array([jnp.nan, 1.0])
+    assert _largest(norms) == "the largest gradient is that of layers/key of layer 0 (norm nan)"
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tiny_config, tmp_path, monkeypatch):
+    real = checkpoint.Checkpoints.save
+
+    def save(self, step, *args):
+        if step == 6:
+            raise ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [28]")
+        real(self, step, *args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    with pytest.raises(UserError) as error:
+        train(tiny_config, tmp_path)
+    assert str(error.value) == (
+        f"--workdir {tmp_path}: No space left on device; the last good checkpoint is of step 4; "
+        "make room and start the same command again"
+    )
+    monkeypatch.undo()
+    assert train(tiny_config, tmp_path)["steps"] == 12
 
 
 @pytest.mark.parametrize(

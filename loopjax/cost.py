@@ -1,0 +1,249 @@
+"""What a run will cost, before it is started: `loopjax flops` and `loopjax plan`.
+
+Nothing is allocated or compiled, and no data is opened; the devices need not be there.
+"""
+
+import dataclasses
+import math
+
+import jax
+
+from loopjax import flops, kernels, memory, run, sharding
+from loopjax.depth import DepthPlan
+from loopjax.optim import make_optimizer
+from loopjax.step import abstract_state
+
+UNITS = {"GB": 10**9, "GiB": 2**30, "TB": 10**12, "MB": 10**6, "MiB": 2**20}
+
+
+def flops_of(config) -> dict:
+    """Parameters and FLOPs of a config's curriculum, beside the standard model's.
+
+    The standard model has as many layers as `config.depth` executes, each its own, trained at
+    full depth for all steps. Keys are those of `loopjax flops --json`; FLOPs by the formula of
+    `flops.training_flops_per_token`.
+    """
+    config, phases, cfg = run.outline(config)
+    plan, standard = phases[-1].plan, standard_plan(config)
+    rows = [
+        {
+            "start": phase.start,
+            "stop": phase.stop,
+            "plan": str(phase.plan),
+            "operator": phase.operator,
+            "params_unique": flops.count_params(cfg, phase.plan.n_unique),
+            "training_flops_per_step": flops.training_flops(cfg, phase.plan, config),
+        }
+        for phase in phases
+    ]
+    total = sum((row["stop"] - row["start"]) * row["training_flops_per_step"] for row in rows)
+    alone = config.steps * flops.training_flops(cfg, standard, config)
+    return {
+        "plan": str(plan),
+        "params_unique": flops.count_params(cfg, plan.n_unique),
+        "params_effective": flops.count_params(cfg, plan.n_effective),
+        "inference_flops_per_token": flops.training_flops_per_token(cfg, plan, config.seq_len) // 3,
+        "steps": config.steps,
+        "tokens": config.steps * config.batch_size * config.seq_len,
+        "training_flops": total,
+        "training_pflops": total / 1e15,
+        "phases": rows,
+        "standard": {
+            "plan": str(standard),
+            "params_unique": flops.count_params(cfg, standard.n_unique),
+            "training_flops": alone,
+            "training_pflops": alone / 1e15,
+        },
+        "training_flops_ratio": total / alone,
+    }
+
+
+def standard_plan(config) -> DepthPlan:
+    """The plan of the standard model that a config is measured against."""
+    return DepthPlan.of([(DepthPlan.parse(config.depth).n_effective, 1)])
+
+
+def flops_text(cost: dict) -> str:
+    """The table of `loopjax flops`."""
+    head = ["steps", "plan", "by", "parameters", "GFLOPs/token", "PFLOPs"]
+    per_step = cost["tokens"] // cost["steps"]
+    rows = [
+        [
+            f"{row['start']:,}..{row['stop']:,}",
+            row["plan"],
+            row["operator"],
+            f"{row['params_unique']:,}",
+            f"{row['training_flops_per_step'] / per_step / 1e9:,.3f}",
+            f"{(row['stop'] - row['start']) * row['training_flops_per_step'] / 1e15:,.3f}",
+        ]
+        for row in cost["phases"]
+    ]
+    standard = cost["standard"]
+    lines = [
+        *table([head, *rows], left=3),
+        "",
+        f"training      {cost['training_pflops']:,.3f} PFLOPs over {cost['tokens']:,} tokens",
+        f"inference     {cost['inference_flops_per_token'] / 1e9:,.3f} GFLOPs per token",
+        f"parameters    {cost['params_unique']:,} unique, {cost['params_effective']:,} executed",
+        f"standard {standard['plan']:<4} {standard['training_pflops']:,.3f} PFLOPs, "
+        f"{standard['params_unique']:,} parameters: this run takes "
+        f"{cost['training_flops_ratio']:.2%} of the FLOPs and "
+        f"{cost['params_unique'] / standard['params_unique']:.2%} of the parameters",
+    ]
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Devices to plan for.
+
+    Attributes:
+      devices: how many.
+      memory: bytes of each; 0 where that is not asked.
+      peak_flops: FLOP/s of each.
+      mfu: the share of it that training is taken to reach.
+      platform: "gpu", "tpu" or "cpu": attention is implemented differently.
+    """
+
+    devices: int
+    memory: int
+    peak_flops: float
+    mfu: float
+    platform: str
+
+
+def plan_of(config, machine: Machine) -> dict:
+    """Sharding, bytes per device and time of a config on a machine, phase by phase."""
+    config, phases, cfg = run.outline(config)
+    mesh = sharding.abstract_mesh(config.mesh, machine.devices)
+    rules, optimizer = sharding.axis_rules(config.mesh), make_optimizer(config)[0]
+    sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
+    speed = machine.devices * machine.peak_flops * machine.mfu
+
+    def size_of(plan: DepthPlan, microbatches: int) -> memory.StepMemory:
+        shape = config.batch_size // microbatches, config.seq_len
+        with kernels.traced_for(machine.platform):
+            return memory.step_memory(cfg, plan, shape, microbatches, optimizer, mesh, rules)
+
+    def cost(plan: DepthPlan, steps: int) -> dict:
+        size = size_of(plan, config.microbatches)
+        seconds = flops.training_flops(cfg, plan, config) / speed
+        row = {"plan": str(plan), "steps": steps, **dataclasses.asdict(size)}
+        return {**row, "step_s": seconds, "hours": steps * seconds / 3600}
+
+    rows = [{"start": p.start, **cost(p.plan, p.stop - p.start)} for p in phases]
+    largest = max(rows, key=lambda row: row["peak"])
+    params = abstract_state(cfg, phases[-1].plan.n_unique, optimizer, mesh, rules).params
+    batch_devices = math.prod(mesh.shape[axis] for axis in dict(rules)["batch"] or ())
+    return {
+        **dataclasses.asdict(machine),
+        "mesh": dict(mesh.shape),
+        "sequences_per_device": config.batch_size // batch_devices,
+        "seq_len": config.seq_len,
+        "microbatches": config.microbatches,
+        "remat": cfg.remat,
+        "shardings": [_sharding(path, leaf) for path, leaf in jax.tree.leaves_with_path(params)],
+        "phases": rows,
+        "peak": largest["peak"],
+        "microbatches_that_fit": machine.memory
+        and next(
+            (
+                m
+                for m in _finer(config.microbatches, config.batch_size // batch_devices)
+                if size_of(DepthPlan.parse(largest["plan"]), m).peak <= machine.memory
+            ),
+            None,
+        ),
+        "hours": sum(row["hours"] for row in rows),
+        "tokens": config.steps * config.batch_size * config.seq_len,
+        "standard": cost(standard_plan(config), config.steps),
+    }
+
+
+def _finer(microbatches: int, sequences: int):
+    """Microbatches as given, doubled, ... as long as each device keeps whole sequences."""
+    while sequences % microbatches == 0:
+        yield microbatches
+        microbatches *= 2
+
+
+def _sharding(path, leaf) -> dict:
+    spec = [list(axes) if isinstance(axes, tuple) else axes for axes in leaf.sharding.spec]
+    return {
+        "path": jax.tree_util.keystr(path, simple=True, separator="/"),
+        "shape": list(leaf.shape),
+        "dtype": leaf.dtype.name,
+        "axes": spec + [None] * (len(leaf.shape) - len(spec)),
+        "shape_per_device": list(leaf.sharding.shard_shape(leaf.shape)),
+    }
+
+
+def plan_text(plan: dict) -> str:
+    """The tables of `loopjax plan`."""
+    mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
+    lines = [
+        f"{plan['devices']} devices ({mesh}); each step {plan['sequences_per_device']} sequences of "
+        f"{plan['seq_len']:,} tokens a device, in {plan['microbatches']} part(s), "
+        f"remat={plan['remat']}",
+        "",
+    ]
+    rows = [["parameter", "dtype", "shape", "axes", "a device"]]
+    for leaf in plan["shardings"]:
+        axes = ", ".join("+".join(a) if isinstance(a, list) else a or "-" for a in leaf["axes"])
+        shapes = (" x ".join(map(str, leaf[key])) for key in ("shape", "shape_per_device"))
+        shape, per_device = shapes
+        rows.append([leaf["path"], leaf["dtype"], shape, axes, per_device])
+    lines += [*table(rows, left=5), "", "bytes on each device, in GB:"]
+    parts = ("parameters", "optimizer", "gradients", "activations", "peak")
+    rows = [["from step", "plan", *parts, "s/step", "hours"]]
+    for row in [*plan["phases"], {**plan["standard"], "start": "standard"}]:
+        start = row["start"] if isinstance(row["start"], str) else f"{row['start']:,}"
+        sizes = [f"{row[part] / 1e9:.3g}" for part in parts]
+        rows.append([start, row["plan"], *sizes, f"{row['step_s']:.3g}", f"{row['hours']:.3g}"])
+    lines += table(rows, left=2)
+    standard = plan["standard"]
+    lines += [
+        "",
+        f"{plan['hours']:.3g} hours for {plan['tokens']:,} tokens, at {plan['mfu']:.0%} of "
+        f"{plan['peak_flops'] / 1e12:g} TFLOP/s a device: {plan['hours'] / standard['hours']:.1%} "
+        f"of the standard model's time, {plan['peak'] / standard['peak']:.1%} of its memory",
+    ]
+    if plan["memory"]:
+        of = f"the peak is {plan['peak'] / 1e9:.3g} GB of {plan['memory'] / 1e9:.3g} GB"
+        fits = plan["peak"] <= plan["memory"]
+        lines.append(f"fits: {of}" if fits else f"does NOT fit: {of}; {_more_room(plan)}")
+    return "\n".join(lines)
+
+
+def _more_room(plan: dict) -> str:
+    """What there is to try."""
+    if plan["microbatches_that_fit"]:
+        return f"config.microbatches={plan['microbatches_that_fit']} fits"
+    ways = ["config.model.remat=full"] if plan["remat"] != "full" else []
+    ways += ["more of config.mesh.fsdp"] if plan["mesh"]["data"] > 1 else []
+    return "no number of microbatches does; try " + ", ".join([*ways, "more devices"])
+
+
+def table(rows: list[list[str]], left: int = 1) -> list[str]:
+    """Rows of cells as lines; the first `left` columns are flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def parse_bytes(text: str) -> int:
+    """ "80GB" -> 80e9, "16GiB" -> 2^34; raises ValueError."""
+    unit = next((unit for unit in UNITS if text.endswith(unit)), "")
+    number = text.removesuffix(unit) if unit else ""
+    try:
+        size = int(float(number) * UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ValueError(f"{text!r} is no size like 80GB; units are {', '.join(UNITS)}")
+    return size

@@ -1,0 +1,77 @@
+"""Command lines with a config: --config=FILE[:VARIANT] [--config.key=value ...] and flags.
+
+The keys, and what they mean, are in loopjax/config.py.
+"""
+
+import re
+
+from absl import flags
+from ml_collections import config_flags
+
+from loopjax import config as config_lib
+from loopjax.errors import UserError
+
+
+def parse(verb: str, text: str, argv: list[str], define=lambda values: None, required=()):
+    """(config, flags) of a command line; raises UserError in one sentence.
+
+    Args:
+      verb, text: name of the command, and its help.
+      define: defines the flags of the verb on an `absl.flags.FlagValues`.
+      required: names of those that must be given, beside --config.
+    """
+    values = flags.FlagValues()
+    argv = [f"loopjax {verb}", *argv]
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="a file of configs/, with a variant behind a colon",
+        flag_values=values,
+        sys_argv=argv,
+        lock_config=True,
+    )
+    define(values)
+    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
+        print(text, *map(values.module_help, values.flags_by_module_dict()), sep="\n")
+        raise SystemExit(0)
+    usage = "write " + " ".join(f"--{name}={_EXAMPLES[name]}" for name in ("config", *required))
+    try:
+        rest = values(argv)[1:]
+        config = values.config
+        if config is not None:
+            config.to_dict()  # a file that failed to load says so only when it is used
+    except (AttributeError, KeyError, flags.Error, OSError, TypeError, ValueError) as error:
+        raise UserError(_explain(argv, error)) from None
+    if rest:
+        raise UserError(f"{rest[0]!r} is not a flag; {usage}")
+    for name in ("config", *required):
+        if values[name].value is None:
+            raise UserError(f"--{name} is missing; {usage}")
+    return config, values
+
+
+_EXAMPLES = {"config": "FILE", "workdir": "DIR"}
+
+
+def _explain(argv, error) -> str:
+    """One sentence for what absl and ml_collections raise."""
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    text = " ".join(str(error).split())
+    if "Traceback" in text:  # an error of the config file itself: its last line says what
+        return f"--config={path}: " + str(error).strip().splitlines()[-1]
+    if isinstance(error, OSError) and path:
+        reason = re.search(r"\[Errno \d+\] ([^:']+)", text)
+        return f"--config={path} cannot be loaded: {reason[1] if reason else text}"
+    if path and isinstance(error, AttributeError | KeyError):
+        for arg in argv:
+            match = re.match(r"--config\.([\w.]+)", arg)
+            if match and not _exists(config_lib.default(), match[1]):
+                return config_lib.unknown_field(config_lib.default(), match[1])
+    return text
+
+
+def _exists(config, name: str) -> bool:
+    for part in name.split("."):
+        if not hasattr(config, "keys") or part not in config:
+            return False
+        config = config[part]
+    return True

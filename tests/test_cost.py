@@ -1,0 +1,175 @@
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import pytest
+
+from loopjax import cli, cost, kernels, memory, run, sharding, step
+from loopjax.depth import DepthPlan
+from loopjax.flags import parse
+from loopjax.optim import make_optimizer
+
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+SMOLLM = str(CONFIGS / "smollm.py")
+
+
+def load(variant, *flags):
+    return parse("flops", "", [f"--config={SMOLLM}:{variant}", *flags])[0]
+
+
+# --- FLOPs -------------------------------------------------------------------------------------
+
+
+def test_the_flops_are_those_of_table_7():
+    standard, grown = (cost.flops_of(load(f"1.7b,{row}")) for row in ("baseline", "lidas"))
+    assert round(standard["training_pflops"], 3) == 4813222.102
+    assert grown["training_pflops"] == pytest.approx(3736608.182, rel=1e-4)
+    assert 1 / grown["training_flops_ratio"] == pytest.approx(1.288, abs=5e-4)
+    small = cost.flops_of(load("360m,midas"))
+    assert 1 / small["training_flops_ratio"] == pytest.approx(1.289, abs=5e-4)
+
+
+def test_a_loop_costs_the_flops_of_its_effective_depth_and_the_parameters_of_its_layers():
+    loop, short = (cost.flops_of(load(f"1.7b,{row}")) for row in ("loop-4x6", "standard-4"))
+    assert loop["training_flops_ratio"] == 1.0 == short["training_flops_ratio"]
+    assert loop["params_unique"] == short["params_unique"]
+    assert loop["params_effective"] == loop["standard"]["params_unique"] > 4 * loop["params_unique"]
+    assert loop["inference_flops_per_token"] > 4 * short["inference_flops_per_token"]
+
+
+def test_a_retrofit_is_counted_at_its_own_depth_from_the_cooldown_on():
+    plain, looped = (
+        cost.flops_of(load(f"1.7b,lidas,nemotron{plan}")) for plan in ("", ",8-4x2-12")
+    )
+    assert [row["plan"] for row in looped["phases"]] == [
+        "4",
+        "8",
+        "12",
+        "16",
+        "20",
+        "24",
+        "8-4x2-12",
+    ]
+    per_step = [c["phases"][-1]["training_flops_per_step"] for c in (plain, looped)]
+    extra = 30_000 * (per_step[1] - per_step[0])
+    assert looped["training_flops"] - plain["training_flops"] == extra > 0
+
+
+def test_flops_on_the_command_line(capsys):
+    assert cli.main(["flops", f"--config={SMOLLM}:1.7b,lidas", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert {"params_unique", "params_effective", "inference_flops_per_token", "training_flops",
+            "training_pflops", "phases"} <= set(out)  # fmt: skip
+    assert cli.main(["flops", f"--config={SMOLLM}:1.7b,lidas"]) == 0
+    text = capsys.readouterr().out
+    assert "8,095..24,286" in text and "77.63% of the FLOPs and 100.00% of the parameters" in text
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+SMALL = {"vocab_size": 1024, "d_model": 128, "d_ff": 512, "n_heads": 4, "n_kv_heads": 4}
+
+
+def compiled_bytes(config) -> int:
+    """State and temporaries of one update on each device, as XLA reports them."""
+    config, phases, cfg = run.outline(config)
+    mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
+    optimizer, schedule = make_optimizer(config)
+    plan = phases[-1].plan
+    import flax.linen as nn
+
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        state = step.abstract_state(cfg, plan.n_unique, optimizer, mesh, rules)
+        placed = sharding.batch_sharding(mesh, rules)
+        shape = (config.batch_size, config.seq_len)
+        tokens = jax.ShapeDtypeStruct(shape, "int32", sharding=placed)
+        fn = functools.partial(
+            step.train_step,
+            cfg=cfg,
+            plan=plan,
+            optimizer=optimizer,
+            schedule=schedule,
+            microbatches=config.microbatches,
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        jitted = jax.jit(fn, donate_argnums=0, out_shardings=(shardings, None))
+        # Buffers are assigned after optimisation, which the other tests switch off.
+        options = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
+        lowered = jitted.lower(state, {"inputs": tokens, "targets": tokens})
+        sizes = lowered.compile(compiler_options=options).memory_analysis()
+    return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("depth", "mesh", "settings", "model"),
+    [
+        ("8", {"data": 1, "fsdp": 8}, {}, {}),
+        ("8", {"data": 2, "fsdp": 2, "tensor": 2}, {}, {"remat": "none", "n_kv_heads": 2}),
+        ("2-2x3-2", {"data": 8}, {"microbatches": 2}, {"remat": "dots", "vocab_size": 4096}),
+    ],
+)
+def test_the_memory_estimate_is_within_15_percent_of_what_xla_reports(depth, mesh, settings, model):
+    config = load("1.7b,baseline", "--config.warmup_steps=2")
+    config.mesh.update(mesh)
+    config.model.update(SMALL | {"dtype": "float32", "remat": "full"} | model)
+    config.update({"depth": depth, "batch_size": 32, "seq_len": 256} | settings)
+    plan = cost.plan_of(config, cost.Machine(8, 0, 1e12, 0.4, "cpu"))
+    assert plan["peak"] == pytest.approx(compiled_bytes(config), rel=0.15)
+
+
+@pytest.mark.parametrize("plan", ["5", "2x3"])
+def test_what_is_saved_grows_by_the_same_for_every_layer_executed(plan):
+    config = load("1.7b,baseline", "--config.warmup_steps=2")
+    cfg = dataclasses.replace(run.outline(config)[2], **SMALL)
+    outside, per_layer = memory.saved_bytes(cfg, (2, 64), "gpu")
+    with kernels.traced_for("gpu"):
+        whole = memory._saved(cfg, DepthPlan.parse(plan), (2, 64))
+    n = DepthPlan.parse(plan).n_effective
+    assert whole == pytest.approx(outside + n * per_layer, rel=0.01)
+
+
+def test_what_the_plan_says_of_each_parameter_is_what_the_run_does():
+    flags = ["--config.mesh.fsdp=2", "--config.mesh.tensor=4", "--config.depth=4-4x4-4"]
+    config = load("1.7b,baseline", *flags)
+    plan = cost.plan_of(config, cost.Machine(8, 80 * 10**9, 990e12, 0.4, "gpu"))
+    config, _, cfg = run.outline(config)
+    mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
+    real = step.abstract_state(cfg, 12, make_optimizer(config)[0], mesh, rules).params
+    for leaf, row in zip(jax.tree.leaves(real), plan["shardings"], strict=True):
+        assert list(leaf.sharding.shard_shape(leaf.shape)) == row["shape_per_device"]
+    assert plan["phases"][0]["parameters"] == memory.shard_bytes(real)
+
+
+@pytest.mark.parametrize("devices", [8, 256])
+def test_time_is_flops_over_what_the_devices_reach(devices):
+    config = load("1.7b,lidas")
+    plan = cost.plan_of(config, cost.Machine(devices, 0, 990e12, 0.4, "gpu"))
+    seconds = cost.flops_of(config)["training_flops"] / (devices * 990e12 * 0.4)
+    assert plan["hours"] == pytest.approx(seconds / 3600)
+    assert plan["hours"] / plan["standard"]["hours"] == pytest.approx(0.7763, abs=1e-4)
+
+
+def test_the_plan_names_the_microbatches_that_fit(capsys):
+    command = ["plan", f"--config={SMOLLM}:1.7b,standard-4", "--devices=8", "--memory=40GB"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "does NOT fit" in out
+    number = out.rpartition("config.microbatches=")[2].split()[0]
+    assert cli.main([*command, f"--config.microbatches={number}"]) == 0
+    assert "\nfits: the peak is" in capsys.readouterr().out
+    half = int(number) // 2
+    assert cli.main([*command, f"--config.microbatches={half}"]) == 0
+    assert "does NOT fit" in capsys.readouterr().out
+
+
+def test_sizes_are_read_with_their_unit():
+    assert [cost.parse_bytes(t) for t in ("80GB", "1.5TB", "2GiB")] == [
+        80 * 10**9,
+        15 * 10**11,
+        2**31,
+    ]
+    for text in ("80", "GB", "-1GB", "nanGB"):
+        with pytest.raises(ValueError, match="is no size like 80GB"):
+            cost.parse_bytes(text)
