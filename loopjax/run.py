@@ -20,8 +20,10 @@ from loopjax import config as config_lib
 from loopjax import curriculum, flops, model, sharding
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
+from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.optim import make_optimizer
+from loopjax.step import train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,19 @@ class Run:
     def phase_of(self, step: int) -> Phase:
         """The phase that made the state after `step` updates."""
         return next(p for p in reversed(self.phases) if p.start < max(step, 1))
+
+    def jitted_update(self, plan: DepthPlan, state):
+        """`train_step` of a plan, jitted for a state (or its shapes) that it uses up."""
+        update = functools.partial(
+            train_step,
+            cfg=self.cfg,
+            plan=plan,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            microbatches=self.config.microbatches,
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
     def to_device(self, local_batch: dict) -> dict:
         size = self.config.batch_size

@@ -24,7 +24,7 @@ from loopjax.data import pipeline
 from loopjax.errors import UserError, field
 from loopjax.log import NoLog, RunLog, duration, read_rows, write_json
 from loopjax.run import Run, check_same_directory, check_same_run, on_mesh, plan_run
-from loopjax.step import abstract_state, eval_step, sharded_init, train_step
+from loopjax.step import abstract_state, eval_step, sharded_init
 
 
 def train(config, workdir) -> dict | None:
@@ -146,17 +146,7 @@ class Trainer:
         if phase.plan == self.plan:
             return None
         run, begun = self.run, time.monotonic()
-        fn = functools.partial(
-            train_step,
-            cfg=run.cfg,
-            plan=phase.plan,
-            optimizer=run.optimizer,
-            schedule=run.schedule,
-            microbatches=self.config.microbatches,
-        )
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        jitted = jax.jit(fn, donate_argnums=0, out_shardings=(shardings, None))
-        self.update = jitted.lower(self.state, batch).compile()
+        self.update = run.jitted_update(phase.plan, self.state).lower(self.state, batch).compile()
         self.plan = phase.plan
         seconds = time.monotonic() - begun
         n = flops.count_params(run.cfg, phase.plan.n_unique)

@@ -358,7 +358,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         state = dataclasses.replace(state, params={**state.params, "layers": layers})
         return real(state, batch, **kwargs)
 
-    monkeypatch.setattr("loopjax.train.train_step", poisoned)
+    monkeypatch.setattr("loopjax.run.train_step", poisoned)
     with pytest.raises(UserError) as error:
         train(tiny_config, tmp_path)
     assert str(error.value) == (
