@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import re
 import sys
 
 from loopjax.errors import UserError
@@ -11,7 +12,8 @@ VERBS = {
     "train": "train a model, or go on with a run that was stopped",
     "flops": "parameters and FLOPs of a config",
     "plan": "sharding, memory and time of a config on devices that need not be there",
-    "prepare": "turn text files into token shards",
+    "prepare": "turn text into token shards",
+    "data": "show what was prepared",
     "report": "compare runs in one HTML page",
 }
 
@@ -115,33 +117,106 @@ def _parser(verb: str, text: str) -> argparse.ArgumentParser:
     )
 
 
+def _prepare_parser() -> argparse.ArgumentParser:
+    from loopjax.data import prepare, recipes
+
+    parser = _parser("prepare", prepare.__doc__)
+    parser.argument_default = argparse.SUPPRESS  # what is not given is left to `prepare`
+
+    def add(flag, help, **kwargs):
+        parser.add_argument(flag, help=help, **kwargs)
+
+    add("--output", "a new directory, or that of an unfinished job", metavar="DIR", required=True)
+    add(
+        "--input", ".jsonl, .parquet, text files (.gz, .zst), or directories of such",
+        dest="inputs", nargs="+", metavar="PATH",
+    )  # fmt: skip
+    add("--dataset", "instead: a Hugging Face dataset, or a directory of one", metavar="ID|DIR")
+    add("--subset", "of the dataset", metavar="NAME")
+    add("--split", "of the dataset (default train)", metavar="NAME")
+    add("--revision", "of the dataset on the hub (default the newest)", metavar="COMMIT")
+    names = ", ".join(recipes.RECIPES)
+    add("--recipe", f"instead: a corpus by name ({names}), a folder a source", metavar="NAME")
+    add("--only", "some of the sources of the recipe", nargs="+", metavar="SOURCE")
+    add(
+        "--tokenizer", "bytes (default), a tokenizer.json, its directory, a repository of the hub",
+        metavar="bytes|PATH|ID",
+    )  # fmt: skip
+    add("--eos", "end of document, if not what the tokenizer's files name", metavar="TOKEN")
+    add("--text-key", "the field or column of the text (default text)", metavar="NAME")
+    add("--text-url", "fetch the texts, gzipped, from PREFIX + that field", metavar="PREFIX")
+    add("--heldout", "fraction held out, by hash (default 0.01)", type=float, metavar="F")
+    add(
+        "--heldout-input", "files that are the held-out split instead",
+        dest="heldout_inputs", nargs="+", metavar="PATH",
+    )  # fmt: skip
+    add("--shard-size", "of the input of a shard (default 256MB)", type=_size, metavar="SIZE")
+    add(
+        "--pieces", "only the first N shards, to try a large corpus",
+        dest="first_pieces", type=int, metavar="N",
+    )  # fmt: skip
+    add("--processes", "that work at a time (default 1)", type=int, metavar="N")
+    return parser
+
+
 def _prepare(argv: list[str]) -> int:
     from loopjax.data import prepare
 
-    parser = _parser("prepare", prepare.__doc__)
-    add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="FILE", help=".jsonl or text files; .gz too")
-    add("--output", required=True, metavar="DIR", help="a new directory")
-    add("--tokenizer", default="bytes", metavar="bytes|FILE", help="bytes, or a tokenizer.json")
-    add("--heldout", type=float, default=0.01, help="fraction held out, by hash (default 0.01)")
-    add("--heldout-input", nargs="+", default=(), metavar="FILE", help="the held-out files instead")
-    add("--text-key", default="text", help="the field of JSON lines (default text)")
-    add("--eos", metavar="TOKEN", help="the end-of-document token of the tokenizer")
-    args = parser.parse_args(argv)
-    manifest = prepare.prepare(
-        args.input,
-        args.output,
-        args.tokenizer,
-        heldout=args.heldout,
-        heldout_inputs=args.heldout_input,
-        text_key=args.text_key,
-        eos=args.eos,
-    )
+    options = vars(_prepare_parser().parse_args(argv))
+    if "recipe" in options:
+        return _prepare_recipe(**options)
+    for flag in ("only", "subset", "split", "revision"):
+        needed = "recipe" if flag == "only" else "dataset"
+        if flag in options and needed not in options:
+            raise UserError(f"--{flag} goes with --{needed}")
+    manifest = prepare.prepare(options.pop("inputs", ()), options.pop("output"), **options)
     for split, counts in manifest["splits"].items():
         print(
             f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
             f"{len(counts['shards'])} shard(s)"
         )
+    return 0
+
+
+def _prepare_recipe(recipe: str, output: str, only=(), **options) -> int:
+    from loopjax.data import prepare
+
+    free = {"heldout", "heldout_inputs", "first_pieces", "processes"}
+    for key in options:
+        if key not in free:
+            flag = {"inputs": "input"}.get(key, key.replace("_", "-"))
+            raise UserError(f"--{flag} does not go with --recipe, which settles it")
+    mixtures = prepare.prepare_recipe(recipe, output, only, **options)
+    print("train with")
+    for field, mixture in mixtures:
+        print(f"  --config.data_dir={output} --{field}='{json.dumps(mixture)}'")
+    return 0
+
+
+def _size(text: str) -> int:
+    """ "64MB" -> 64,000,000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)B?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 256MB, say")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
+
+
+def _data(argv: list[str]) -> int:
+    from loopjax.data import show
+
+    parser = _parser("data", show.__doc__)
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="made by loopjax prepare, or a folder of such")
+    add("--split", choices=show.SPLITS, default="train", help="of the samples (default train)")
+    add("--samples", type=int, default=3, metavar="N", help="decoded per source (default 3)")
+    add("--seed", type=int, default=0, help="that draws them (default 0)")
+    add("--verify", action="store_true", help="hash every shard and name those that differ")
+    add("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    shown = show.look(args.directory, args.split, args.samples, args.seed)
+    print(json.dumps(shown, indent=1) if args.json else show.as_text(shown))
+    if args.verify:
+        show.verify(args.directory)
     return 0
 
 

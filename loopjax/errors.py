@@ -16,3 +16,9 @@ def field(name: str):
         raise
     except ValueError as error:
         raise UserError(f"config.{name}: {error}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What a library says of an error, as far as it fits in a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

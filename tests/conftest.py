@@ -1,5 +1,8 @@
 """Every test sees 8 fake CPU devices, so nothing about sharding is skipped."""
 
+import gzip
+import json
+
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -41,3 +44,13 @@ def tiny_run():
 @pytest.fixture
 def tiny_config():
     return tiny_run()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """300 documents of 13 to 87 characters in two files, and the files."""
+    documents = [f"document {i}: " + "lorem ipsum " * (i % 7) for i in range(300)]
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": d}) + "\n" for d in documents[:200])
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": d}) for d in documents[200:]))
+    return documents, [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl"]

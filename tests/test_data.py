@@ -1,13 +1,10 @@
-import gzip
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax.curriculum import Phase
-from loopjax.data import pipeline, prepare, synthetic, text, tokenizers
+from loopjax.data import pipeline, synthetic, text, tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 
@@ -119,132 +116,6 @@ def test_the_probe_notices_what_no_field_tells(tiny_config):
     current = {**other.fingerprint(5), "sources": saved["sources"]}
     with pytest.raises(UserError, match="the next example is not the one that was to come"):
         pipeline.check_fingerprint(saved, current, probe=True)
-
-
-# --- token shards ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    documents = [f"document {i}: " + "lorem ipsum " * (i % 7) for i in range(300)]
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"text": d}) + "\n" for d in documents[:200])
-    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": d}) for d in documents[200:]))
-    return documents, [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl"]
-
-
-def decoded(directory, split):
-    """The documents of a split, read back through windows of one token."""
-    source = text.TokenShards(directory, split, 1)
-    shards = range(len(source.first) - 1)
-    totals = text.read_manifest(directory)["splits"][split]["shards"]
-    ids = np.concatenate([source.read(s, 0, totals[s]["tokens"]) for s in shards])
-    ends = np.flatnonzero(ids == 256)
-    pieces = np.split(ids, ends + 1)
-    return [tokenizers.ByteTokenizer().decode(piece) for piece in pieces if len(piece)]
-
-
-@pytest.mark.parametrize("shard_tokens", [prepare.SHARD_TOKENS, 4096])
-def test_prepared_text_reads_back_and_no_document_is_on_both_sides(corpus, tmp_path, shard_tokens):
-    documents, files = corpus
-    manifest = prepare.prepare(files, tmp_path / "out", heldout=0.1, shard_tokens=shard_tokens)
-    train, heldout = (decoded(tmp_path / "out", split) for split in ("train", "heldout"))
-    assert sorted(train + heldout) == sorted(documents)
-    assert not set(train) & set(heldout)
-    assert manifest["splits"]["train"]["documents"] == len(train)
-    assert 10 < len(heldout) < 60
-    assert (len(manifest["splits"]["train"]["shards"]) > 1) == (shard_tokens == 4096)
-
-
-def test_duplicates_fall_on_one_side_and_named_heldout_files_are_kept_out(corpus, tmp_path):
-    documents, files = corpus
-    prepare.prepare([*files, *files], tmp_path / "twice", heldout=0.1)
-    assert not set(decoded(tmp_path / "twice", "train")) & set(
-        decoded(tmp_path / "twice", "heldout")
-    )
-    manifest = prepare.prepare(files, tmp_path / "named", heldout_inputs=[files[1]])
-    assert sorted(decoded(tmp_path / "named", "heldout")) == sorted(documents[200:])
-    assert sorted(decoded(tmp_path / "named", "train")) == sorted(documents[:200])
-    assert manifest["dropped_from_training"] == 100
-
-
-@pytest.mark.parametrize("seq_len", [3, 1000, 2048, 5000])
-def test_windows_of_any_length_tile_the_stream(corpus, tmp_path, seq_len):
-    _, files = corpus
-    prepare.prepare(files, tmp_path / "out", heldout=0.1, shard_tokens=9000)
-    source = text.TokenShards(tmp_path / "out", "train", seq_len)
-    position = 0
-    for i in range(len(source)):
-        shard = int(np.searchsorted(source.first, i, side="right")) - 1
-        start = (i - source.first[shard]) * seq_len
-        stream = source.read(shard, 0, int(start) + seq_len + 1)
-        np.testing.assert_array_equal(source[i]["inputs"], stream[start:-1])
-        np.testing.assert_array_equal(source[i]["targets"], stream[start + 1 :])
-        position += seq_len
-    assert position == len(source) * seq_len > 0
-
-
-def test_a_tokenizer_file_makes_the_shards_and_the_synthetic_text_beside_them(
-    corpus, tmp_path, tiny_config
-):
-    tokenizers_lib = pytest.importorskip("tokenizers")
-    documents, files = corpus
-    bpe = tokenizers_lib.ByteLevelBPETokenizer()
-    special = ["<|endoftext|>"]
-    bpe.train_from_iterator(documents, vocab_size=300, special_tokens=special, show_progress=False)
-    bpe.save(str(tmp_path / "bpe.json"))
-    prepare.prepare(files, tmp_path / "web", str(tmp_path / "bpe.json"), heldout=0.1)
-    tiny_config.data_dir, tiny_config.seq_len = str(tmp_path), 200
-    tiny_config.model.vocab_size = 400
-    sources = pipeline.open_sources(tiny_config, ["web", "copying_real"], "train")
-    codec = sources["copying_real"].codec
-    assert sources["web"].tokenizer == codec.name == sources["copying_real"].tokenizer
-    assert "Fill in the blank" in codec.decode(sources["copying_real"][0]["inputs"])
-    with pytest.raises(UserError, match="joins sources of different tokenizers"):
-        pipeline.open_sources(tiny_config, ["web", "stdlib"], "train")
-    tiny_config.model.vocab_size = 280
-    with pytest.raises(UserError, match=r"vocab_size=280 is smaller than the \d+ tokens"):
-        pipeline.open_sources(tiny_config, ["web"], "train")
-
-
-def test_damaged_or_foreign_directories_are_refused(corpus, tmp_path, tiny_config):
-    _, files = corpus
-    prepare.prepare(files, tmp_path / "web", heldout=0.1)
-    shard = tmp_path / "web" / "train" / "00000.arrayrecord"
-    shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="were written"):
-        text.TokenShards(tmp_path / "web", "train", 8)
-    with pytest.raises(UserError, match="is not empty"):
-        prepare.prepare(files, tmp_path / "web")
-    with pytest.raises(UserError, match="holds no sequence of config.seq_len=100000 tokens"):
-        text.TokenShards(tmp_path / "web", "heldout", 100_000)
-    with pytest.raises(UserError, match="no source 'wbe' is known"):
-        pipeline.open_sources(tiny_config, ["wbe"], "train")
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ('{"text": "fine"}\n{"text": 3}\n', "line 2: no JSON object with a text field 'text'"),
-        ("not json\n", "line 1"),
-        ("", "hold no document to train on"),
-        ('{"text": "one"}\n', "no document fell into the held-out split"),
-    ],
-)
-def test_bad_input_is_refused_and_nothing_is_left_behind(content, says, tmp_path):
-    (tmp_path / "in.jsonl").write_text(content)
-    with pytest.raises(UserError) as error:
-        prepare.prepare([tmp_path / "in.jsonl"], tmp_path / "out", heldout=1e-9)
-    assert says in str(error.value)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_long_text_file_is_cut_at_line_ends(tmp_path):
-    lines = [f"line {i} " + "x" * 100 + "\n" for i in range(2000)]
-    (tmp_path / "long.txt").write_text("".join(lines))
-    documents = list(prepare.read_documents(tmp_path / "long.txt"))
-    assert "".join(documents) == "".join(lines) and len(documents) > 2
-    assert all(document.endswith("\n") for document in documents)
 
 
 def test_the_standard_library_is_split_without_overlap():

@@ -18,9 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "depth", "kernels", "model", "config", "surgery", "flops", "curriculum", "optim",
-    "sharding", "step", "data.tokenizers", "data.text", "data.synthetic", "data.pipeline",
-    "data.prepare", "log", "checkpoint", "run", "memory", "cost", "train", "report", "flags", "cli",
-    "__main__",
+    "sharding", "step", "log", "data.tokenizers", "data.text", "data.synthetic", "data.pipeline",
+    "data.pieces", "data.hub", "data.fetch", "data.shards", "data.workers", "data.progress",
+    "data.recipes", "data.prepare", "data.show", "checkpoint", "run", "memory", "cost", "train",
+    "report", "flags", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -1,120 +1,32 @@
-"""`loopjax prepare`: text files to token shards.
+"""`loopjax prepare`: text to token shards.
 
-    DIR/manifest.json             counts, hashes, tokenizer; written last
+    DIR/manifest.json             counts, hashes, tokenizer, source; written last
     DIR/tokenizer.json            a copy of the tokenizer file, if there was one
-    DIR/train/00000.arrayrecord   records of `record_tokens` token ids
+    DIR/train/00000.arrayrecord   token ids, a shard for each piece of the input
     DIR/heldout/00000.arrayrecord
+    DIR/unfinished/               while it is at work: the job, and what the finished pieces hold
 
-A document ends with the tokenizer's end-of-document token. Whether it is held out is decided by
-the hash of its text, or by a list of held-out files; a document of those files that also occurs
-in the input is left out of training.
+The input is cut into pieces (`pieces`, `hub`) that do not depend on the number of processes, and
+a finished piece stays finished: started again by the same command, the work goes on.
+
+Whether a document is held out is decided by the hash of its text, or by a list of held-out files;
+a document of those files that also occurs in the input is left out of training.
 """
 
-import gzip
-import hashlib
+import contextlib
+import fcntl
+import importlib.metadata
 import json
 import pathlib
 import shutil
 import sys
-import time
 
-import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
-
-from loopjax.data import text, tokenizers
+from loopjax.data import hub, pieces, progress, recipes, shards, text, tokenizers, workers
 from loopjax.errors import UserError
+from loopjax.log import write_json
 
-RECORD_TOKENS = 2048
-SHARD_TOKENS = 2**27
-TEXT_PIECE = 2**16  # characters; a longer plain-text file is cut into documents of this size
-BATCH_DOCUMENTS = 256
-
-
-def read_documents(path: pathlib.Path, key: str = "text"):
-    """The documents of a .jsonl (field `key`) or plain text file, gzipped or not."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            name = path.name.removesuffix(".gz")
-            yield from (_json_lines if name.endswith(".jsonl") else _pieces)(path, file, key)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"input {path} is not readable: {error}") from None
-
-
-def _json_lines(path, file, key):
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)[key]
-        except (ValueError, KeyError, TypeError):
-            document = None
-        if not isinstance(document, str):
-            raise UserError(
-                f"input {path}, line {number}: no JSON object with a text field {key!r}"
-            )
-        yield document
-
-
-def _pieces(path, file, key):
-    """A plain text file as documents, cut at line ends where it is long."""
-    lines, size = [], 0
-    for line in file:
-        lines.append(line)
-        size += len(line)
-        if size >= TEXT_PIECE:
-            yield "".join(lines)
-            lines, size = [], 0
-    if lines:
-        yield "".join(lines)
-
-
-class SplitWriter:
-    """Writes one split: fills shards of full records and counts what went in."""
-
-    def __init__(self, root: pathlib.Path, split: str, dtype, shard_tokens: int):
-        self.root, self.split, self.dtype = root, split, np.dtype(dtype)
-        self.shard_tokens = shard_tokens
-        self.documents = self.text_bytes = 0
-        self.shards: list[dict] = []
-        self.writer, self.buffer, self.written = None, [], 0
-
-    def add(self, document: str, ids: list[int]) -> None:
-        self.documents += 1
-        self.text_bytes += len(document.encode("utf-8", errors="replace"))
-        self.buffer += ids
-        while len(self.buffer) >= RECORD_TOKENS:
-            self._write(self.buffer[:RECORD_TOKENS])
-            del self.buffer[:RECORD_TOKENS]
-
-    def _write(self, ids: list[int]) -> None:
-        if self.writer is None:
-            name = f"{self.split}/{len(self.shards):05d}.arrayrecord"
-            (self.root / self.split).mkdir(exist_ok=True)
-            self.shards.append({"file": name})
-            # One record a group: reading one record at random touches nothing else.
-            self.writer = ArrayRecordWriter(str(self.root / name), "group_size:1,uncompressed")
-        self.writer.write(np.array(ids, self.dtype).tobytes())
-        self.written += len(ids)
-        if self.written >= self.shard_tokens or len(ids) < RECORD_TOKENS:
-            self._close_shard()
-
-    def _close_shard(self) -> None:
-        self.writer.close()
-        path = self.root / self.shards[-1]["file"]
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
-        self.shards[-1] |= {"tokens": self.written, "bytes": size, "sha256": digest}
-        self.writer, self.written = None, 0
-
-    def finish(self) -> dict:
-        if self.buffer:
-            self._write(self.buffer)
-        if self.writer is not None:
-            self._close_shard()
-        tokens = sum(shard["tokens"] for shard in self.shards)
-        counts = {"documents": self.documents, "tokens": tokens, "text_bytes": self.text_bytes}
-        return {**counts, "shards": self.shards}
+SHARD_SIZE = 256 * 10**6  # bytes of input a piece, and so a shard
+JOB = "job.json"
 
 
 def prepare(
@@ -122,142 +34,252 @@ def prepare(
     output,
     tokenizer: str = "bytes",
     *,
+    dataset: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
     heldout: float = 0.01,
     heldout_inputs=(),
     text_key: str = "text",
+    text_url: str | None = None,
     eos: str | None = None,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_size: int = SHARD_SIZE,
+    first_pieces: int | None = None,
+    processes: int = 1,
 ) -> dict:
-    """Writes the token shards of text files and returns the manifest.
+    """Writes the token shards of files or of a dataset and returns the manifest.
 
     Args:
-      inputs: .jsonl, .txt or any text files, each may be gzipped.
-      output: a directory that does not exist yet or is empty.
-      tokenizer: "bytes" or the path of a tokenizer.json.
+      inputs: .jsonl, .parquet or text files (.gz, .zst), and directories that hold such.
+      output: a new or empty directory, or one where the same job was begun.
+      tokenizer: "bytes", a tokenizer.json, a directory that holds one, or a repository of the hub.
+      dataset: instead of inputs, a dataset of the Hugging Face hub or a directory that holds one.
+      subset, split, revision: which part of the dataset.
       heldout: fraction of documents held out, by hash; not used with `heldout_inputs`.
       heldout_inputs: files whose documents are the held-out split.
-      text_key: the field of JSON lines that holds the text.
-      eos: the end-of-document token, where the tokenizer's is not one of the usual names.
-      shard_tokens: tokens after which a new shard begins.
+      text_key: the field or column that holds the text.
+      text_url: where texts are fetched from if that field holds but their names.
+      eos: the end-of-document token, if it is not the one that the tokenizer's files name.
+      shard_size: bytes of input a piece.
+      first_pieces: so many pieces only, to try a large corpus.
+      processes: how many work at a time.
     """
-    paths, held_paths = (_existing(files) for files in (inputs, heldout_inputs))
-    if not 0 <= heldout < 1:
-        raise UserError(f"--heldout={heldout} must be a fraction of at least 0 and below 1")
-    codec = tokenizers.load(tokenizer, eos)
+    _check(inputs, dataset, heldout, shard_size, first_pieces, processes)
     output = pathlib.Path(output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made: {error.strerror}") from None
-    if any(output.iterdir()):
-        raise UserError(f"--output {output} is not empty; give a new directory")
-    dtype = np.uint16 if codec.vocab_size <= 2**16 else np.uint32
-    writers = {split: SplitWriter(output, split, dtype, shard_tokens) for split in text.SPLITS}
-    try:
-        dropped = _write_all(paths, held_paths, text_key, codec, heldout, writers)
-        splits = {split: writer.finish() for split, writer in writers.items()}
-        _check_not_empty(splits, heldout, held_paths)
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
-    if tokenizer != "bytes":
-        shutil.copyfile(tokenizer, output / "tokenizer.json")
-    manifest = {
+    found = _found(output)
+    codec = tokenizers.load(tokenizer, eos)
+    held_paths = pieces.find_files(heldout_inputs)
+    if dataset:
+        before = found.get("source", {})
+        if before.get("dataset") == dataset:
+            revision = revision or before.get("revision")  # the hub may have moved on since
+        data = hub.find(dataset, subset, split, revision)
+        source, cut = hub.describe(data), hub.cut(data, text_key, shard_size)
+    else:
+        paths = pieces.find_files(inputs)
+        source, cut = _described(paths), pieces.cut_files(paths, text_key, shard_size)
+    held = pieces.cut_files(held_paths, text_key, shard_size)
+    wanted = _named(held, cut[:first_pieces])
+    job = {
         "format": text.FORMAT,
         "tokenizer": codec.name,
         "vocab_size": codec.vocab_size,
-        "eos": eos or (codec.tokenizer.id_to_token(codec.eos_id) if tokenizer != "bytes" else ""),
-        "dtype": np.dtype(dtype).name,
-        "record_tokens": RECORD_TOKENS,
-        "inputs": [{"file": path.name, "bytes": path.stat().st_size} for path in paths],
-        "heldout": [path.name for path in held_paths] or heldout,
-        "dropped_from_training": dropped,
+        "eos": codec.eos,
+        "dtype": shards.token_dtype(codec).name,
+        "record_tokens": shards.RECORD_TOKENS,
+        "source": source,
+        "text_key": text_key,
+        "text_url": text_url,
+        "heldout": _described(held_paths) if held_paths else heldout,
+        "shard_size": shard_size,
+        "pieces": len(wanted),
+    }
+    _check_same(output, found, job)
+    if (output / text.MANIFEST).is_file():
+        shutil.rmtree(output / shards.UNFINISHED, ignore_errors=True)
+        print(f"{output} is already prepared", file=sys.stderr)
+        return found
+    spec = "bytes" if codec.path is None else str(output / tokenizers.FILE)
+    task = shards.Task(output, spec, codec.eos, text_key, text_url, heldout, bool(held_paths))
+    with _begun(output, job, codec):
+        _run(task, wanted, codec, processes)
+        return _join(output, job, wanted)
+
+
+def prepare_recipe(name: str, output, only=(), **options) -> list[tuple[str, dict]]:
+    """Prepares the sources of a recipe, a folder each; returns the mixtures to train with.
+
+    `options` are those of `prepare` that hold for every source; `only` names some of the sources.
+    """
+    if name not in recipes.RECIPES:
+        raise UserError(f"--recipe {name} is not known: {', '.join(recipes.RECIPES)}")
+    recipe = recipes.RECIPES[name]
+    unknown = [source for source in only if source not in recipe["sources"]]
+    if unknown:
+        raise UserError(f"--only {unknown[0]} is not of {name}: {', '.join(recipe['sources'])}")
+    for source, settings in recipe["sources"].items():
+        if not only or source in only:
+            print(f"{source}: {settings['dataset']}", file=sys.stderr)
+            folder = pathlib.Path(output) / source
+            prepare((), folder, recipe["tokenizer"], **{**options, **settings})
+    return recipe["mixtures"]
+
+
+def _named(held: list[tuple], cut: list[tuple]) -> list[shards.Piece]:
+    return [
+        *(shards.Piece(f"heldout-{i:05d}", parts, True) for i, parts in enumerate(held)),
+        *(shards.Piece(f"{i:05d}", parts) for i, parts in enumerate(cut)),
+    ]
+
+
+def _check(inputs, dataset, heldout, shard_size, first_pieces, processes) -> None:
+    if bool(inputs) == bool(dataset):
+        raise UserError("give --input, --dataset or --recipe, one of them")
+    if not 0 <= heldout < 1:
+        raise UserError(f"--heldout={heldout} must be a fraction of at least 0 and below 1")
+    numbers = {"shard-size": shard_size, "pieces": first_pieces, "processes": processes}
+    for flag, value in numbers.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{flag}={value} must be at least 1")
+
+
+def _described(paths) -> dict:
+    return {"files": [{"file": str(path), "bytes": path.stat().st_size} for path in paths]}
+
+
+def _found(output: pathlib.Path) -> dict:
+    """The manifest or the job of an output directory, {} if there is none yet."""
+    if (output / text.MANIFEST).is_file():
+        return text.read_manifest(output)
+    job = output / shards.UNFINISHED / JOB
+    if job.is_file():
+        return json.loads(job.read_text())
+    # What is killed before its job is written down has left no more than this.
+    allowed = {job.parent, job.with_name(f"{JOB}.tmp")}
+    if output.is_file() or {*output.glob("*"), *job.parent.glob("*")} - allowed:
+        raise UserError(f"--output {output} is not empty; give a new directory")
+    return {}
+
+
+def _check_same(output: pathlib.Path, found: dict, job: dict) -> None:
+    """Raises UserError where another job was begun or done."""
+    other = [key for key in job if found and found.get(key) != job[key]]
+    if not other:
+        return
+    if (output / text.MANIFEST).is_file():
+        raise UserError(f"--output {output} is not empty; give a new directory")
+    key, was, now = other[0], found.get(other[0]), job[other[0]]
+    differs = f"other {key}" if isinstance(was, dict) or isinstance(now, dict) else None
+    raise UserError(
+        f"--output {output} holds the beginning of another job, with "
+        f"{differs or f'{key} {was} instead of {now}'}; go on with that, or give a new directory"
+    )
+
+
+@contextlib.contextmanager
+def _begun(output: pathlib.Path, job: dict, codec):
+    """Claims the directory for a job; what is finished stays when the work is cut short."""
+    folder = output / shards.UNFINISHED
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / JOB).is_file():
+            write_json(folder / JOB, job)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made: {error.strerror}") from None
+    with open(folder / JOB) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another loopjax prepare is at work in {output}") from None
+        _clear(folder)
+        copy = output / tokenizers.FILE
+        if codec.path is not None and codec.path.resolve() != copy.resolve():
+            shutil.copyfile(codec.path, copy)
+        try:
+            yield
+        except BaseException:
+            _clear(folder)
+            if not finished_parts(output):
+                shutil.rmtree(output, ignore_errors=True)
+            raise
+
+
+def _clear(folder: pathlib.Path) -> None:
+    """Removes what was being written when the work was cut short."""
+    for path in folder.glob("*.tmp"):
+        path.unlink()
+
+
+def finished_parts(output: pathlib.Path) -> list[pathlib.Path]:
+    """What the pieces that are done have left of the manifest."""
+    folder = output / shards.UNFINISHED
+    return [path for path in folder.glob("*.json") if path.name != JOB]
+
+
+def how_far(output: pathlib.Path) -> tuple[int, int]:
+    """How many pieces of an unfinished job are done, and of how many."""
+    return len(finished_parts(output)), _found(output).get("pieces", 0)
+
+
+def _run(task: shards.Task, wanted: list[shards.Piece], codec, processes: int) -> None:
+    """Writes the pieces that are not there yet; those of the held-out files come first."""
+    done = [piece for piece in wanted if _is_done(task.output, piece)]
+    names = {piece.name for piece in done}
+    if done:
+        print(f"going on: {len(done)} of {len(wanted)} pieces are done", file=sys.stderr)
+    shown = progress.Progress(wanted, done)
+    try:
+        for of_heldout in (True, False):
+            todo = [p for p in wanted if p.is_heldout is of_heldout and p.name not in names]
+            workers.run(task, todo, codec, processes, shown)
+    except KeyboardInterrupt:
+        raise UserError(
+            f"stopped with {shown.finished} of {len(wanted)} pieces done: the same command goes on"
+        ) from None
+    finally:
+        shown.say(last=True)
+
+
+def _is_done(output: pathlib.Path, piece: shards.Piece) -> bool:
+    """Whether a piece has its part of the manifest, and its shards are still there."""
+    try:
+        part = json.loads(shards.part_path(output, piece).read_text())
+        files = [shard for split in part["splits"].values() for shard in split["shards"]]
+        return all((output / s["file"]).stat().st_size == s["bytes"] for s in files)
+    except OSError:
+        return False
+
+
+def _join(output: pathlib.Path, job: dict, wanted: list[shards.Piece]) -> dict:
+    """The parts of the pieces, in their order, as the manifest."""
+    parts = [json.loads(shards.part_path(output, piece).read_text()) for piece in wanted]
+    splits = {}
+    for name in text.SPLITS:
+        split = [part["splits"][name] for part in parts]
+        counts = {k: sum(s[k] for s in split) for k in ("documents", "tokens", "text_bytes")}
+        splits[name] = {**counts, "shards": [shard for s in split for shard in s["shards"]]}
+    try:
+        _check_not_empty(splits, job["heldout"])
+    except UserError:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+    packages = ("loopjax", "tokenizers") if job["tokenizer"] != "bytes" else ("loopjax",)
+    manifest = {
+        **job,
+        **{key: sum(p[key] for p in parts) for key in ("dropped_from_training", "missing_texts")},
+        "versions": {package: importlib.metadata.version(package) for package in packages},
         "splits": splits,
     }
-    (output / text.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(output / text.MANIFEST, manifest)
+    shutil.rmtree(output / shards.UNFINISHED)
     return manifest
 
 
-def _existing(files) -> list[pathlib.Path]:
-    paths = [pathlib.Path(file) for file in files]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"input {missing[0]} is not a file")
-    return paths
-
-
-def _write_all(paths, held_paths, text_key, codec, heldout, writers) -> int:
-    """Reads, splits, encodes and writes everything; returns how many documents were dropped."""
-    digests: set[bytes] = set()
-    progress = _Progress(paths + held_paths)
-    for path in held_paths:
-        for batch in _batches(read_documents(path, text_key)):
-            digests.update(_digest(document) for document in batch)
-            _encode_into(writers["heldout"], codec, batch)
-            progress.add(path, batch)
-    dropped = 0
-    for path in paths:
-        for batch in _batches(read_documents(path, text_key)):
-            kept = [d for d in batch if _digest(d) not in digests]
-            dropped += len(batch) - len(kept)
-            held = [not held_paths and text.is_heldout(_digest(d), heldout) for d in kept]
-            for split, wanted in (("train", False), ("heldout", True)):
-                chosen = [d for d, h in zip(kept, held, strict=True) if h is wanted]
-                _encode_into(writers[split], codec, chosen)
-            progress.add(path, batch)
-    progress.end()
-    return dropped
-
-
-def _digest(document: str) -> bytes:
-    return hashlib.sha256(document.encode("utf-8", errors="replace")).digest()
-
-
-def _encode_into(writer: SplitWriter, codec, documents: list[str]) -> None:
-    for document, ids in zip(documents, codec.encode_batch(documents), strict=True):
-        writer.add(document, [*ids, codec.eos_id])
-
-
-def _batches(documents):
-    batch = []
-    for document in documents:
-        batch.append(document)
-        if len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _check_not_empty(splits: dict, heldout: float, held_paths) -> None:
+def _check_not_empty(splits: dict, heldout) -> None:
     if not splits["train"]["documents"]:
         raise UserError("the inputs hold no document to train on")
-    if (heldout or held_paths) and not splits["heldout"]["documents"]:
+    if heldout and not splits["heldout"]["documents"]:
         raise UserError(
             f"no document fell into the held-out split ({splits['train']['documents']} documents "
             f"at --heldout={heldout}): raise the fraction, or name files by --heldout-input"
         )
-
-
-class _Progress:
-    """A line a few seconds apart: file, megabytes of text done, speed."""
-
-    def __init__(self, paths):
-        self.n_files, self.begun, self.said = len(paths), time.monotonic(), time.monotonic()
-        self.done, self.files = 0, []
-
-    def add(self, path, batch) -> None:
-        self.done += sum(map(len, batch))
-        if path not in self.files:
-            self.files.append(path)
-        if time.monotonic() - self.said > 5:
-            self._say(path.name)
-
-    def end(self) -> None:
-        self._say("done")
-
-    def _say(self, what: str) -> None:
-        self.said = time.monotonic()
-        speed = self.done / 1e6 / max(self.said - self.begun, 1e-9)
-        files = f"file {len(self.files)}/{self.n_files}"
-        print(f"{files}  {self.done / 1e6:.1f} MB  {speed:.1f} MB/s  {what}", file=sys.stderr)

@@ -194,7 +194,7 @@ class Items:
 
         item = draw(make, self.split, self.seed, index * 1024 + nth)
         prompt = ("\n\n" if nth else "") + item.prompt
-        return self.codec.encode_batch([prompt, " " + item.answer])
+        return [ids.tolist() for ids in self.codec.encode_batch([prompt, " " + item.answer])]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         tokens, scored = [self.codec.eos_id], [False]

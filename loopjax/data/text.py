@@ -6,21 +6,24 @@ tells its `tokenizer` (sources of one mixture must agree), its `vocab_size`, whe
 `finite` (shuffled and repeated) and a JSON `fingerprint` of its content.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import pathlib
+import resource
 import sysconfig
 
-import grain
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from loopjax.data.tokenizers import ByteTokenizer
-from loopjax.errors import UserError
+from loopjax.errors import UserError, first_line
 
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 FORMAT = 1
+MANIFEST_KEYS = ("tokenizer", "vocab_size", "eos", "dtype", "record_tokens", "splits")
 
 
 def is_heldout(digest: bytes, fraction: float) -> bool:
@@ -75,15 +78,17 @@ class TokenShards(Windows):
         self.record_tokens = manifest["record_tokens"]
         self.dtype = np.dtype(manifest["dtype"])
         self.tokenizer, self.vocab_size = manifest["tokenizer"], manifest["vocab_size"]
-        paths = [directory / shard["file"] for shard in shards]
-        for path, shard in zip(paths, shards, strict=True):
-            size = path.stat().st_size if path.is_file() else 0
+        self.paths = [directory / shard["file"] for shard in shards]
+        for path, shard in zip(self.paths, shards, strict=True):
+            if not path.is_file():
+                raise UserError(f"shard {path} is missing")
+            size = path.stat().st_size
             if size != shard["bytes"]:
                 raise UserError(f"shard {path} has {size} bytes, {shard['bytes']} were written")
         super().__init__([shard["tokens"] for shard in shards], seq_len, f"{directory} ({split})")
         records = [-(-shard["tokens"] // self.record_tokens) for shard in shards]
         self.first_record = [0, *itertools.accumulate(records)]
-        self.records = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+        self.records = _open_records(self.paths)
         if len(self.records) != self.first_record[-1]:
             raise UserError(
                 f"{directory} ({split}) has {len(self.records)} records, its manifest says "
@@ -98,9 +103,34 @@ class TokenShards(Windows):
         # Every record of a shard but its last is full.
         begin, end = start // self.record_tokens, -(-stop // self.record_tokens)
         first = self.first_record[shard]
-        data = b"".join(self.records[first + r] for r in range(begin, end))
+        with _as_user_error(self.paths[shard]):
+            data = b"".join(self.records[first + r] for r in range(begin, end))
         offset = start - begin * self.record_tokens
         return np.frombuffer(data, self.dtype)[offset : offset + stop - start]
+
+
+def _open_records(paths: list[pathlib.Path]) -> ArrayRecordDataSource:
+    # A shard that was read from stays open, and the usual limit is lower than a system allows.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if len(paths) > soft // 4:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        return ArrayRecordDataSource([str(path) for path in paths])
+    except RuntimeError:
+        for path in paths:  # which of them?
+            with _as_user_error(path):
+                ArrayRecordDataSource([str(path)])
+        raise
+
+
+@contextlib.contextmanager
+def _as_user_error(path: pathlib.Path):
+    """Names the shard where array_record finds bytes that it did not write."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:
+        says = f"shard {path} is not readable, or not one: {first_line(error)}"
+        raise UserError(says) from None
 
 
 def read_manifest(directory: pathlib.Path) -> dict:
@@ -115,8 +145,12 @@ def read_manifest(directory: pathlib.Path) -> dict:
         manifest = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path} is not readable JSON") from None
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found}, this version reads {FORMAT}")
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise UserError(f"{path} has no field {missing[0]!r}: it is not what prepare wrote")
     return manifest
 
 

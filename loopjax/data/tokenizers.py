@@ -1,11 +1,22 @@
 """Text to token ids: bytes, or any tokenizer file of the Hugging Face `tokenizers` library."""
 
 import hashlib
+import json
 import pathlib
+import re
 
-from loopjax.errors import UserError
+import numpy as np
 
+from loopjax.errors import UserError, first_line
+
+FILE = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[EOS]")
+
+
+def utf8(text: str) -> bytes:
+    """The bytes of a text; lone surrogates, which a JSON file can hold, become "?"."""
+    return text.encode("utf-8", errors="replace")
 
 
 class ByteTokenizer:
@@ -13,11 +24,12 @@ class ByteTokenizer:
 
     name = "bytes"
     vocab_size = 257
+    eos = ""
     eos_id = 256
+    path = None
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        # Text from outside may hold lone surrogates, which UTF-8 cannot encode.
-        return [list(text.encode("utf-8", errors="replace")) for text in texts]
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(utf8(text), np.uint8) for text in texts]
 
     def decode(self, ids) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
@@ -33,32 +45,78 @@ class FileTokenizer:
             raise UserError(
                 "reading a tokenizer file needs the package tokenizers: pip install 'loopjax[data]'"
             ) from None
-        path = pathlib.Path(path)
-        if not path.is_file():
+        self.path = pathlib.Path(path)
+        if not self.path.is_file():
             raise UserError(f"tokenizer {str(path)!r} is not a file (or write: bytes)")
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:
             raise UserError(f"tokenizer {str(path)!r} is not readable: {error}") from None
-        self.name = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+        self.name = "sha256:" + hashlib.sha256(self.path.read_bytes()).hexdigest()
         self.vocab_size = self.tokenizer.get_vocab_size()
         names = (eos,) if eos else EOS_NAMES
-        ids = [self.tokenizer.token_to_id(name) for name in names]
-        self.eos_id = next((i for i in ids if i is not None), None)
-        if self.eos_id is None:
+        known = [name for name in names if self.tokenizer.token_to_id(name) is not None]
+        if not known:
             raise UserError(
                 f"tokenizer {str(path)!r} has none of the tokens {', '.join(names)} to end a "
                 "document with: name one by --eos"
             )
+        self.eos = known[0]
+        self.eos_id = self.tokenizer.token_to_id(self.eos)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        clean = [utf8(text).decode() for text in texts]
+        encodings = self.tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def decode(self, ids) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
 def load(spec: str, eos: str | None = None):
-    """The tokenizer "bytes" or a path to a tokenizer file."""
-    return ByteTokenizer() if spec == "bytes" else FileTokenizer(spec, eos)
+    """The tokenizer "bytes", a tokenizer.json, a directory that holds one, or one of the hub.
+
+    The end-of-document token is `eos`, else that of the tokenizer_config.json beside the file,
+    else the first of the usual names that the tokenizer knows.
+    """
+    if spec == ByteTokenizer.name:
+        return ByteTokenizer()
+    path = pathlib.Path(spec)
+    if path.is_dir():
+        path = path / FILE
+    elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and path.suffix != ".json":
+        path = _from_hub(spec)
+    return FileTokenizer(path, eos or _configured_eos(path.with_name(CONFIG)))
+
+
+def _from_hub(repository: str) -> pathlib.Path:
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise UserError(
+            f"tokenizer {repository!r} is no file, and the Hugging Face hub needs the package "
+            "huggingface_hub: pip install 'loopjax[data]'"
+        ) from None
+    try:
+        path = hub.hf_hub_download(repository, FILE)
+        try:
+            hub.hf_hub_download(repository, CONFIG)
+        except hub.errors.LocalEntryNotFoundError:
+            raise  # not the hub's word, but that it was not reached
+        except hub.errors.EntryNotFoundError:
+            pass  # a repository need not have one
+    except Exception as error:  # whatever the network or the hub may answer
+        raise UserError(
+            f"tokenizer {repository!r} is no file, and the Hugging Face hub does not give it: "
+            f"{first_line(error)}"
+        ) from None
+    return pathlib.Path(path)
+
+
+def _configured_eos(path: pathlib.Path) -> str | None:
+    """The eos_token of a tokenizer_config.json, a string or {"content": string}."""
+    try:
+        token = json.loads(path.read_text())["eos_token"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return token.get("content") if isinstance(token, dict) else token

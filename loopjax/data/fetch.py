@@ -1,0 +1,72 @@
+"""Texts that a dataset only names, fetched one by one: PREFIX + name, gzipped.
+
+python-edu of the SmolLM corpus names files of Software Heritage's public bucket.
+"""
+
+import collections
+import concurrent.futures
+import gzip
+import http.client
+import itertools
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+
+from loopjax.errors import UserError, first_line
+
+THREADS = 64  # they wait for the network
+TRIES = 6
+TIMEOUT = 30.0  # seconds
+# S3 answers 403 for what is not there, where listing is not allowed.
+MISSING = (403, 404, 410)
+SURE = 100  # so many missing ones at the start are no accident
+
+
+def documents(named, prefix: str, pause: float = 1.0):
+    """Yields (text or None if there is none, position) for (name, position), in order.
+
+    `pause` is the wait after a first failure in seconds; it doubles. Raises UserError where a text
+    stays out of reach, or where none of the first ones exists.
+    """
+    found = missing = 0
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
+        waiting = collections.deque()
+
+        def start(items):
+            for name, position in items:
+                waiting.append((threads.submit(_fetch, prefix + name, pause), position))
+
+        named = iter(named)
+        try:
+            start(itertools.islice(named, 4 * THREADS))
+            while waiting:
+                future, position = waiting.popleft()
+                text = future.result()
+                found, missing = found + (text is not None), missing + (text is None)
+                if not found and missing == SURE:
+                    raise UserError(f"none of the first {SURE} texts exists at {prefix}")
+                yield text, position
+                start(itertools.islice(named, 1))
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
+
+def _fetch(url: str, pause: float) -> str | None:
+    url = urllib.parse.quote(url, safe=":/?&=%")
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(pause * 2 ** (attempt - 1))
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+                return gzip.decompress(answer.read()).decode("utf-8", errors="ignore")
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in MISSING:
+                return None
+            last = error
+        except (OSError, EOFError, http.client.HTTPException, zlib.error, ValueError) as error:
+            last = error
+    raise UserError(f"{url} cannot be fetched: {first_line(last)}")

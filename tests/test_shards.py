@@ -1,0 +1,237 @@
+import json
+import os
+import resource
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopjax import cli
+from loopjax.data import pipeline, prepare, shards, show, text, tokenizers
+from loopjax.errors import UserError
+
+
+def decoded(directory, split):
+    """The documents of a split, read back through windows of one token."""
+    source = text.TokenShards(directory, split, 1)
+    counts = text.read_manifest(directory)["splits"][split]["shards"]
+    ids = np.concatenate([source.read(s, 0, shard["tokens"]) for s, shard in enumerate(counts)])
+    ends = np.flatnonzero(ids == 256)
+    return [tokenizers.ByteTokenizer().decode(piece) for piece in np.split(ids, ends + 1)[:-1]]
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [prepare.SHARD_SIZE, 4096])
+def test_prepared_text_reads_back_and_no_document_is_on_both_sides(corpus, tmp_path, size):
+    documents, files = corpus
+    manifest = prepare.prepare(files, tmp_path / "out", heldout=0.1, shard_size=size)
+    train, heldout = (decoded(tmp_path / "out", split) for split in ("train", "heldout"))
+    assert sorted(train + heldout) == sorted(documents)
+    assert not set(train) & set(heldout)
+    assert manifest["splits"]["train"]["documents"] == len(train)
+    assert manifest["splits"]["train"]["text_bytes"] == sum(map(len, train))
+    assert 10 < len(heldout) < 60
+    assert (len(manifest["splits"]["train"]["shards"]) > 1) == (size == 4096)
+
+
+def test_duplicates_fall_on_one_side_and_named_heldout_files_are_kept_out(corpus, tmp_path):
+    documents, files = corpus
+    prepare.prepare([*files, *files], tmp_path / "twice", heldout=0.1, shard_size=3000)
+    assert not set(decoded(tmp_path / "twice", "train")) & set(
+        decoded(tmp_path / "twice", "heldout")
+    )
+    manifest = prepare.prepare(files, tmp_path / "named", heldout_inputs=[files[1]])
+    assert sorted(decoded(tmp_path / "named", "heldout")) == sorted(documents[200:])
+    assert sorted(decoded(tmp_path / "named", "train")) == sorted(documents[:200])
+    assert manifest["dropped_from_training"] == 100
+
+
+@pytest.mark.parametrize("seq_len", [3, 1000, 2048, 5000])
+def test_windows_of_any_length_tile_the_stream(corpus, tmp_path, seq_len):
+    _, files = corpus
+    prepare.prepare([*files, files[1]], tmp_path / "out", heldout=0.1, shard_size=9000)
+    source = text.TokenShards(tmp_path / "out", "train", seq_len)
+    position = 0
+    for i in range(len(source)):
+        shard = int(np.searchsorted(source.first, i, side="right")) - 1
+        start = (i - source.first[shard]) * seq_len
+        stream = source.read(shard, 0, int(start) + seq_len + 1)
+        np.testing.assert_array_equal(source[i]["inputs"], stream[start:-1])
+        np.testing.assert_array_equal(source[i]["targets"], stream[start + 1 :])
+        position += seq_len
+    assert position == len(source) * seq_len > 0
+
+
+@given(st.lists(st.integers(0, 3 * shards.RECORD_TOKENS), min_size=1, max_size=40))
+def test_a_shard_holds_its_documents_token_by_token(tmp_path_factory, lengths):
+    root = tmp_path_factory.mktemp("shard")
+    (root / shards.UNFINISHED).mkdir()
+    codec = tokenizers.ByteTokenizer()
+    task = shards.Task(root, "bytes", "", "text", None, 0.0, False)
+    writer = shards.ShardWriter(task, "train", "00000", codec)
+    documents = [np.full(n, i % 256, np.uint8) for i, n in enumerate(lengths)]
+    for ids in documents:
+        writer.add(ids, len(ids))
+    [shard] = writer.finish()["shards"]
+    records = text.ArrayRecordDataSource([str(root / shard["file"])])
+    stream = np.concatenate([np.frombuffer(record, np.uint16) for record in records])
+    wanted = np.concatenate([np.append(ids.astype(np.uint16), 256) for ids in documents])
+    np.testing.assert_array_equal(stream, wanted)
+    assert shard["tokens"] == len(wanted) and len(records) == -(-len(wanted) // 2048)
+
+
+def make_bpe(path, documents):
+    tokenizers_lib = pytest.importorskip("tokenizers")
+    bpe = tokenizers_lib.ByteLevelBPETokenizer()
+    special = ["<|endoftext|>", "<end>"]
+    bpe.train_from_iterator(documents, vocab_size=300, special_tokens=special, show_progress=False)
+    bpe.save(str(path))
+    return path
+
+
+def test_a_tokenizer_file_makes_the_shards_and_the_synthetic_text_beside_them(
+    corpus, tmp_path, tiny_config
+):
+    documents, files = corpus
+    prepare.prepare(
+        files, tmp_path / "web", str(make_bpe(tmp_path / "bpe.json", documents)), heldout=0.1
+    )
+    tiny_config.data_dir, tiny_config.seq_len = str(tmp_path), 200
+    tiny_config.model.vocab_size = 400
+    sources = pipeline.open_sources(tiny_config, ["web", "copying_real"], "train")
+    codec = sources["copying_real"].codec
+    assert sources["web"].tokenizer == codec.name == sources["copying_real"].tokenizer
+    assert "Fill in the blank" in codec.decode(sources["copying_real"][0]["inputs"])
+    with pytest.raises(UserError, match="joins sources of different tokenizers"):
+        pipeline.open_sources(tiny_config, ["web", "stdlib"], "train")
+    tiny_config.model.vocab_size = 280
+    with pytest.raises(UserError, match=r"vocab_size=280 is smaller than the \d+ tokens"):
+        pipeline.open_sources(tiny_config, ["web"], "train")
+
+
+def test_a_tokenizer_is_a_file_a_directory_or_of_the_hub(tmp_path, monkeypatch):
+    path = make_bpe(tmp_path / tokenizers.FILE, ["lorem ipsum"] * 20)
+    assert tokenizers.load(str(path)).eos == tokenizers.load(str(tmp_path)).eos == "<|endoftext|>"
+    config = tmp_path / tokenizers.CONFIG
+    for token in ("<end>", {"content": "<end>", "special": True}):
+        config.write_text(json.dumps({"eos_token": token}))
+        assert tokenizers.load(str(tmp_path)).eos == "<end>"
+    assert tokenizers.load(str(tmp_path), eos="<|endoftext|>").eos == "<|endoftext|>"
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def download(repository, name):
+        asked.append((repository, name))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert tokenizers.load("some/model").name == tokenizers.load(str(path)).name
+    assert asked == [("some/model", tokenizers.FILE), ("some/model", tokenizers.CONFIG)]
+    lone = "\ud800 lorem"  # as JSON can hold it
+    codec = tokenizers.load(str(path))
+    assert codec.decode(codec.encode_batch([lone])[0]) == "? lorem"
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def flip(data):
+    return data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: data[:-1000], "were written"),
+        (lambda data: None, "00000.arrayrecord is missing"),
+        (lambda data: b"x" * len(data), "00000.arrayrecord is not readable, or not one: "),
+        (flip, "00000.arrayrecord is not readable, or not one: "),
+    ],
+)
+def test_a_damaged_or_foreign_shard_is_told(damage, says, corpus, tmp_path):
+    _, files = corpus
+    prepare.prepare(files, tmp_path / "web", heldout=0.1)
+    shard = tmp_path / "web" / "train" / "00000.arrayrecord"
+    data = damage(shard.read_bytes())
+    shard.unlink() if data is None else shard.write_bytes(data)
+    with pytest.raises(UserError, match=says):
+        source = text.TokenShards(tmp_path / "web", "train", 8)
+        for i in range(len(source)):
+            source[i]
+    with pytest.raises(UserError, match=f"1 of 2 shards are not what was written: {shard}"):
+        show.verify(tmp_path)
+
+
+def test_more_shards_than_files_may_be_open_are_read(corpus, tmp_path):
+    documents, files = corpus
+    prepare.prepare([files[1]], tmp_path / "web", heldout=0, shard_size=40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, hard))
+    try:
+        assert sorted(decoded(tmp_path / "web", "train")) == sorted(documents[200:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda whole: whole[:-20], "is not readable JSON"),
+        (lambda whole: "[]", "has format None, this version reads 1"),
+        (lambda whole: '{"format": 1}', "has no field 'tokenizer': it is not what prepare wrote"),
+    ],
+)
+def test_a_damaged_manifest_is_told(content, says, corpus, tmp_path):
+    _, files = corpus
+    prepare.prepare(files, tmp_path / "web", heldout=0.1)
+    path = tmp_path / "web" / text.MANIFEST
+    path.write_text(content(path.read_text()))
+    with pytest.raises(UserError, match=says):
+        text.TokenShards(tmp_path / "web", "train", 8)
+
+
+def test_foreign_directories_are_refused(corpus, tmp_path, tiny_config):
+    _, files = corpus
+    prepare.prepare(files, tmp_path / "web", heldout=0.1)
+    with pytest.raises(UserError, match="holds no sequence of config.seq_len=100000 tokens"):
+        text.TokenShards(tmp_path / "web", "heldout", 100_000)
+    with pytest.raises(UserError, match="no source 'wbe' is known"):
+        pipeline.open_sources(tiny_config, ["wbe"], "train")
+
+
+# --- the data verb -------------------------------------------------------------------------------
+
+
+def test_the_data_verb_shows_counts_and_documents(corpus, tmp_path, capsys):
+    _, files = corpus
+    manifest = prepare.prepare(files, tmp_path / "data" / "web", heldout=0.1, shard_size=3000)
+    prepare.prepare(files, tmp_path / "data" / "more", heldout=0.1)
+    assert cli.main(["data", str(tmp_path / "data"), "--samples", "20", "--verify", "--json"]) == 0
+    printed = capsys.readouterr()
+    shown = json.loads(printed.out)
+    assert "shards are what was written" in printed.err
+    assert {(row["source"], row["split"]) for row in shown["rows"]} == {
+        (source, split) for source in ("web", "more") for split in text.SPLITS
+    }
+    [row] = [row for row in shown["rows"] if (row["source"], row["split"]) == ("web", "train")]
+    counts = manifest["splits"]["train"]
+    assert row["documents"] == counts["documents"] and row["shards"] == len(counts["shards"]) > 2
+    assert row["bytes_per_token"] == counts["text_bytes"] / counts["tokens"]
+    train = decoded(tmp_path / "data" / "web", "train")
+    assert len(shown["samples"]["web"]) == 20
+    assert all(any(d.endswith(s) for d in train) for s in shown["samples"]["web"])
+    assert sum(sample in train for sample in shown["samples"]["web"]) > 15
+    assert cli.main(["data", str(tmp_path / "data" / "web"), "--samples", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "| document" in out and f"{counts['tokens']:,}" in out
+    assert cli.main(["data", str(tmp_path / "none")]) == 2
+    assert "holds nothing that loopjax prepare wrote" in capsys.readouterr().err
+
+
+def test_samples_show_what_cannot_be_seen():
+    shown = {"rows": [], "unfinished": {}, "split": "train", "samples": {"a": ["x\ty\r\n" * 9]}}
+    lines = show.as_text(shown).splitlines()
+    assert lines[2] == r"| x\ty\r" and lines[-1] == "| ... 4 more lines"
