@@ -100,8 +100,8 @@ def _plan(argv: list[str]) -> int:
 
     config, values = parse("plan", VERBS["plan"], argv, define)
     try:
-        size = cost.parse_bytes(values.memory) if values.memory else 0
-    except ValueError as error:
+        size = _size(values.memory) if values.memory else 0
+    except argparse.ArgumentTypeError as error:
         raise UserError(f"--memory: {error}") from None
     peak = 1e12 * values["peak-tflops"].value
     machine = cost.Machine(values.devices, size, peak, values.mfu, values.platform)
@@ -110,11 +110,27 @@ def _plan(argv: list[str]) -> int:
     return 0
 
 
+UNITS = {"kB": 10**3, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30, "TB": 10**12}
+
+
+def _size(text: str) -> int:
+    """ "80GB" -> 80,000,000,000 bytes."""
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size; write 80GB, say ({', '.join(UNITS)})"
+        )
+    return round(float(match[1]) * UNITS[match[2]])
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
 def _parser(verb: str, text: str) -> argparse.ArgumentParser:
     keep_lines = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(
-        prog=f"loopjax {verb}", description=text, formatter_class=keep_lines
-    )
+    return _Parser(prog=f"loopjax {verb}", description=text, formatter_class=keep_lines)
 
 
 def _prepare_parser() -> argparse.ArgumentParser:
@@ -191,14 +207,6 @@ def _prepare_recipe(recipe: str, output: str, only=(), **options) -> int:
     for field, mixture in mixtures:
         print(f"  --config.data_dir={output} --{field}='{json.dumps(mixture)}'")
     return 0
-
-
-def _size(text: str) -> int:
-    """ "64MB" -> 64,000,000."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)B?", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 256MB, say")
-    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
 
 
 def _data(argv: list[str]) -> int:

@@ -13,8 +13,6 @@ from loopjax.depth import DepthPlan
 from loopjax.optim import make_optimizer
 from loopjax.step import abstract_state
 
-UNITS = {"GB": 10**9, "GiB": 2**30, "TB": 10**12, "MB": 10**6, "MiB": 2**20}
-
 
 def flops_of(config) -> dict:
     """Parameters and FLOPs of a config's curriculum, beside the standard model's.
@@ -234,16 +232,3 @@ def table(rows: list[list[str]], left: int = 1) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def parse_bytes(text: str) -> int:
-    """ "80GB" -> 80e9, "16GiB" -> 2^34; raises ValueError."""
-    unit = next((unit for unit in UNITS if text.endswith(unit)), "")
-    number = text.removesuffix(unit) if unit else ""
-    try:
-        size = int(float(number) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size < 1:
-        raise ValueError(f"{text!r} is no size like 80GB; units are {', '.join(UNITS)}")
-    return size

@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -152,11 +153,7 @@ def test_the_plan_names_the_microbatches_that_fit(capsys):
 
 
 def test_sizes_are_read_with_their_unit():
-    assert [cost.parse_bytes(t) for t in ("80GB", "1.5TB", "2GiB")] == [
-        80 * 10**9,
-        15 * 10**11,
-        2**31,
-    ]
+    assert [cli._size(t) for t in ("80GB", "1.5TB", "2GiB")] == [80 * 10**9, 15 * 10**11, 2**31]
     for text in ("80", "GB", "-1GB", "nanGB"):
-        with pytest.raises(ValueError, match="is no size like 80GB"):
-            cost.parse_bytes(text)
+        with pytest.raises(argparse.ArgumentTypeError, match="is no size; write 80GB"):
+            cli._size(text)
