@@ -1,6 +1,7 @@
 """A run is a list of phases: until which step, which plan, reached how, on which data."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from loopjax.depth import GROWTH_OPERATORS, DepthPlan, prop_schedule
@@ -123,13 +124,13 @@ def _with_cooldown(config, phases, start) -> list[Phase]:
 
 def _mixture(name: str, weights) -> dict[str, float]:
     """Positive weights by source, as given; a weight of 0 leaves its source out."""
-    weights = {key: float(value) for key, value in dict(weights).items()}
-    bad = {k: v for k, v in weights.items() if not 0 <= v < float("inf")}
+    weights, numbers = dict(weights), (int, float)
+    bad = {k: v for k, v in weights.items() if not isinstance(v, numbers) or not 0 <= v < math.inf}
     if bad or not any(weights.values()):
         raise UserError(
             f"config.{name}={bad or weights} must hold weights of at least 0, one of them positive"
         )
-    return {key: value for key, value in sorted(weights.items()) if value > 0}
+    return {key: float(value) for key, value in sorted(weights.items()) if value > 0}
 
 
 def past(phases: list[Phase], step: int) -> list[dict]:

@@ -6,7 +6,7 @@ The keys, and what they mean, are in loopjax/config.py.
 import re
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from loopjax import config as config_lib
 from loopjax.errors import UserError
@@ -52,26 +52,40 @@ def parse(verb: str, text: str, argv: list[str], define=lambda values: None, req
 _EXAMPLES = {"config": "FILE", "workdir": "DIR"}
 
 
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    ConfigDict: 'a dictionary like \'{"web": 0.7, "math": 0.3}\'',
+}
+
+
 def _explain(argv, error) -> str:
     """One sentence for what absl and ml_collections raise."""
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
     text = " ".join(str(error).split())
     if "Traceback" in text:  # an error of the config file itself: its last line says what
         return f"--config={path}: " + str(error).strip().splitlines()[-1]
+    wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+    if wrong and _known(wrong[1]) is not None:
+        kind = type(_known(wrong[1]))
+        return f"config.{wrong[1]}={wrong[2]!r} must be {_KINDS.get(kind, kind.__name__)}"
     if isinstance(error, OSError) and path:
         reason = re.search(r"\[Errno \d+\] ([^:']+)", text)
         return f"--config={path} cannot be loaded: {reason[1] if reason else text}"
     if path and isinstance(error, AttributeError | KeyError):
         for arg in argv:
             match = re.match(r"--config\.([\w.]+)", arg)
-            if match and not _exists(config_lib.default(), match[1]):
+            if match and _known(match[1]) is None:
                 return config_lib.unknown_field(config_lib.default(), match[1])
     return text
 
 
-def _exists(config, name: str) -> bool:
+def _known(name: str):
+    """The default of a field; None where there is no such field."""
+    value = config_lib.default()
     for part in name.split("."):
-        if not hasattr(config, "keys") or part not in config:
-            return False
-        config = config[part]
-    return True
+        if not isinstance(value, ConfigDict) or part not in value:
+            return None
+        value = value[part]
+    return value

@@ -21,7 +21,7 @@ from loopjax import curriculum, flops, surgery
 from loopjax.checkpoint import Checkpoints, locate, versions
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
-from loopjax.errors import UserError, field
+from loopjax.errors import UserError
 from loopjax.log import NoLog, RunLog, duration, read_rows, write_json
 from loopjax.run import Run, check_same_directory, check_same_run, on_mesh, plan_run
 from loopjax.step import abstract_state, eval_step, sharded_init
@@ -95,8 +95,10 @@ class Trainer:
 
     def _branch(self):
         """(state, meta) of the checkpoint that `config.init_from` names."""
-        with field("init_from"):
+        try:
             directory, step = locate(self.config.init_from)
+        except UserError as error:
+            raise UserError(f"config.init_from={self.config.init_from!r}: {error}") from None
         source = Checkpoints(directory, read_only=True)
         meta = source.meta(step)
         check_same_run(self.run, meta, branch=True)

@@ -69,7 +69,8 @@ def _check_vocabulary(config, sources: dict) -> None:
 def _block(seed: int, phase: int, number: int, counts: tuple[int, ...]):
     """Source of each of the BLOCK examples of a block, and how often it came before in it."""
     labels = np.repeat(np.arange(len(counts)), counts)
-    raw = np.random.Philox(key=[seed % 2**64, phase << 40 | number]).random_raw(BLOCK)
+    key = np.array([seed % 2**64, phase << 40 | number], np.uint64)
+    raw = np.random.Philox(key=key).random_raw(BLOCK)
     labels = labels[np.argsort(raw, kind="stable")]
     ranks = np.zeros(BLOCK, np.int64)
     for source in range(len(counts)):

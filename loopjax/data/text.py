@@ -17,7 +17,7 @@ import sysconfig
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from loopjax.data.tokenizers import ByteTokenizer
+from loopjax.data import tokenizers
 from loopjax.errors import UserError, first_line
 
 SPLITS = ("train", "heldout")
@@ -78,6 +78,7 @@ class TokenShards(Windows):
         self.record_tokens = manifest["record_tokens"]
         self.dtype = np.dtype(manifest["dtype"])
         self.tokenizer, self.vocab_size = manifest["tokenizer"], manifest["vocab_size"]
+        check_tokenizer(directory, self.tokenizer)
         self.paths = [directory / shard["file"] for shard in shards]
         for path, shard in zip(self.paths, shards, strict=True):
             if not path.is_file():
@@ -154,11 +155,22 @@ def read_manifest(directory: pathlib.Path) -> dict:
     return manifest
 
 
+def check_tokenizer(directory: pathlib.Path, name: str) -> None:
+    """Raises UserError where the tokenizer file is not the one that made the shards."""
+    path = directory / tokenizers.FILE
+    if (
+        name != tokenizers.ByteTokenizer.name
+        and path.is_file()
+        and tokenizers.name_of(path) != name
+    ):
+        raise UserError(f"{path} is not the tokenizer that made the shards beside it ({name})")
+
+
 class StandardLibrary(Windows):
     """The source text of the running Python's standard library, in bytes: on every machine."""
 
-    tokenizer = ByteTokenizer.name
-    vocab_size = ByteTokenizer.vocab_size
+    tokenizer = tokenizers.ByteTokenizer.name
+    vocab_size = tokenizers.ByteTokenizer.vocab_size
     heldout_fraction = 0.05
     _left_out = ("site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__")
 
@@ -176,7 +188,7 @@ class StandardLibrary(Windows):
                 ends.append(len(stream))
         # One token more behind each file: the end of the document.
         data = np.frombuffer(bytes(stream), np.uint8).astype(np.uint16)
-        self.tokens = np.insert(data, ends, ByteTokenizer.eos_id)
+        self.tokens = np.insert(data, ends, tokenizers.ByteTokenizer.eos_id)
         super().__init__([len(self.tokens)], seq_len, f"the standard library in {root} ({split})")
         self.fingerprint = {"sha256": hashlib.sha256(self.tokens.tobytes()).hexdigest()}
 

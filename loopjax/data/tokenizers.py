@@ -35,6 +35,11 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
 
+def name_of(path: pathlib.Path) -> str:
+    """The name of the tokenizer in a file."""
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 class FileTokenizer:
     """A `tokenizer.json`; its name is the hash of the file, so equal files are equal."""
 
@@ -52,7 +57,7 @@ class FileTokenizer:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:
             raise UserError(f"tokenizer {str(path)!r} is not readable: {error}") from None
-        self.name = "sha256:" + hashlib.sha256(self.path.read_bytes()).hexdigest()
+        self.name = name_of(self.path)
         self.vocab_size = self.tokenizer.get_vocab_size()
         names = (eos,) if eos else EOS_NAMES
         known = [name for name in names if self.tokenizer.token_to_id(name) is not None]
