@@ -54,8 +54,10 @@ class Trainer:
     def __init__(self, run: Run, workdir: pathlib.Path):
         self.run, self.config, self.workdir = run, run.config, workdir
         self.writes = jax.process_index() == 0
-        _check_writable(workdir)
         config = run.config
+        if config.init_from and not any((workdir / "checkpoints").glob("[0-9]*")):
+            _source(config)  # before anything is made
+        _check_writable(workdir)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.keep_last, config.keep_every)
         self.branched_from = ""
         restored = self.checkpoints.restore_latest(self._accept, report=say)
@@ -95,10 +97,7 @@ class Trainer:
 
     def _branch(self):
         """(state, meta) of the checkpoint that `config.init_from` names."""
-        try:
-            directory, step = locate(self.config.init_from)
-        except UserError as error:
-            raise UserError(f"config.init_from={self.config.init_from!r}: {error}") from None
+        directory, step = _source(self.config)
         source = Checkpoints(directory, read_only=True)
         meta = source.meta(step)
         check_same_run(self.run, meta, branch=True)
@@ -294,6 +293,14 @@ def _largest(grad_norms) -> str:
         return "all gradients nan"
     norm, name = max(found, key=lambda item: np.inf if np.isnan(item[0]) else item[0])
     return f"the largest gradient is that of {name} (norm {norm:.3g})"
+
+
+def _source(config) -> tuple[pathlib.Path, int]:
+    """Directory and step of the checkpoint that a run branches from."""
+    try:
+        return locate(config.init_from)
+    except UserError as error:
+        raise UserError(f"config.init_from={config.init_from!r}: {error}") from None
 
 
 def _check_writable(workdir: pathlib.Path) -> None:
