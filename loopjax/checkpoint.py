@@ -9,6 +9,7 @@ leaf is the sum of its bits as unsigned integers: it does not depend on the mesh
 leaf whose sum differs is not the leaf that was saved. `meta` has a hash of its own.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,6 +24,8 @@ from jax.experimental import multihost_utils
 from loopjax.errors import UserError
 
 FORMAT = 1
+# Arrays are stored in pieces of this many bytes, so that a reader needs no memory for a whole one.
+PIECE = 2**26
 
 
 def versions() -> dict[str, str]:
@@ -104,7 +107,11 @@ class Checkpoints:
         items = _items(state)
         meta = {"format": FORMAT, "step": step, **meta, "checksums": checksums(items)}
         meta["sha256"] = _digest(meta)
-        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        pieces = ocp.SaveArgs(chunk_byte_size=PIECE)
+        args = {
+            name: ocp.args.StandardSave(item, save_args=jax.tree.map(lambda _: pieces, item))
+            for name, item in items.items()
+        }
         self.manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
 
     def meta(self, step: int) -> dict:
@@ -145,8 +152,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:
-                reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-                report(f"checkpoint {self.directory}/{step} is damaged ({reason})")
+                report(f"checkpoint {self.directory}/{step} is damaged ({_reason(error)})")
                 self._set_aside(step)
         if found:
             raise UserError(f"none of the checkpoints in {self.directory} can be read: {found}")
@@ -175,6 +181,22 @@ def verify(items, saved: dict[str, int]) -> None:
     for path, value in checksums(items).items():
         if saved.get(path) != value:
             raise ValueError(f"the content of {path} is not what was saved")
+
+
+def _reason(error: Exception) -> str:
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    return line.split(" [tensorstore_spec=")[0][:200]
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Turns whatever goes wrong while a checkpoint is read into a UserError that says so."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"checkpoint {path} is damaged ({_reason(error)})") from error
 
 
 def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:

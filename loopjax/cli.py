@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import os
 import re
 import sys
 
@@ -15,6 +16,7 @@ VERBS = {
     "prepare": "turn text into token shards",
     "data": "show what was prepared",
     "report": "compare runs in one HTML page",
+    "inspect": "show what a checkpoint holds, or compare two",
 }
 
 
@@ -237,6 +239,40 @@ def _report(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     report.write_report(args.output, [report.Group("Runs", "", args.runs)])
     print(args.output)
+    return 0
+
+
+def _inspect(argv: list[str]) -> int:
+    import jax
+
+    # The accelerators of this machine may belong to the run that is looked at.
+    jax.config.update("jax_platforms", "cpu")
+    from loopjax.inspect import numbers, plot, text
+
+    parser = _parser("inspect", numbers.__doc__)
+    add = parser.add_argument
+    add(
+        "directory",
+        metavar="DIR",
+        help="a run's directory, or that of its checkpoints; DIR@STEP too",
+    )
+    add("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
+    add("--layers", action="store_true", help="norms by layer, cosines of neighbours and copies")
+    add("--against", metavar="DIR[@STEP]", help="compare with another checkpoint")
+    add("--plot", metavar="FILE.png", help="draw how alike the layers are, and their lineage")
+    add("--json", action="store_true", help="all of it as one JSON object")
+    args = parser.parse_args(argv)
+    if args.plot:
+        plot.require()
+    layers = args.layers or bool(args.plot)
+    found = numbers.inspect(args.directory, args.step, layers=layers, other=args.against)
+    if args.json:
+        print(json.dumps(numbers.finite(found)))
+    else:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(text.render(found, layers=args.layers, colour=colour), end="")
+    if args.plot:
+        plot.write(args.plot, found)
     return 0
 
 

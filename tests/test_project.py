@@ -21,7 +21,8 @@ LAYERS = [
     "sharding", "step", "log", "data.tokenizers", "data.text", "data.synthetic", "data.pipeline",
     "data.pieces", "data.hub", "data.fetch", "data.shards", "data.workers", "data.progress",
     "data.recipes", "data.prepare", "data.show", "checkpoint", "run", "memory", "cost", "train",
-    "report", "flags", "cli", "__main__",
+    "report", "inspect.lineage", "inspect.saved", "inspect.against", "inspect.numbers",
+    "inspect.text", "inspect.plot", "flags", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def test_the_readme_shows_the_files_that_there_are():
         folders += [name] if name.endswith("/") else []
     for path in shown:
         assert (ROOT / path).exists(), f"the README names {path}"
-    for folder in ("loopjax", "loopjax/data", "configs", "experiments"):
+    for folder in ("loopjax", "loopjax/data", "loopjax/inspect", "configs", "experiments"):
         names = {f"{folder}/{p.name}" for p in (ROOT / folder).glob("*.py") if "__" not in p.name}
         assert names <= shown, f"the README leaves out {names - shown}"
 
