@@ -15,6 +15,7 @@ import numpy as np
 from common import SIZES, Step, alternate, config_of, emit, parser, ratio, spread
 
 from loopjax import flops
+from loopjax.run import plan_run
 
 
 class TorchStep:
@@ -70,26 +71,25 @@ def main():
     arguments.add_argument("--torch_compile", action="store_true")
     arguments.add_argument("--only", choices=("loopjax", "torch"), help="one alone, for its memory")
     args = arguments.parse_args()
-    ours = Step(config_of(args.size, str(args.depth), remat=args.remat))
-    steps = {"loopjax": ours}
+    config = config_of(args.size, str(args.depth), remat=args.remat)
+    run = plan_run(config)
+    batch = next(run.stream.batches(np.arange(config.batch_size), 0))
+    steps, figures = {}, {}
+    if args.only != "torch":
+        steps["loopjax"] = Step(config)
+        figures["loopjax_bytes"] = steps["loopjax"].bytes()
     if args.only != "loopjax":
         torch_args = (args.size, args.depth, args.remat == "full", args.torch_compile)
-        steps["torch"] = theirs = TorchStep(*torch_args, ours.batch)
-        if theirs.parameters != flops.count_params(ours.run.cfg, args.depth):
+        steps["torch"] = theirs = TorchStep(*torch_args, batch)
+        if theirs.parameters != flops.count_params(run.cfg, args.depth):
             sys.exit("the two models have different parameter counts")
-    if args.only == "torch":
-        ours.state = None
-        del steps["loopjax"]
+        figures["torch_version"] = theirs.torch.__version__
     seconds = alternate(steps, args.rounds)
-    figures = {"step_s": {name: spread(times) for name, times in seconds.items()}}
+    figures["step_s"] = {name: spread(times) for name, times in seconds.items()}
     if len(steps) == 2:
-        import torch
-
         figures["loopjax_to_torch"] = ratio(seconds["loopjax"], seconds["torch"])
-        figures["torch_version"] = torch.__version__
-        if theirs.device == "cuda":
-            figures["torch_peak_bytes"] = torch.cuda.max_memory_allocated()
-    figures["loopjax_bytes"] = ours.bytes()
+    if "torch" in steps and theirs.device == "cuda":
+        figures["torch_peak_bytes"] = theirs.torch.cuda.max_memory_allocated()
     stats = jax.devices()[0].memory_stats() or {}
     figures["loopjax_peak_bytes_in_use"] = stats.get("peak_bytes_in_use")
     figures["process_peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
