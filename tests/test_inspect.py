@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -526,7 +527,7 @@ def test_damage_is_told_in_one_sentence(run, tmp_path, capsys):
     assert "line 1 column" in sentence(copy, run, "--against", copy.parent)
     copy = damaged("gone")
     shutil.rmtree(copy / "params")
-    assert f"{copy}/params" in sentence(copy)
+    assert re.fullmatch("the array params/.+ cannot be found", sentence(copy))
     copy = damaged("data")
     for path in (copy / "optimizer").rglob("d/*"):
         path.unlink()

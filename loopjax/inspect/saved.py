@@ -136,7 +136,7 @@ def open_saved(directory, step: int | None = None) -> Saved:
         meta = checkpoints.meta(step)
         # All are opened before Orbax is asked: what is missing it tells in more than a sentence.
         stores = {name: _store(path, name) for name in meta["checksums"]}
-        stores = {name: store.result() for name, store in stores.items()}
+        stores = {name: _opened(name, store) for name, store in stores.items()}
         orbax = checkpoints.manager.metadata(step)
         shardings = _shardings(orbax)
         for name, checksum in meta["checksums"].items():
@@ -150,6 +150,13 @@ def _store(path: pathlib.Path, name: str):
     files = {"driver": "file", "path": f"{path / item}/"}
     array = {"driver": "ocdbt", "base": files, "path": f"{key.replace('/', '.')}/"}
     return ts.open({"driver": "auto", "kvstore": array}, read=True)
+
+
+def _opened(name: str, store):
+    try:
+        return store.result()
+    except ValueError:
+        raise ValueError(f"the array {name} cannot be found") from None
 
 
 def _shardings(orbax) -> dict:
