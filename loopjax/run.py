@@ -73,7 +73,9 @@ class Run:
             microbatches=self.config.microbatches,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+        # Metrics are whole on every process, so that each can read them.
+        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        return jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
 
     def to_device(self, local_batch: dict) -> dict:
         size = self.config.batch_size
