@@ -1,7 +1,7 @@
 """Checkpoints: Orbax underneath, one atomic directory per step.
 
     <directory>/<step>/params       canonical parameters
-    <directory>/<step>/optimizer    step counter and optimiser state
+    <directory>/<step>/optimizer    step counter and optimiser state; not where no run made it
     <directory>/<step>/meta         JSON: plan, lineage, phases, data position, config, checksums
 
 `meta` says everything that is needed to read a checkpoint without its config. The checksum of a
@@ -10,6 +10,7 @@ leaf whose sum differs is not the leaf that was saved. `meta` has a hash of its 
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -18,9 +19,12 @@ from importlib import metadata
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from jax.experimental import multihost_utils
 
+from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 
 FORMAT = 1
@@ -55,6 +59,12 @@ def checksums(tree) -> dict[str, int]:
 def _digest(meta: dict) -> str:
     """Hash of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _signed(step: int, meta: dict, sums: dict[str, int]) -> dict:
+    """What is saved as `meta`."""
+    meta = {"format": FORMAT, "step": step, **meta, "checksums": sums}
+    return {**meta, "sha256": _digest(meta)}
 
 
 def _items(state) -> dict:
@@ -105,8 +115,7 @@ class Checkpoints:
     def save(self, step: int, state, meta: dict) -> None:
         """Begins an asynchronous save; it is atomic, and complete after `wait`."""
         items = _items(state)
-        meta = {"format": FORMAT, "step": step, **meta, "checksums": checksums(items)}
-        meta["sha256"] = _digest(meta)
+        meta = _signed(step, meta, checksums(items))
         pieces = ocp.SaveArgs(chunk_byte_size=PIECE)
         args = {
             name: ocp.args.StandardSave(item, save_args=jax.tree.map(lambda _: pieces, item))
@@ -176,6 +185,60 @@ class Checkpoints:
         self.manager.close()
 
 
+class _Held(np.ndarray):
+    """An array that Orbax does not copy in whole before it writes it."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def save_params(directory, step: int, shapes: dict, blocks, meta: dict) -> dict:
+    """Writes a checkpoint of parameters alone, a block at a time, and returns its meta.
+
+    It is not atomic: the directory is for a name that nobody reads.
+
+    Args:
+      directory: of checkpoints, a new one.
+      shapes: {"layers/query": (U, D, H*C), ...}; all are float32.
+      blocks: of a name and the shape of the pieces that it is stored in, gives (slices, array)
+        that cover it.
+      meta: as for `Checkpoints.save`.
+    """
+    # Orbax says how a checkpoint looks, and can write whole trees only: it writes one of zeros.
+    tree: dict = {}
+    for name, shape in shapes.items():
+        *above, last = name.split("/")
+        branch = functools.reduce(lambda node, key: node.setdefault(key, {}), above, tree)
+        branch[last] = np.broadcast_to(np.float32(0), shape).view(_Held)
+    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), tree)
+    save = ocp.args.StandardSave(tree, save_args=pieces)
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        checkpoints.manager.save(step, args=ocp.args.Composite(params=save))
+        checkpoints.wait()
+    path, sums = pathlib.Path(directory) / str(step), {}
+    for name in shapes:
+        store, bits, writing = array(path, f"params/{name}", write=True).result(), 0, None
+        for where, block in blocks(name, store.chunk_layout.read_chunk.shape):
+            bits += int(np.sum(block.view(np.uint32), dtype=np.uint64))
+            if writing:  # while this block was made
+                writing.result()
+            writing = store[where].write(block)
+        writing.result()
+        sums[f"params/{name}"] = bits % 2**32
+    meta = _signed(step, meta, sums)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        checkpointer.save(path / "meta", args=ocp.args.JsonSave(meta))
+    return meta
+
+
+def array(path: pathlib.Path, name: str, *, write: bool = False):
+    """A future of the array "params/layers/query" of a checkpoint, as TensorStore has it."""
+    item, _, key = name.partition("/")
+    files = {"driver": "file", "path": f"{path / item}/"}
+    database = {"driver": "ocdbt", "base": files, "path": f"{key.replace('/', '.')}/"}
+    return ts.open({"driver": "auto", "kvstore": database}, read=True, write=write)
+
+
 def verify(items, saved: dict[str, int]) -> None:
     """Raises ValueError when a leaf is not the one that was saved."""
     for path, value in checksums(items).items():
@@ -222,26 +285,49 @@ def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
     return directory, steps[-1] if step is None else step
 
 
-def load_params(directory, step: int | None = None):
+def run_directory(directory: pathlib.Path) -> pathlib.Path:
+    """The directory of the run whose checkpoints lie in `directory`."""
+    return directory.parent if directory.name == "checkpoints" else directory
+
+
+def chosen_plan(meta: dict, depth: str | None = None) -> DepthPlan:
+    """The plan that a checkpoint is run by: its own, or another of as many unique layers."""
+    trained = DepthPlan.parse(meta["plan"])
+    if not depth:
+        return trained
+    try:
+        plan = DepthPlan.parse(depth)
+    except ValueError as error:
+        raise UserError(f"--depth: {error}") from None
+    if plan.n_unique != trained.n_unique:
+        raise UserError(
+            f"--depth={depth} has {plan.n_unique} unique layers, the checkpoint has "
+            f"{trained.n_unique}"
+        )
+    return plan
+
+
+def load_params(directory, step: int | None = None, shardings=None):
     """(params, meta) of a checkpoint, by itself: no config, no mesh, no optimiser state.
 
     Args:
       directory: a run's `checkpoints` directory, or the run's directory; DIR@STEP too.
       step: which one; the newest by default.
+      shardings: gives the sharding of each parameter from meta; one device by default.
     """
     directory, step = locate(directory, step)
+    path = directory / str(step)
     checkpoints = Checkpoints(directory, read_only=True)
-    meta = checkpoints.meta(step)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = directory / str(step) / "params"
-        tree = checkpointer.metadata(path).item_metadata.tree
+    with reading(path), contextlib.closing(checkpoints), ocp.StandardCheckpointer() as checkpointer:
+        meta = checkpoints.meta(step)
+        tree = checkpointer.metadata(path / "params").item_metadata.tree
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        where = shardings(meta) if shardings else jax.tree.map(lambda _: device, tree)
         abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, where
         )
-        params = checkpointer.restore(path, abstract)
-    prefix = "params/"
-    saved = {k: v for k, v in meta["checksums"].items() if k.startswith(prefix)}
-    verify({"params": params}, saved)
-    checkpoints.close()
+        params = checkpointer.restore(path / "params", abstract)
+        prefix = "params/"
+        saved = {k: v for k, v in meta["checksums"].items() if k.startswith(prefix)}
+        verify({"params": params}, saved)
     return params, meta

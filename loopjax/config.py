@@ -76,6 +76,9 @@ def default() -> ConfigDict:
     config.model.n_kv_heads = 32
     config.model.head_dim = 0  # 0: d_model / n_heads
     config.model.rope_theta = 10_000.0
+    config.model.rope_scaling = ""  # "llama3:FACTOR:LOW:HIGH:ORIGINAL"
+    config.model.attention_bias = False  # of queries, keys and values (Qwen2)
+    config.model.qk_norm = False  # RMSNorm of query and key heads (Qwen3)
     config.model.norm_eps = 1e-5
     config.model.tie_embeddings = True
     config.model.init_depth = 0
@@ -163,7 +166,8 @@ def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[
     Fields that may change on a resumed run are not compared, nor those that the phases tell; nor,
     with `branch`, where the run began.
     """
-    saved, current = flatten(saved), flatten(current)
+    # A field that a run knew nothing of had the value that is its default now.
+    saved, current = flatten(default().to_dict()) | flatten(saved), flatten(current)
     free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(("init_from",) if branch else ()))
     names = [n for n in {**saved, **current} if not any(f"{n}.".startswith(f"{f}.") for f in free)]
     return [

@@ -30,9 +30,12 @@ def layer_params(cfg: ModelConfig) -> int:
 
 
 def count_params(cfg: ModelConfig, n_layers: int) -> int:
-    """All parameters of a model of `n_layers` unique layers, norm scales included."""
+    """All parameters of a model of `n_layers` unique layers, norm scales and biases included."""
     vocab = cfg.vocab_size * cfg.d_model * (1 if cfg.tie_embeddings else 2)
-    return n_layers * (layer_params(cfg) + 2 * cfg.d_model) + vocab + cfg.d_model
+    vectors = 2 * cfg.d_model
+    vectors += cfg.attention_bias * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_size
+    vectors += cfg.qk_norm * 2 * cfg.head_size
+    return n_layers * (layer_params(cfg) + vectors) + vocab + cfg.d_model
 
 
 def training_flops_per_token(cfg: ModelConfig, plan: DepthPlan, seq_len: int) -> int:

@@ -64,21 +64,57 @@ def _cpu_matmul_bwd(dtype, residuals, dy):
 _cpu_matmul.defvjp(_cpu_matmul_fwd, _cpu_matmul_bwd)
 
 
-def causal_attention(q_BTHC, k_BTKC, v_BTKC, *, implementation: str = "auto"):
+def causal_attention(q_BTHC, k_BTKC, v_BTKC, mask_BTT=None, *, implementation: str = "auto"):
     """Causal grouped-query attention, [B, T, H, C], scaled by 1/sqrt(C).
 
-    "auto": chunks of queries on a CPU; cuDNN's flash attention on a GPU where it can be had
-    (bfloat16, heads of at most 128 in steps of 8, T even); else XLA's.
+    A mask hides keys beside those that come later. "auto": chunks of queries on a CPU; cuDNN's
+    flash attention on a GPU where it can be had (bfloat16, heads of at most 128 in steps of 8, T
+    even, no mask); else XLA's.
     """
     if implementation == "auto":
         implementation = _suited(q_BTHC)
     if implementation == "chunks":
-        return _chunked_attention(q_BTHC, k_BTKC, v_BTKC)
+        return _chunked_attention(q_BTHC, k_BTKC, v_BTKC, mask_BTT)
+    if mask_BTT is not None:
+        mask = mask_BTT[:, None]
+        return jax.nn.dot_product_attention(q_BTHC, k_BTKC, v_BTKC, mask=mask, is_causal=True)
     if implementation == "cudnn" and platform() != jax.default_backend():
         return _flash_shapes(q_BTHC, k_BTKC, v_BTKC)
     return jax.nn.dot_product_attention(
         q_BTHC, k_BTKC, v_BTKC, is_causal=True, implementation=implementation
     )
+
+
+def cached_attention(q_BTHC, k_BKSC, v_BKSC, mask_BTS):
+    """Grouped-query attention to those of S cached keys that a mask shows, [B, T, H, C].
+
+    Few queries meet many keys: what it costs is to read the cache, which lies as the products
+    take it.
+    """
+    return _ungrouped(_attend(_grouped(q_BTHC, k_BKSC.shape[1]), k_BKSC, v_BKSC, mask_BTS))
+
+
+def _grouped(q_BTHC, n_kv_heads: int):
+    """[B, T, H, C] -> [B, K, G, T, C]: queries by the key/value head that they share."""
+    B, T, _, C = q_BTHC.shape
+    return q_BTHC.reshape(B, T, n_kv_heads, -1, C).transpose(0, 2, 3, 1, 4)
+
+
+def _ungrouped(x_BKGTC):
+    """The inverse of `_grouped`."""
+    B, _, _, T, C = x_BKGTC.shape
+    return x_BKGTC.transpose(0, 3, 1, 2, 4).reshape(B, T, -1, C)
+
+
+def _attend(q_BKGTC, k_BKSC, v_BKSC, mask_BTS):
+    """Attention with logits and softmax in float32; [B, K, G, T, C]."""
+    logits_BKGTS = jnp.einsum(
+        "BKGTC,BKSC->BKGTS", q_BKGTC, k_BKSC, preferred_element_type=jnp.float32
+    )
+    logits_BKGTS = logits_BKGTS / q_BKGTC.shape[-1] ** 0.5
+    logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, -jnp.inf)
+    weights_BKGTS = jax.nn.softmax(logits_BKGTS).astype(v_BKSC.dtype)
+    return jnp.einsum("BKGTS,BKSC->BKGTC", weights_BKGTS, v_BKSC)
 
 
 def _suited(q_BTHC) -> str:
@@ -89,20 +125,21 @@ def _suited(q_BTHC) -> str:
     return "cudnn" if platform() == "gpu" and fits else "xla"
 
 
-def _chunked_attention(q_BTHC, k_BTKC, v_BTKC):
+def _chunked_attention(q_BTHC, k_BTKC, v_BTKC, mask_BTT):
     """The same in chunks of queries, each against the keys up to its own last position."""
-    T = q_BTHC.shape[1]
+    T, K = k_BTKC.shape[1:3]
+    q_BKGTC = _grouped(q_BTHC, K)
+    k_BKTC, v_BKTC = k_BTKC.swapaxes(1, 2), v_BTKC.swapaxes(1, 2)
     chunk = max(_CPU_CHUNK, -(-T // _CPU_MAX_CHUNKS))
     outs = []
     for start in range(0, T, chunk):
         stop = min(start + chunk, T)
-        mask = jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None]
-        outs.append(
-            jax.nn.dot_product_attention(
-                q_BTHC[:, start:stop], k_BTKC[:, :stop], v_BTKC[:, :stop], mask=mask[None, None]
-            )
-        )
-    return jnp.concatenate(outs, axis=1)
+        mask = (jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None])[None]
+        if mask_BTT is not None:
+            mask = mask & mask_BTT[:, start:stop, :stop]
+        queries = q_BKGTC[:, :, :, start:stop]
+        outs.append(_attend(queries, k_BKTC[:, :, :stop], v_BKTC[:, :, :stop], mask))
+    return _ungrouped(jnp.concatenate(outs, axis=3))
 
 
 @jax.custom_vjp

@@ -16,10 +16,16 @@ The canonical parameter tree is the same whatever the plan:
     final_norm               [D]             scale
     head                     [D, V]          only with tie_embeddings=False
 
-`forward` cuts `layers` into the segments of the plan and runs each by `nn.scan`: over its
+and for the families that have them:
+
+    layers/query_bias        [U, H*C]        with attention_bias=True; key_bias, value_bias [U, K*C]
+    layers/query_norm        [U, C]          with qk_norm=True, scale; key_norm too
+
+`residual` cuts `layers` into the segments of the plan and runs each by `nn.scan`: over its
 repetitions (parameters broadcast) around its layers (parameters scanned). The compiled program
 therefore grows with the number of segments, not with depth or repetitions, and the weights of a
-loop exist once.
+loop exist once. Decoding (`evals/decode.py`) runs the same blocks one after another, each with
+its own cache: a layer that runs twice remembers twice.
 
 Initialisation (float32):
 
@@ -27,21 +33,21 @@ Initialisation (float32):
     embed, query, key, value,  N(0, 1/fan_in), embed: fan_in = D      LeCun et al. 1998; std 0.022 at
     gate, up, head                                                    D = 2048 (Llama's is 0.02)
     output, down               N(0, 1/fan_in) / sqrt(2 init_depth)    GPT-2 (Radford et al. 2019)
-    norm scales                1                                      Zhang & Sennrich 2019
+    norm scales; biases        1; 0                                   Zhang & Sennrich 2019
 
 Layer i of the stack draws from the same key whatever the depth, so the first layers of a shallow
 and a deep model with one seed are equal.
 """
 
 import dataclasses
-import functools
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import kernels
+from loopjax import kernels, rope
 from loopjax.depth import DepthPlan
 
 REMAT_POLICIES = {
@@ -64,6 +70,10 @@ class ModelConfig:
       n_kv_heads: K key/value heads; they divide H (grouped-query attention when K < H).
       head_dim: the width of one head; 0 is D / H.
       rope_theta: base of the rotary position frequencies.
+      rope_scaling: "", or "llama3:FACTOR:LOW:HIGH:ORIGINAL" for frequencies stretched as Llama 3.1
+        has them ("llama3:8:1:4:8192").
+      attention_bias: whether queries, keys and values have biases (Qwen2).
+      qk_norm: RMSNorm of each query and key head, before the rotary embedding (Qwen3).
       norm_eps: epsilon of RMSNorm.
       tie_embeddings: whether the output head is the transposed embedding.
       init_depth: executed layers that the residual output projections are initialised for.
@@ -82,6 +92,9 @@ class ModelConfig:
     init_depth: int
     head_dim: int = 0
     rope_theta: float = 10_000.0
+    rope_scaling: str = ""
+    attention_bias: bool = False
+    qk_norm: bool = False
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     dtype: str = "bfloat16"
@@ -109,7 +122,11 @@ class ModelConfig:
                 raise ValueError(
                     f"model.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}"
                 )
-
+        if self.rope_scaling and not rope.LLAMA3.fullmatch(self.rope_scaling):
+            raise ValueError(
+                f"model.rope_scaling={self.rope_scaling!r} must be empty or "
+                "llama3:FACTOR:LOW:HIGH:ORIGINAL, like llama3:8:1:4:8192"
+            )
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError(f"model.attention='cudnn' wants bfloat16, not dtype={self.dtype}")
 
@@ -119,18 +136,28 @@ class ModelConfig:
         return self.head_dim or self.d_model // self.n_heads
 
 
-def rope_tables(n_positions: int, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles, each float32 [T, C/2] (Su et al. 2021)."""
-    frequencies = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angles = jnp.arange(n_positions, dtype=jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+@flax.struct.dataclass
+class KVCache:
+    """Rotated keys, and values, of S slots; [B, K, S, C]. Every executed layer has its own."""
+
+    key: jax.Array
+    value: jax.Array
 
 
-def rotate(x_BTHC: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (i, i + C/2) of each head by the angle of its position, in float32."""
-    cos, sin = (table[None, :, None, :] for table in rope)
-    a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHC.dtype)
+@flax.struct.dataclass
+class Placement:
+    """Where the T tokens of a call stand, when they are not positions 0..T-1 seen causally.
+
+    Attributes:
+      positions_BT: int, for the rotary embedding.
+      mask_BTS: which slots of the cache a token sees; without a cache, which of the T tokens, of
+        those up to itself.
+      slot: int [], the first of the T slots that the tokens take in the cache.
+    """
+
+    positions_BT: jax.Array
+    mask_BTS: jax.Array
+    slot: jax.Array | None = None
 
 
 def _fan_in_normal(scale: float = 1.0):
@@ -138,34 +165,62 @@ def _fan_in_normal(scale: float = 1.0):
 
 
 class Block(nn.Module):
-    """One layer: x + Attention(norm(x)), then x + SwiGLU(norm(x)). [B, T, D] -> [B, T, D]."""
+    """One layer: x + Attention(norm(x)), then x + SwiGLU(norm(x)). [B, T, D] -> [B, T, D].
+
+    Without a cache it sows its keys and values, [B, T, K, C], for one.
+    """
 
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, rope):
-        x_BTD = x_BTD + self.attention(self.norm("attention_norm", x_BTD), rope)
-        x_BTD = x_BTD + self.mlp(self.norm("mlp_norm", x_BTD))
-        return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
+    def __call__(self, x_BTD, angles, placement=None, cache=None):
+        """Returns (x_BTD, the cache with the tokens written to it).
 
-    def attention(self, x_BTD, rope):
-        cfg, (B, T, _) = self.cfg, x_BTD.shape
-        heads = functools.partial(jnp.reshape, shape=(B, T, -1, cfg.head_size))
-        features, kv_features = (n * cfg.head_size for n in (cfg.n_heads, cfg.n_kv_heads))
-        q_BTHC = heads(self.linear("query", x_BTD, ("embed", "heads"), features))
-        k_BTKC = heads(self.linear("key", x_BTD, ("embed", "kv_heads"), kv_features))
-        v_BTKC = heads(self.linear("value", x_BTD, ("embed", "kv_heads"), kv_features))
-        out_BTHC = kernels.causal_attention(
-            nn.with_logical_constraint(
-                rotate(q_BTHC, rope), ("batch", "seq", "heads", "head_size")
-            ),
-            nn.with_logical_constraint(
-                rotate(k_BTKC, rope), ("batch", "seq", "kv_heads", "head_size")
-            ),
-            nn.with_logical_constraint(v_BTKC, ("batch", "seq", "kv_heads", "head_size")),
-            implementation=cfg.attention,
+        Args:
+          angles: `rope.tables` of the positions of the tokens.
+          placement, cache: where they stand, and what this layer remembers.
+        """
+        attended_BTD, cache = self.attention(
+            self.norm("attention_norm", x_BTD), angles, placement, cache
         )
-        return self.linear("output", out_BTHC.reshape(B, T, -1), ("heads", "embed"), cfg.d_model)
+        x_BTD = x_BTD + attended_BTD
+        x_BTD = x_BTD + self.mlp(self.norm("mlp_norm", x_BTD))
+        return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation")), cache
+
+    def attention(self, x_BTD, angles, placement, cache):
+        cfg, (B, T, _) = self.cfg, x_BTD.shape
+        q_BTHC = rope.rotate(self.heads("query", x_BTD, "heads", cfg.n_heads), angles)
+        k_BTKC = rope.rotate(self.heads("key", x_BTD, "kv_heads", cfg.n_kv_heads), angles)
+        v_BTKC = self.heads("value", x_BTD, "kv_heads", cfg.n_kv_heads)
+        q_BTHC = nn.with_logical_constraint(q_BTHC, ("batch", "seq", "heads", "head_size"))
+        k_BTKC = nn.with_logical_constraint(k_BTKC, ("batch", "seq", "kv_heads", "head_size"))
+        v_BTKC = nn.with_logical_constraint(v_BTKC, ("batch", "seq", "kv_heads", "head_size"))
+        if cache is not None:
+            cache = _written(cache, KVCache(k_BTKC, v_BTKC), placement.slot)
+            out_BTHC = kernels.cached_attention(q_BTHC, cache.key, cache.value, placement.mask_BTS)
+        else:
+            self.sow("intermediates", "key", k_BTKC)
+            self.sow("intermediates", "value", v_BTKC)
+            mask_BTT = None if placement is None else placement.mask_BTS
+            out_BTHC = kernels.causal_attention(
+                q_BTHC, k_BTKC, v_BTKC, mask_BTT, implementation=cfg.attention
+            )
+        flat_BTD = out_BTHC.reshape(B, T, -1)
+        return self.linear("output", flat_BTD, ("heads", "embed"), cfg.d_model), cache
+
+    def heads(self, name, x_BTD, axis, n):
+        """Queries, keys or values, [B, T, n, C], before the rotary embedding."""
+        cfg, (B, T, _) = self.cfg, x_BTD.shape
+        out_BTN = self.linear(name, x_BTD, ("embed", axis), n * cfg.head_size)
+        if cfg.attention_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
+            bias_N = self.param(f"{name}_bias", init, (n * cfg.head_size,))
+            out_BTN = out_BTN + bias_N.astype(out_BTN.dtype)
+        out_BTNC = out_BTN.reshape(B, T, n, cfg.head_size)
+        return self.norm(f"{name}_norm", out_BTNC) if self.normed(name) else out_BTNC
+
+    def normed(self, name):
+        return self.cfg.qk_norm and name != "value"
 
     def mlp(self, x_BTD):
         gate_BTF = self.linear("gate", x_BTD, ("embed", "mlp"), self.cfg.d_ff)
@@ -194,48 +249,75 @@ def rms_norm(x, scale, eps):
     return (x32 * scale).astype(x.dtype)
 
 
+def _written(cache: KVCache, new: KVCache, slot) -> KVCache:
+    """The cache with [B, T, K, C] written to its slots from `slot` on."""
+
+    def write(old_BKSC, new_BTKC):
+        return jax.lax.dynamic_update_slice(old_BKSC, new_BTKC.swapaxes(1, 2), (0, 0, slot, 0))
+
+    return jax.tree.map(write, cache, new)
+
+
 class Transformer(nn.Module):
     """Embedding, the segments of a plan, final norm and head. int [B, T] -> float32 [B, T, V].
 
     Its parameters are the canonical tree with `layers` cut into `segment_0`, `segment_1`, ...;
-    use `init_params` and `forward`, which speak canonical.
+    use `init_params` and the functions below, which speak canonical.
     """
 
     cfg: ModelConfig
     plan: DepthPlan
 
-    @nn.compact
-    def __call__(self, tokens_BT):
+    def setup(self):
         cfg = self.cfg
-        embed_init = nn.initializers.normal(cfg.d_model**-0.5)
-        embed_init = nn.with_logical_partitioning(embed_init, ("vocab", "embed"))
-        embed_VD = self.param("embed", embed_init, (cfg.vocab_size, cfg.d_model))
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(cfg.d_model**-0.5), ("vocab", "embed")
+        )
+        self.embed = self.param("embed", init, (cfg.vocab_size, cfg.d_model))
+        for i in range(len(self.plan.segments)):
+            setattr(self, f"segment_{i}", Block(cfg))
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        self.final_norm = self.param("final_norm", init, (cfg.d_model,))
+        if not cfg.tie_embeddings:
+            init = nn.with_logical_partitioning(_fan_in_normal(), ("embed", "vocab"))
+            self.head = self.param("head", init, (cfg.d_model, cfg.vocab_size))
+
+    def __call__(self, tokens_BT):
+        return self.unembed(self.run(tokens_BT))
+
+    def table(self):
         # The width is gathered before the look-up: cut along D, the result would have to be
         # moved from there to the batch's sharding, which XLA does by replicating it.
-        table_VD = embed_VD.astype(cfg.dtype)
-        table_VD = nn.with_logical_constraint(table_VD, ("vocab", "activation"))
-        x_BTD = table_VD[tokens_BT]
-        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
-        rope = rope_tables(tokens_BT.shape[1], cfg.head_size, cfg.rope_theta)
+        table_VD = self.embed.astype(self.cfg.dtype)
+        return nn.with_logical_constraint(table_VD, ("vocab", "activation"))
+
+    def embedded(self, tokens_BT):
+        x_BTD = self.table()[tokens_BT]
+        return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
+
+    def run(self, tokens_BT, placement=None):
+        """The residual stream after the last executed layer, [B, T, D]."""
+        x_BTD = self.embedded(tokens_BT)
+        positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
+        angles = angles_of(self.cfg, positions)
         for i, segment in enumerate(self.plan.segments):
-            x_BTD = self.run_segment(Block(cfg, name=f"segment_{i}"), segment, x_BTD, rope)
-        norm_init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        x_BTD = rms_norm(x_BTD, self.param("final_norm", norm_init, (cfg.d_model,)), cfg.norm_eps)
-        if cfg.tie_embeddings:
-            head_DV = table_VD.T
-        else:
-            head_init = nn.with_logical_partitioning(_fan_in_normal(), ("embed", "vocab"))
-            head_DV = self.param("head", head_init, (cfg.d_model, cfg.vocab_size))
-            head_DV = head_DV.astype(cfg.dtype)
+            block = getattr(self, f"segment_{i}")
+            x_BTD = self.run_segment(block, segment, x_BTD, angles, placement)
+        return x_BTD
+
+    def unembed(self, x_BTD):
+        """Final norm and head, float32 [B, T, V]."""
+        x_BTD = rms_norm(x_BTD, self.final_norm, self.cfg.norm_eps)
+        head_DV = self.table().T if self.cfg.tie_embeddings else self.head.astype(self.cfg.dtype)
         # Accumulated and kept in float32: the loss is a difference of large logits.
         logits_BTV = kernels.matmul(x_BTD, head_DV, dtype=jnp.float32)
         return nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
 
-    def run_segment(self, block, segment, x_BTD, rope):
+    def run_segment(self, block, segment, x_BTD, angles, placement):
         """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned)."""
 
-        def layer(block, x, rope):
-            return block(x, rope), None
+        def layer(block, x_BTD, angles, placement):
+            return block(x_BTD, angles, placement)
 
         if self.cfg.remat != "none":
             policy = REMAT_POLICIES[self.cfg.remat]
@@ -257,8 +339,14 @@ class Transformer(nn.Module):
                 in_axes=nn.broadcast,
                 length=segment.repeats,
             )
-        x_BTD, _ = stack(block, x_BTD, rope)
+        x_BTD, _ = stack(block, x_BTD, angles, placement)
         return x_BTD
+
+
+def angles_of(cfg: ModelConfig, positions):
+    """`rope.tables` of positions [..., T]."""
+    frequencies = rope.frequencies(cfg.head_size, cfg.rope_theta, cfg.rope_scaling)
+    return rope.tables(positions, frequencies)
 
 
 def init_params(cfg: ModelConfig, n_layers: int, key: jax.Array):
@@ -278,6 +366,26 @@ def cut_segments(params, plan: DepthPlan):
     return rest
 
 
+# Canonical (unboxed) parameters run by a plan:
+
+
 def forward(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan) -> jax.Array:
-    """Logits, float32 [B, T, V], of canonical (unboxed) parameters run by a plan."""
+    """Logits, float32 [B, T, V]."""
     return Transformer(cfg, plan).apply({"params": cut_segments(params, plan)}, tokens_BT)
+
+
+def residual(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=None) -> jax.Array:
+    """The residual stream before the final norm, [B, T, D]."""
+    args = {"params": cut_segments(params, plan)}, tokens_BT, placement
+    return Transformer(cfg, plan).apply(*args, method="run")
+
+
+def unembed(params, x_BTD, cfg: ModelConfig) -> jax.Array:
+    """Final norm and head: the logits of residuals, float32 [B, T, V]."""
+    return outside_stack(params, cfg, x_BTD, "unembed")
+
+
+def outside_stack(params, cfg, x, method: str):
+    """A method of the transformer that needs no layer."""
+    outside = {k: v for k, v in params.items() if k != "layers"}
+    return Transformer(cfg, DepthPlan(())).apply({"params": outside}, x, method=method)

@@ -26,11 +26,11 @@ def trapezoid(peak: float, steps: int, warmup_steps: int, decay_steps: int):
 
 
 def decay_mask(params):
-    """True for matrices and embeddings, False for norm scales; by name, since stacking adds an
-    axis that would make a scale look like a matrix."""
+    """True for matrices and embeddings, False for norm scales and biases; by name, since stacking
+    adds an axis that would make a scale look like a matrix."""
 
     def decays(path, _):
-        return not any(str(getattr(key, "key", "")).endswith("norm") for key in path)
+        return not any(str(getattr(key, "key", "")).endswith(("norm", "bias")) for key in path)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

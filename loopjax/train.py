@@ -79,6 +79,7 @@ class Trainer:
         if self.writes:
             write_json(workdir / "config.json", config.to_dict())
             write_json(workdir / "phases.json", [phase.to_json() for phase in run.phases])
+            run.stream.leave_tokenizer(workdir)
         log_args = (workdir, self.step, config.steps, config.log_every)
         self.log = RunLog(*log_args) if self.writes else NoLog()
         self.eval_sets: dict[str, list] = {}
@@ -224,6 +225,7 @@ class Trainer:
                 "lineage": curriculum.lineage(run.phases, self.step),
                 "phases": curriculum.past(run.phases, self.step),
                 "data": run.stream.fingerprint(self.step),
+                "tokenizer": run.stream.tokenizer,
                 "model": dataclasses.asdict(run.cfg),
                 "config": self.config.to_dict(),
                 "branched_from": self.branched_from,

@@ -156,6 +156,7 @@ class TrainStream:
         self.mixing = Mixing(changes, names, config.batch_size, config.seed)
 
         self.parents = [self._shuffled(name) for name in names]
+        self.tokenizer = next(iter(self.sources.values())).tokenizer
 
     def _shuffled(self, name: str):
         """A source as it is read: in an order drawn from the seed, anew in every epoch."""
@@ -178,6 +179,13 @@ class TrainStream:
         iterator = iter(dataset)
         iterator.set_state({"next_index": step})
         return iterator
+
+    def leave_tokenizer(self, directory: pathlib.Path) -> None:
+        """Copies the tokenizer that made the shards, so that a run can be read by itself."""
+        for source in self.sources.values():
+            if isinstance(source, text.TokenShards) and source.eos:
+                tokenizers.copy(source.directory, directory, source.eos)
+                return
 
     def fingerprint(self, step: int) -> dict:
         """What a checkpoint at `step` keeps to know this stream by.

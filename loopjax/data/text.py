@@ -72,8 +72,9 @@ class TokenShards(Windows):
     """One split of a directory written by `loopjax prepare`."""
 
     def __init__(self, directory, split: str, seq_len: int):
-        directory = pathlib.Path(directory)
+        self.directory = directory = pathlib.Path(directory)
         manifest = read_manifest(directory)
+        self.eos = manifest["eos"]
         shards = manifest["splits"][split]["shards"]
         self.record_tokens = manifest["record_tokens"]
         self.dtype = np.dtype(manifest["dtype"])

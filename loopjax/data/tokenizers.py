@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 
@@ -25,13 +26,16 @@ class ByteTokenizer:
     name = "bytes"
     vocab_size = 257
     eos = ""
-    eos_id = 256
+    eos_id = bos_id = 256
     path = None
+
+    def encode(self, text: str) -> list[int]:
+        return list(utf8(text))
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         return [np.frombuffer(utf8(text), np.uint8) for text in texts]
 
-    def decode(self, ids) -> str:
+    def decode(self, ids, *, special: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
 
@@ -41,9 +45,13 @@ def name_of(path: pathlib.Path) -> str:
 
 
 class FileTokenizer:
-    """A `tokenizer.json`; its name is the hash of the file, so equal files are equal."""
+    """A `tokenizer.json`; its name is the hash of the file, so equal files are equal.
 
-    def __init__(self, path, eos: str | None = None):
+    `eos_id` ends a document; `bos_id` begins a text that has nothing before it (`bos` if there is
+    such a token, else the end of the document before).
+    """
+
+    def __init__(self, path, eos: str | None = None, bos: str | None = None):
         try:
             import tokenizers
         except ImportError:
@@ -68,14 +76,21 @@ class FileTokenizer:
             )
         self.eos = known[0]
         self.eos_id = self.tokenizer.token_to_id(self.eos)
+        bos_id = self.tokenizer.token_to_id(bos) if bos else None
+        self.bos_id = self.eos_id if bos_id is None else bos_id
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt, with the special tokens that the file itself puts before a text, if any."""
+        return self.tokenizer.encode(utf8(text).decode()).ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         clean = [utf8(text).decode() for text in texts]
         encodings = self.tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
-    def decode(self, ids) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids, *, special: bool = True) -> str:
+        """The text of ids; without the special tokens among them if `special` is False."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=not special)
 
 
 def load(spec: str, eos: str | None = None):
@@ -91,7 +106,17 @@ def load(spec: str, eos: str | None = None):
         path = path / FILE
     elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and path.suffix != ".json":
         path = _from_hub(spec)
-    return FileTokenizer(path, eos or _configured_eos(path.with_name(CONFIG)))
+    config = path.with_name(CONFIG)
+    return FileTokenizer(
+        path, eos or _configured(config, "eos_token"), _configured(config, "bos_token")
+    )
+
+
+def copy(source: pathlib.Path, directory: pathlib.Path, eos: str) -> None:
+    """Copies a tokenizer file, if it is there, with the token that ends a document beside it."""
+    if (source / FILE).is_file():
+        shutil.copyfile(source / FILE, directory / FILE)
+        (directory / CONFIG).write_text(json.dumps({"eos_token": eos}) + "\n")
 
 
 def _from_hub(repository: str) -> pathlib.Path:
@@ -118,10 +143,10 @@ def _from_hub(repository: str) -> pathlib.Path:
     return pathlib.Path(path)
 
 
-def _configured_eos(path: pathlib.Path) -> str | None:
-    """The eos_token of a tokenizer_config.json, a string or {"content": string}."""
+def _configured(path: pathlib.Path, key: str) -> str | None:
+    """A token of a tokenizer_config.json, a string or {"content": string}."""
     try:
-        token = json.loads(path.read_text())["eos_token"]
+        token = json.loads(path.read_text())[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return token.get("content") if isinstance(token, dict) else token
