@@ -3,16 +3,15 @@
 import base64
 import dataclasses
 import html
-import io
 import json
 import pathlib
 
+from loopjax import figure
 from loopjax.errors import UserError
+from loopjax.figure import COLOURS, INK
 from loopjax.log import duration, read_rows
 
-COLOURS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
-INK, PALE = "#1f2937", "#e5e7eb"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +82,8 @@ def write_report(path, groups: list[Group], title: str = "loopjax", lead: str = 
     path = pathlib.Path(path)
     loaded = [(group, [load_run(run) for run in group.runs]) for group in groups]
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = figure(loaded)
-    path.with_suffix(".png").write_bytes(picture)
+    drawn = picture(loaded)
+    path.with_suffix(".png").write_bytes(drawn)
     sections = [
         f"<h2>{html.escape(group.title)}</h2>\n<p>{group.text}</p>\n{table(group, runs)}"
         for group, runs in loaded
@@ -93,7 +92,7 @@ def write_report(path, groups: list[Group], title: str = "loopjax", lead: str = 
     page = _PAGE.format(
         title=html.escape(title),
         lead=lead,
-        picture=base64.b64encode(picture).decode(),
+        picture=base64.b64encode(drawn).decode(),
         sections="\n".join(sections),
         device=html.escape(", ".join(sorted({r.result["device"] for _, rs in loaded for r in rs}))),
         versions=html.escape(", ".join(f"{k} {v}" for k, v in versions.items())),
@@ -126,15 +125,9 @@ def table(group: Group, runs: list[Finished]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def figure(loaded: list[tuple[Group, list[Finished]]]) -> bytes:
+def picture(loaded: list[tuple[Group, list[Finished]]]) -> bytes:
     """PNG: a row per group, its metric against steps (left) and training FLOPs (right)."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("a report needs matplotlib: pip install 'loopjax[report]'") from None
-    fig = Figure(figsize=(10, 3.4 * len(loaded)), layout="constrained")
-    FigureCanvasAgg(fig)
+    fig = figure.new(10, 3.4 * len(loaded))
     axes = fig.subplots(len(loaded), 2, squeeze=False, sharey="row")
     for (group, runs), (by_steps, by_flops) in zip(loaded, axes, strict=True):
         for colour, run in zip(COLOURS * len(runs), runs, strict=False):
@@ -148,13 +141,8 @@ def figure(loaded: list[tuple[Group, list[Finished]]]) -> bytes:
         by_flops.set_xlabel("training FLOPs", color=INK)
         by_flops.legend(frameon=False, fontsize=9, labelcolor=INK)
         for axis in (by_steps, by_flops):
-            axis.grid(color=PALE, linewidth=0.8)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.spines[["left", "bottom"]].set_color(PALE)
-            axis.tick_params(colors=INK, labelsize=9, length=0)
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=140)
-    return buffer.getvalue()
+            figure.plain(axis)
+    return figure.png(fig)
 
 
 _PAGE = """<!doctype html>

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from loopjax import cli, cost, kernels, memory, run, sharding, step
+from loopjax import arguments, cli, cost, kernels, memory, run, sharding, step
 from loopjax.depth import DepthPlan
 from loopjax.flags import parse
 from loopjax.optim import make_optimizer
@@ -153,7 +153,11 @@ def test_the_plan_names_the_microbatches_that_fit(capsys):
 
 
 def test_sizes_are_read_with_their_unit():
-    assert [cli._size(t) for t in ("80GB", "1.5TB", "2GiB")] == [80 * 10**9, 15 * 10**11, 2**31]
+    assert [arguments.size(t) for t in ("80GB", "1.5TB", "2GiB")] == [
+        80 * 10**9,
+        15 * 10**11,
+        2**31,
+    ]
     for text in ("80", "GB", "-1GB", "nanGB"):
         with pytest.raises(argparse.ArgumentTypeError, match="is no size; write 80GB"):
-            cli._size(text)
+            arguments.size(text)

@@ -31,7 +31,7 @@ def stages(events) -> list[Stage]:
     first = DepthPlan.parse(events[0]["plan"]).n_unique
     grown = [e for e in events if e["order"] is not None]
     return [
-        Stage(events[0]["step"], tuple(range(first))),
+        Stage(events[0]["step"], tuple(range(first)), events[0]["operator"]),
         *(Stage(e["step"], tuple(e["order"]), e["operator"]) for e in grown),
     ]
 

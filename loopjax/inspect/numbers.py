@@ -26,6 +26,7 @@ class Sums:
       weight, first, second, update: sums of squares of the weights, of AdamW's first and second
         moments, and of the direction of the last update; [U] or [1].
       gram: inner products of the layers, [U, U], if they were asked for.
+      moments: whether the checkpoint has any.
     """
 
     leaf: Leaf
@@ -34,6 +35,7 @@ class Sums:
     second: np.ndarray
     update: np.ndarray
     gram: np.ndarray | None
+    moments: bool
 
 
 def inspect(directory, step: int | None = None, *, layers: bool = False, other=None) -> dict:
@@ -74,24 +76,27 @@ def inspect(directory, step: int | None = None, *, layers: bool = False, other=N
 
 
 def measure(saved: Saved, name: str, updates: int, *, gram: bool, progress=None) -> Sums:
-    """The sums of one parameter and its moments, in one pass over all three.
+    """The sums of one parameter and its moments, if it has any, in one pass over all three.
 
     The direction of update t is m_t / (1 - beta1^t) / (sqrt(v_t / (1 - beta2^t)) + epsilon)
     (Kingma & Ba 2015), before decay and learning rate.
     """
     leaf, config = saved.params()[name], saved.meta["config"]
     layers = leaf.shape[0] if leaf.stacked else 1
-    sums = Sums(leaf, *np.zeros((4, layers)), np.zeros((layers, layers)) if gram else None)
-    moments = [saved.moments(kind)[name] for kind in ("mu", "nu")]
+    gram = np.zeros((layers, layers)) if gram else None
+    moments = [part for kind in ("mu", "nu") if (part := saved.moments(kind).get(name))]
+    sums = Sums(leaf, *np.zeros((4, layers)), gram, bool(moments))
     readers = [saved.read(part, leaf.blocks(), progress) for part in (leaf, *moments)]
     for blocks in zip(*readers, strict=True):
-        for weight, first, second in columns(*(block.reshape(layers, -1) for block in blocks)):
+        for weight, *rest in columns(*(block.reshape(layers, -1) for block in blocks)):
             sums.weight += squares(weight)
-            sums.first += squares(first)
-            sums.second += squares(second)
-            if gram and leaf.stacked:
+            if gram is not None and leaf.stacked:
                 wide = weight.astype(np.float64)
                 sums.gram += wide @ wide.T
+            if rest:
+                first, second = rest
+                sums.first += squares(first)
+                sums.second += squares(second)
             if updates:
                 scale = np.sqrt(second * np.float32(1 / (1 - config["beta2"] ** updates)))
                 direction = first / (scale + np.float32(config["eps"]))
@@ -134,6 +139,7 @@ def about(saved: Saved) -> dict:
         "format": meta["format"],
         "versions": meta["versions"],
         "branched_from": meta.get("branched_from"),
+        "source": meta.get("source"),
         "devices": math.prod(leaf.mesh.values()),
         "mesh": leaf.mesh,
         "model": meta["model"],
@@ -195,12 +201,12 @@ def _ratios(sums: list[Sums], rate: float | None) -> dict:
     kinds = ("weight", "first", "second", "update")
     total = {kind: float(sum(getattr(s, kind).sum() for s in sums)) for kind in kinds}
     rms = {kind: math.sqrt(total[kind] / size) for kind in kinds}
-    moved = rate is not None
+    moved, moments = rate is not None, sums[0].moments
     return {
         "norm": math.sqrt(total["weight"]),
         "rms": rms["weight"],
-        "first_moment_rms": rms["first"],
-        "second_moment_rms": rms["second"],
+        "first_moment_rms": rms["first"] if moments else None,
+        "second_moment_rms": rms["second"] if moments else None,
         "update_rms": rms["update"] if moved else None,
         "update_ratio": rate * rms["update"] / rms["weight"] if moved and rms["weight"] else None,
     }

@@ -1,31 +1,18 @@
 """The picture of a checkpoint: how alike its layers are, and where they come from."""
 
-import io
 import pathlib
 
 import numpy as np
 
-from loopjax.errors import UserError
-from loopjax.report import COLOURS, INK, PALE
-
-
-def require():
-    """Matplotlib's (Figure, canvas); raises UserError where it is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--plot needs matplotlib: pip install 'loopjax[report]'") from None
-    return Figure, FigureCanvasAgg
+from loopjax import figure
+from loopjax.figure import COLOURS, INK, PALE
 
 
 def write(path, found: dict) -> None:
     """Writes a PNG of what `numbers.inspect` found with `layers=True`."""
-    Figure, Canvas = require()
     depth, stages = found["plan"]["unique"], len(found["lineage"]["stages"])
     wide = max(5.0, 0.3 * depth + 1.6)
-    fig = Figure(figsize=(5.6 + wide, max(4.6, 0.9 * stages + 1.4)), layout="constrained")
-    Canvas(fig)
+    fig = figure.new(5.6 + wide, max(4.6, 0.9 * stages + 1.4))
     left, right = fig.subplots(1, 2, width_ratios=(5.6, wide))
     _similarity(fig, left, found)
     _lineage(right, found)
@@ -33,14 +20,7 @@ def write(path, found: dict) -> None:
     name = "/".join(pathlib.Path(about["directory"]).parts[-2:]).removesuffix("/checkpoints")
     title = f"{name}, step {about['step']:,}: plan {found['plan']['text']}"
     fig.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=140)
-    path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"--plot {path} cannot be written: {error.strerror}") from None
+    figure.save(fig, path)
 
 
 def boundaries(found: dict) -> list[int]:

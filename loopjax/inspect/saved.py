@@ -13,9 +13,8 @@ import time
 
 import jax
 import numpy as np
-import tensorstore as ts
 
-from loopjax.checkpoint import Checkpoints, locate, reading
+from loopjax.checkpoint import Checkpoints, array, locate, reading
 from loopjax.log import duration
 
 BLOCK = 2**24  # numbers per block: 64 MB in float32
@@ -86,11 +85,16 @@ class Saved:
         return self._below("params")
 
     def moments(self, kind: str) -> dict[str, Leaf]:
-        """AdamW's first ("mu") or second ("nu") moments, by the names of the parameters."""
+        """AdamW's first ("mu") or second ("nu") moments, by the names of the parameters.
+
+        Empty where no run made the checkpoint.
+        """
         return self._below(kind)
 
     def updates(self) -> int:
-        """Updates that AdamW has counted."""
+        """Updates that AdamW has counted; 0 for parameters that come without it."""
+        if not self.moments("mu"):
+            return 0
         adam = next(name.split("/mu/")[0] for name in self.leaves if "/mu/" in name)
         return int(next(self.read(self.leaves[f"{adam}/count"])))
 
@@ -109,7 +113,7 @@ class Saved:
         is missing or is not the one that was saved.
         """
         with reading(self.path):
-            store = _store(self.path, leaf.name).result()
+            store = array(self.path, leaf.name).result()
             blocks, bits = list(leaf.blocks() if blocks is None else blocks), 0
             following = store[blocks[0]].read()
             for k in range(len(blocks)):
@@ -135,21 +139,13 @@ def open_saved(directory, step: int | None = None) -> Saved:
     with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints, reading(path):
         meta = checkpoints.meta(step)
         # All are opened before Orbax is asked: what is missing it tells in more than a sentence.
-        stores = {name: _store(path, name) for name in meta["checksums"]}
+        stores = {name: array(path, name) for name in meta["checksums"]}
         stores = {name: _opened(name, store) for name, store in stores.items()}
         orbax = checkpoints.manager.metadata(step)
-        shardings = _shardings(orbax)
+        shardings = _shardings(orbax, meta["checksums"])
         for name, checksum in meta["checksums"].items():
             leaves[name] = _leaf(name, stores[name], shardings[name], checksum)
     return Saved(path, meta, orbax.commit_timestamp_nsecs / 1e9, leaves)
-
-
-def _store(path: pathlib.Path, name: str):
-    """A future of the array "params/layers/query" of a checkpoint."""
-    item, _, key = name.partition("/")
-    files = {"driver": "file", "path": f"{path / item}/"}
-    array = {"driver": "ocdbt", "base": files, "path": f"{key.replace('/', '.')}/"}
-    return ts.open({"driver": "auto", "kvstore": array}, read=True)
 
 
 def _opened(name: str, store):
@@ -159,14 +155,14 @@ def _opened(name: str, store):
         raise ValueError(f"the array {name} cannot be found") from None
 
 
-def _shardings(orbax) -> dict:
-    """How Orbax says that each array was sharded."""
+def _shardings(orbax, names) -> dict:
+    """How Orbax says that each of the arrays was sharded."""
     out = {}
-    for item in ("params", "optimizer"):
+    for item in {name.split("/")[0] for name in names}:
         tree = orbax.item_metadata[item].tree
-        for key, array in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             name = jax.tree_util.keystr(key, simple=True, separator="/")
-            out[f"{item}/{name}"] = array.sharding
+            out[f"{item}/{name}"] = leaf.sharding
     return out
 
 

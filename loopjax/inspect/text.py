@@ -32,12 +32,11 @@ def render(found: dict, *, layers: bool, colour: bool) -> str:
 
 def _head(about: dict) -> str:
     written = datetime.datetime.fromtimestamp(about["written"]).strftime("%Y-%m-%d %H:%M:%S")
-    share = about["step"] / about["steps"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     mesh = ", ".join(f"{axis}={n}" for axis, n in about["mesh"].items())
     rows = [
         ("checkpoint", f"{about['directory']}/{about['step']}"),
-        ("step", f"{about['step']:,} of {about['steps']:,} ({share:.0%}), {about['tokens']:,} tokens"),
+        ("step", _step(about)),
         ("saved", f"{written}, after {duration(about['wall_clock_s'])} of training"),
         ("written by", f"{about['devices']} device{'s'[: about['devices'] > 1]}"
                        + (f" ({mesh})" if mesh else "")),
@@ -47,7 +46,18 @@ def _head(about: dict) -> str:
     ]  # fmt: skip
     if about["branched_from"]:
         rows.insert(1, ("branched from", about["branched_from"]))
+    if source := about["source"]:
+        text = f"{source['from']} ({source['architecture']}, {source['dtype']})"
+        rows.insert(1, ("imported from", text))
     return "\n".join(f"{name:<14}{value}" for name, value in rows)
+
+
+def _step(about: dict) -> str:
+    """Step and tokens; how far that is, in a run that has steps to make."""
+    share = (
+        f" of {about['steps']:,} ({about['step'] / about['steps']:.0%})" if about["steps"] else ""
+    )
+    return f"{about['step']:,}{share}, {about['tokens']:,} tokens"
 
 
 def table(heads, rows, left: int = 1, gap: int = 2) -> str:
@@ -137,9 +147,9 @@ def _events(events: list[dict]) -> str:
         ("step", "operator", "plan", "order: old index of each layer"),
         [
             (f"{e['step']:,}", e["operator"], e["plan"], compact(e["order"] or ()) or "as before")
-            if e["operator"] != "init"
-            else (f"{e['step']:,}", "init", e["plan"], "")
-            for e in events
+            if k
+            else (f"{e['step']:,}", e["operator"], e["plan"], "")
+            for k, e in enumerate(events)
         ],
         left=4,
     )

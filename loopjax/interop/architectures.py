@@ -1,0 +1,352 @@
+"""The Llama family as Hugging Face writes it, and as it is here.
+
+`read_config` and `write_config` go between config.json and `ModelConfig`; `TENSORS` says what the
+leaves of the canonical tree are called there, layer by layer. A matrix is [in, out] here and
+[out, in] there; rotary embedding turns the same pairs on both sides.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+from flax.core import meta
+
+from loopjax.errors import UserError, first_line
+from loopjax.model import DTYPES, ModelConfig, init_params
+
+# model_type -> the class that config.json names.
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# Of "llama3" scaling, in the order of `ModelConfig.rope_scaling`.
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+_LAYER = "model.layers.{}."
+TENSORS = {
+    "embed": "model.embed_tokens.weight",
+    "layers/attention_norm": _LAYER + "input_layernorm.weight",
+    "layers/query": _LAYER + "self_attn.q_proj.weight",
+    "layers/query_bias": _LAYER + "self_attn.q_proj.bias",
+    "layers/query_norm": _LAYER + "self_attn.q_norm.weight",
+    "layers/key": _LAYER + "self_attn.k_proj.weight",
+    "layers/key_bias": _LAYER + "self_attn.k_proj.bias",
+    "layers/key_norm": _LAYER + "self_attn.k_norm.weight",
+    "layers/value": _LAYER + "self_attn.v_proj.weight",
+    "layers/value_bias": _LAYER + "self_attn.v_proj.bias",
+    "layers/output": _LAYER + "self_attn.o_proj.weight",
+    "layers/mlp_norm": _LAYER + "post_attention_layernorm.weight",
+    "layers/gate": _LAYER + "mlp.gate_proj.weight",
+    "layers/up": _LAYER + "mlp.up_proj.weight",
+    "layers/down": _LAYER + "mlp.down_proj.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+# Llama and Qwen3 with attention_bias have it, the model here does not: it has to be zero.
+OUTPUT_BIAS = _LAYER + "self_attn.o_proj.bias"
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What a config.json says.
+
+    Attributes:
+      cfg: the architecture.
+      n_layers: U, all of them executed once.
+      seq_len: the context, in tokens.
+      output_bias: whether there are biases of the output projections.
+      token_ids: bos_token_id, eos_token_id, pad_token_id; None where there is none.
+      notes: what is not as the config says, a sentence each.
+    """
+
+    cfg: ModelConfig
+    n_layers: int
+    seq_len: int
+    output_bias: bool
+    token_ids: dict
+    notes: tuple[str, ...]
+
+
+def read_config(config: dict, stored_dtype: str) -> Described:
+    """The model of a config.json, in the form of transformers 5 or an older one.
+
+    Args:
+      config: its content.
+      stored_dtype: what the weights are stored in, for a config that names no type.
+
+    Raises UserError when the model cannot be represented.
+    """
+    try:
+        return _described(config, stored_dtype)
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"config.json makes no model: {first_line(error)}") from None
+
+
+def _described(config: dict, stored_dtype: str) -> Described:
+    family = _family(config)
+    said = {"qwen2": True, "mistral": False}  # the others say it
+    attention_bias = said.get(family, bool(config.get("attention_bias")))
+    n_heads, n_layers, positions = (
+        _whole(config, key)
+        for key in ("num_attention_heads", "num_hidden_layers", "max_position_embeddings")
+    )
+    dtype, notes = _dtype(config, stored_dtype)
+    window = _window(config, family, n_layers)
+    if window and window < positions:
+        notes.append(
+            f"attention slides over {window} tokens (sliding_window), so the context is "
+            f"{window} tokens and not {positions}"
+        )
+        positions = window
+    theta, scaling = _rope(config, positions)
+    cfg = ModelConfig(
+        vocab_size=_whole(config, "vocab_size"),
+        d_model=_whole(config, "hidden_size"),
+        d_ff=_whole(config, "intermediate_size"),
+        n_heads=n_heads,
+        n_kv_heads=_whole(config, "num_key_value_heads", n_heads),
+        init_depth=n_layers,
+        head_dim=_head_dim(config, family, n_heads),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        attention_bias=attention_bias,
+        qk_norm=family == "qwen3",
+        norm_eps=_number(config, "rms_norm_eps", 1e-6),
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        dtype=dtype,
+    )
+    token_ids = {key: config.get(key) for key in TOKEN_IDS}
+    output_bias = attention_bias and family != "qwen2"
+    return Described(cfg, n_layers, positions, output_bias, token_ids, tuple(notes))
+
+
+def _family(config: dict) -> str:
+    """The model_type; raises UserError for all that changes what a layer computes."""
+    family, known = config.get("model_type"), ", ".join(FAMILIES)
+    for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if config.get(key):
+            raise UserError(f"config.json describes a mixture of experts ({key}={config[key]})")
+    if family not in FAMILIES:
+        raise UserError(f"config.json has model_type={family!r}; these can be read: {known}")
+    if config.get("quantization_config"):
+        raise UserError("config.json has a quantization_config; only whole weights can be read")
+    act = config.get("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise UserError(f"config.json has hidden_act={act!r}; the layers here have silu")
+    if config.get("mlp_bias"):
+        raise UserError("config.json has mlp_bias=true; the feed-forward layers here have no bias")
+    return family
+
+
+def _whole(config: dict, key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise UserError(f"config.json does not say {key}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"config.json has {key}={value!r}; it must be a positive whole number")
+    return value
+
+
+def _number(values: dict, key: str, default: float | None = None) -> float:
+    value = values.get(key, default)
+    if value is None:
+        raise UserError(f"config.json does not say {key}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"config.json has {key}={value!r}; it must be a positive number")
+    return float(value)
+
+
+def _head_dim(config: dict, family: str, n_heads: int) -> int:
+    """The head size, 0 where it is D / H anyway; Qwen3 has 128 unless it says another."""
+    if config.get("head_dim") is None and family != "qwen3":
+        return 0
+    head_dim = _whole(config, "head_dim", 128)
+    return 0 if head_dim * n_heads == _whole(config, "hidden_size") else head_dim
+
+
+def _dtype(config: dict, stored: str) -> tuple[str, list[str]]:
+    """The compute type, and what to say of it."""
+    named = config.get("dtype") or config.get("torch_dtype") or stored
+    if named in DTYPES:
+        return named, []
+    return "float32", [f"the model is of type {named}; it computes in float32 here"]
+
+
+def _rope(config: dict, positions: int) -> tuple[float, str]:
+    """Base and scaling: rope_parameters, or rope_theta and rope_scaling of older configs."""
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise UserError(f"config.json has {key}={config[key]!r}; it must be an object")
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = _number({"rope_theta": 10_000.0, **_said(config, "rope_theta"), **rope}, "rope_theta")
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(
+            "config.json has a rotary embedding for each type of layer, not one for all"
+        )
+    if {**config, **rope}.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        raise UserError("config.json has a partial_rotary_factor; heads are turned whole here")
+    if kind == "default":
+        return theta, ""
+    if kind != "llama3":
+        raise UserError(f"config.json has rope_type={kind!r}; these can be read: default, llama3")
+    rope = {"original_max_position_embeddings": positions, **rope}
+    numbers = [_number(rope, key) for key in _LLAMA3]
+    return theta, ":".join(["llama3", *(f"{x:.12g}" for x in numbers)])
+
+
+def _said(config: dict, key: str) -> dict:
+    return {key: config[key]} if config.get(key) is not None else {}
+
+
+def _window(config: dict, family: str, n_layers: int) -> int | None:
+    """How many tokens back the layer sees that sees the fewest; None if all see everything.
+
+    A key that is not there means what transformers takes it for.
+    """
+    if family == "llama":
+        return None
+    if family == "mistral":
+        window = config.get("sliding_window", 4096)
+        return None if window is None else _whole({"sliding_window": window}, "sliding_window")
+    sliding = bool(config.get("use_sliding_window"))
+    types = config.get("layer_types") or [
+        "sliding_attention"
+        if sliding and i >= config.get("max_window_layers", 28)
+        else "full_attention"
+        for i in range(n_layers)
+    ]
+    other = set(types) - {"full_attention", "sliding_attention"}
+    if other:
+        raise UserError(
+            f"config.json has layers of type {other.pop()}; these can be read: "
+            "full_attention, sliding_attention"
+        )
+    if not sliding or "sliding_attention" not in types:
+        return None
+    return _whole(config, "sliding_window", 4096)
+
+
+def write_config(
+    cfg: ModelConfig, n_layers: int, seq_len: int, dtype: str, token_ids: dict
+) -> dict:
+    """The config.json of a model; any version of transformers that knows the family reads it.
+
+    Qwen3 with attention_bias has a bias of the output projection too; `OUTPUT_BIAS` is zero then.
+    """
+    family = "qwen3" if cfg.qk_norm else "qwen2" if cfg.attention_bias else "llama"
+    if family == "llama" and cfg.d_model % cfg.n_heads:
+        family = "mistral"  # the same layer, but its class lets heads be of any size
+    out = {
+        "architectures": [FAMILIES[family]],
+        "model_type": family,
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.d_model,
+        "intermediate_size": cfg.d_ff,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "num_key_value_heads": cfg.n_kv_heads,
+        "head_dim": cfg.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": seq_len,
+        "rms_norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope_theta,
+        "rope_scaling": None,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "attention_bias": cfg.attention_bias,
+        "attention_dropout": 0.0,
+        "torch_dtype": dtype,
+        **token_ids,
+    }
+    if cfg.rope_scaling:
+        numbers = [float(x) for x in cfg.rope_scaling.split(":")[1:]]
+        out["rope_scaling"] = {"rope_type": "llama3", **dict(zip(_LLAMA3, numbers, strict=True))}
+        out["rope_scaling"][_LLAMA3[-1]] = int(numbers[-1])
+    if family == "llama":
+        out["mlp_bias"] = False
+    if family == "mistral":
+        out["sliding_window"] = None
+    if family in ("qwen2", "qwen3"):
+        out["use_sliding_window"] = False
+    return out
+
+
+# Leaves and tensors
+
+
+def shapes(cfg: ModelConfig, n_layers: int) -> dict[str, tuple[int, ...]]:
+    """{"layers/query": (U, D, H*C), ...}, the canonical tree by path."""
+    tree = meta.unbox(
+        jax.eval_shape(lambda key: init_params(cfg, n_layers, key), jax.random.key(0))
+    )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    keystr = jax.tree_util.keystr
+    return {keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+
+def stacked(leaf: str) -> bool:
+    return leaf.startswith("layers/")
+
+
+def turn(leaf: str, array: np.ndarray, out: np.ndarray) -> None:
+    """Fills `out` with one layer's array as the other side has it: matrices are transposed."""
+    if array.ndim == 1 or leaf == "embed":
+        out[...] = array
+        return
+    for i in range(0, len(array), 64):  # what is read and written at a time stays in the cache
+        out[:, i : i + 64] = array[i : i + 64].astype(out.dtype).T
+
+
+def tensors(leaf: str, shape) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the tensors that a leaf of a shape is there: one for each layer, or one."""
+    if not stacked(leaf):
+        return {TENSORS[leaf]: turned(leaf, shape)}
+    return {TENSORS[leaf].format(i): turned(leaf, shape[1:]) for i in range(shape[0])}
+
+
+def turned(leaf: str, shape) -> tuple[int, ...]:
+    return tuple(reversed(shape)) if leaf != "embed" else tuple(shape)
+
+
+def zero_biases(cfg: ModelConfig, n_layers: int) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the tensors that `write_config` promises beyond those of the leaves."""
+    if not (cfg.qk_norm and cfg.attention_bias):
+        return {}
+    return {OUTPUT_BIAS.format(i): (cfg.d_model,) for i in range(n_layers)}
+
+
+def position(name: str) -> float:
+    """Where a tensor comes in a file: the embedding, layer by layer, the rest."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(layer[1]) if layer else -1 if name == TENSORS["embed"] else math.inf
+
+
+def rows_axis(leaf: str, shape) -> int:
+    """The axis of a leaf that runs along the rows of its tensors."""
+    return 0 if leaf == "embed" else len(shape) - 1
+
+
+def cuts(leaf: str, shape, chunk, most: int) -> list[tuple[slice, ...]]:
+    """Slices that cover a leaf, each of whole rows of its tensors, in every layer.
+
+    Args:
+      shape: of the leaf.
+      chunk: shape of the pieces that it is stored in; a cut ends where they end.
+      most: numbers in a cut, if the pieces allow it.
+    """
+    axis = rows_axis(leaf, shape)
+    row = math.prod(shape) // shape[axis]
+    step = chunk[axis] * max(1, most // (row * chunk[axis]))
+    whole = [slice(0, n) for n in shape]
+    return [
+        (*whole[:axis], slice(start, min(start + step, shape[axis])), *whole[axis + 1 :])
+        for start in range(0, shape[axis], step)
+    ]

@@ -1,0 +1,118 @@
+"""Model directories: where one is, what lies beside its weights, and new ones."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+from loopjax.data import tokenizers
+from loopjax.errors import UserError, first_line
+
+# Beside the weights and config.json; copied where they are.
+TOKENIZER = (tokenizers.FILE, tokenizers.CONFIG, "special_tokens_map.json", "chat_template.jinja")
+GENERATION = "generation_config.json"
+
+
+def find(source: str, revision: str | None = None) -> pathlib.Path:
+    """A directory, or the local copy of a repository of the Hugging Face hub."""
+    path = pathlib.Path(source)
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.exists():
+        raise UserError(f"{source} is not a directory, nor an ID of the Hugging Face hub")
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise UserError(
+            f"{source} is not a directory, and the Hugging Face hub needs the package "
+            "huggingface_hub: pip install 'loopjax[hf]'"
+        ) from None
+    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
+    try:
+        copy = hub.snapshot_download(
+            source, revision=revision, allow_patterns=[*patterns, *TOKENIZER, GENERATION]
+        )
+    except Exception as error:  # whatever the network or the hub may answer
+        raise UserError(
+            f"{source} is not a directory, and the Hugging Face hub does not give it: "
+            f"{first_line(error)}"
+        ) from None
+    return pathlib.Path(copy)
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """The object in a JSON file; raises UserError when there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}") from None
+    except (OSError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not readable JSON")
+    return value
+
+
+def sha256(path: pathlib.Path, progress=None) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+            if progress:
+                progress(len(block))
+    return digest.hexdigest()
+
+
+def copy(names, source: pathlib.Path, directory: pathlib.Path) -> None:
+    """Copies those of the files that are there."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+def token_ids(directory: pathlib.Path, names) -> dict[str, int | None]:
+    """{"eos_token_id": 2, ...} of the tokenizer files in a directory; None for what is not said."""
+    try:
+        config = json.loads((directory / tokenizers.CONFIG).read_text())
+        tokenizer = json.loads((directory / tokenizers.FILE).read_text())
+        ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return dict.fromkeys(names)
+    tokens = {name: config.get(name.removesuffix("_id")) for name in names}
+    contents = {k: t.get("content") if isinstance(t, dict) else t for k, t in tokens.items()}
+    return {name: ids.get(content) for name, content in contents.items()}
+
+
+def check_new(directory: pathlib.Path) -> None:
+    """Raises UserError when a directory would not be a new one."""
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UserError(f"{directory} is not empty; give a new directory")
+
+
+@contextlib.contextmanager
+def new(directory: pathlib.Path):
+    """A directory to fill, which takes the name when it is whole; nothing is left if it fails."""
+    try:
+        if not directory.parent.exists():
+            directory.parent.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{directory.name}-", dir=directory.parent
+        ) as scratch:
+            made = pathlib.Path(scratch) / "new"
+            made.mkdir()
+            yield made
+            os.replace(made, directory)
+    except UserError:
+        raise
+    except Exception as error:
+        full = os.strerror(errno.ENOSPC)
+        if full in str(error):
+            raise UserError(f"{directory} cannot be written: {full}") from error
+        if isinstance(error, OSError):
+            raise UserError(f"{directory} cannot be written: {error.strerror}") from None
+        raise

@@ -1,0 +1,162 @@
+"""A model of the Hugging Face hub as a checkpoint of step 0: no config, no optimiser state.
+
+Weights go from file to file by blocks: a block is some rows of one tensor in every layer, so it
+takes a part of the model's memory only.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import numpy as np
+
+from loopjax import config as config_lib
+from loopjax.checkpoint import save_params, versions
+from loopjax.data import tokenizers
+from loopjax.errors import UserError
+from loopjax.inspect.saved import BLOCK, Progress
+from loopjax.interop import architectures, files
+from loopjax.interop.architectures import Described
+from loopjax.interop.tensors import Tensor, open_tensors, stored_dtype
+
+
+def import_hf(source: str, directory, *, revision: str | None = None, tokenizer: bool = True):
+    """Makes `directory` a run's directory with one checkpoint, of step 0; returns its meta.
+
+    Args:
+      source: a directory with config.json, safetensors and a tokenizer, or an ID of the hub.
+      directory: a new one.
+      revision: of the repository on the hub, the newest by default.
+      tokenizer: False for a model without one.
+
+    Raises UserError when the model cannot be read or represented; nothing is written then.
+    """
+    directory = pathlib.Path(directory).resolve()
+    files.check_new(directory)
+    path = files.find(source, revision)
+    config = files.read_json(path / "config.json")
+    tensors = open_tensors(path)
+    described = architectures.read_config(config, stored_dtype(tensors))
+    leaves = architectures.shapes(described.cfg, described.n_layers)
+    tensors = check_tensors(tensors, described, leaves)
+    if tokenizer and not (path / tokenizers.FILE).is_file():
+        raise UserError(f"{path} has no {tokenizers.FILE}; import it with --no-tokenizer")
+    beside = (*files.TOKENIZER, files.GENERATION) if tokenizer else (files.GENERATION,)
+
+    read = [path / "config.json", *sorted({tensor.path for tensor in tensors.values()})]
+    read += [path / name for name in beside if (path / name).is_file()]
+    stored = sum(file.stat().st_size for file in read)
+    progress = Progress(stored + 4 * sum(int(np.prod(shape)) for shape in leaves.values()))
+    meta = {
+        **about(described, path if tokenizer else None),
+        "source": {
+            "format": "huggingface",
+            "from": source,
+            "architecture": (config.get("architectures") or [config["model_type"]])[0],
+            "dtype": stored_dtype(tensors),
+            "token_ids": described.token_ids,
+            "sha256": {file.name: files.sha256(file, progress) for file in read},
+        },
+    }
+    with files.new(directory) as made:
+        blocks = Blocks(tensors, leaves, progress)
+        meta = save_params(made / "checkpoints", 0, leaves, blocks, meta)
+        files.copy(beside, path, made)
+    progress.close()
+    for note in described.notes:
+        print(note, file=sys.stderr)
+    return meta
+
+
+def about(described: Described, tokenizer: pathlib.Path | None) -> dict:
+    """What the checkpoint says about itself, as if a run had made it in no step."""
+    config, plan = config_lib.default(), str(described.n_layers)
+    model = dataclasses.asdict(described.cfg)
+    config.model.update(model)
+    config.update(depth=plan, seq_len=described.seq_len, steps=0)
+    return {
+        "plan": plan,
+        "lineage": [{"step": 0, "operator": "import", "plan": plan, "order": None}],
+        "phases": [],
+        "data": {},
+        "tokenizer": tokenizers.name_of(tokenizer / tokenizers.FILE) if tokenizer else None,
+        "model": model,
+        "config": config.to_dict(),
+        "branched_from": "",
+        "wall_clock_s": 0.0,
+        "versions": versions(),
+    }
+
+
+def check_tensors(
+    found: dict[str, Tensor], described: Described, leaves: dict
+) -> dict[str, Tensor]:
+    """The tensors that the leaves are made of; raises UserError when they are not all that is there.
+
+    Left out are those that add nothing: rotary frequencies, a head that is the embedding, biases
+    of output projections that are zero.
+    """
+    cfg, wanted = described.cfg, {}
+    for leaf, shape in leaves.items():
+        wanted |= architectures.tensors(leaf, shape)
+    lost = sorted(wanted.keys() - found.keys())
+    if lost:
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UserError(f"the tensor {lost[0]} is missing{more}")
+    for name, shape in wanted.items():
+        if found[name].shape != shape:
+            raise UserError(
+                f"the tensor {name} is {_times(found[name].shape)}; by config.json it is "
+                f"{_times(shape)}"
+            )
+    rest = {
+        name for name in found.keys() - wanted.keys() if not name.endswith("rotary_emb.inv_freq")
+    }
+    embed, head = (architectures.TENSORS[leaf] for leaf in ("embed", "head"))
+    if head in rest and cfg.tie_embeddings:
+        if not equal(found[head], found[embed]):
+            raise UserError(f"config.json has tie_word_embeddings=true, but {head} is not {embed}")
+        rest.remove(head)
+    if described.output_bias:
+        for name in (architectures.OUTPUT_BIAS.format(i) for i in range(described.n_layers)):
+            if name in rest and found[name].rows(slice(0, cfg.d_model)).any():
+                raise UserError(
+                    f"the tensor {name} is not zero; output projections have no bias here"
+                )
+            rest.discard(name)
+    if rest:
+        raise UserError(f"the tensor {min(rest)} has no place in a model of config.json")
+    return {name: found[name] for name in wanted}
+
+
+def _times(shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices hold the same numbers."""
+    if a.shape != b.shape:
+        return False
+    step = max(1, BLOCK // a.shape[1])
+    cuts = [slice(i, min(i + step, a.shape[0])) for i in range(0, a.shape[0], step)]
+    return all(np.array_equal(a.rows(cut), b.rows(cut)) for cut in cuts)
+
+
+class Blocks:
+    """Leaves, made of their tensors a block at a time: what `checkpoint.save_params` asks for."""
+
+    def __init__(self, tensors: dict[str, Tensor], leaves: dict, progress):
+        self.tensors, self.leaves, self.progress = tensors, leaves, progress
+
+    def __call__(self, leaf: str, chunk):
+        """Yields (slices, float32 block), which cover a leaf that is stored in pieces."""
+        shape = self.leaves[leaf]
+        names = architectures.tensors(leaf, shape)
+        for cut in architectures.cuts(leaf, shape, chunk, BLOCK):
+            rows = cut[architectures.rows_axis(leaf, shape)]
+            block = np.empty([s.stop - s.start for s in cut], np.float32)
+            layers = block if architectures.stacked(leaf) else [block]
+            for layer, name in zip(layers, names, strict=True):
+                architectures.turn(leaf, self.tensors[name].rows(rows), layer)
+            yield cut, block
+            self.progress(block.nbytes)

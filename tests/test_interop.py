@@ -1,0 +1,689 @@
+"""Weights of the Hugging Face hub in and out: the same logits, the same tensors."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from loopjax import checkpoint, cli, model
+from loopjax.depth import DepthPlan
+from loopjax.inspect import numbers, plot, saved, text
+from loopjax.interop import architectures
+from loopjax.interop import files as files_lib
+from loopjax.interop.export_hf import export_hf
+from loopjax.interop.import_hf import import_hf
+from loopjax.interop.tensors import Writer
+from tests.conftest import tiny_run
+from tests.test_inspect import fresh, save
+
+safetensors = pytest.importorskip("safetensors.numpy")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STORIES = ROOT.parent / "shared" / "models" / "stories260k"
+SIZES = {
+    "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
+MODELS = {
+    "llama": ("Llama", {"bos_token_id": 3, "eos_token_id": [4, 5]}),
+    "llama tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama 3": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 8}),
+    "llama bfloat16": ("Llama", {"dtype": "bfloat16"}),
+    "qwen2": ("Qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen3": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", {"head_dim": 6, "sliding_window": None}),
+}
+
+
+@pytest.fixture(scope="module")
+def hf():
+    """The package transformers, and torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch = pytest.importorskip("torch")
+        transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch, transformers
+
+
+def random_weights(torch, network):
+    """Norms and biases too, so that one that is forgotten shows."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(1 + 0.3 * noise if "norm" in name else 0.3 * noise)
+
+
+@pytest.fixture(scope="module")
+def made(hf, tmp_path_factory):
+    """Random models of each family, as transformers saves them: {name: directory}."""
+    torch, transformers = hf
+    place = tmp_path_factory.mktemp("models")
+    for name, (family, options) in MODELS.items():
+        config = getattr(transformers, f"{family}Config")(**SIZES, **options)
+        network = transformers.AutoModelForCausalLM.from_config(config)
+        random_weights(torch, network)
+        network.save_pretrained(place / name)
+    return {name: place / name for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def imported(made):
+    """The same as checkpoints."""
+    for name, path in made.items():
+        import_hf(str(path), path.with_name(f"{name} checkpoint"), tokenizer=False)
+    return {name: path.with_name(f"{name} checkpoint") for name, path in made.items()}
+
+
+TOKENS_BT = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 40))
+
+
+def our_logits(directory, plan=None):
+    params, meta = checkpoint.load_params(directory)
+    cfg = dataclasses.replace(model.ModelConfig(**meta["model"]), dtype="float32")
+    return model.forward(params, TOKENS_BT, cfg, DepthPlan.parse(plan or meta["plan"]))
+
+
+def their_logits(hf, directory):
+    torch, transformers = hf
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        network, said = load(directory, dtype=torch.float32, output_loading_info=True)
+        assert not any(said.values()), said
+        return network(torch.tensor(TOKENS_BT)).logits.numpy()
+
+
+def close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert np.abs(theirs).max() > 0.5
+
+
+def tensors_of(directory):
+    """{name: array} of all files of a model."""
+    files = sorted(pathlib.Path(directory).glob("*.safetensors"))
+    return {k: v for file in files for k, v in safetensors.load_file(file).items()}
+
+
+def same_tensors(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype and tensor.shape == theirs[name].shape
+        assert tensor.tobytes() == theirs[name].tobytes(), name
+
+
+# In and out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_imported_model_computes_the_same_logits(name, hf, made, imported):
+    close(our_logits(imported[name]), their_logits(hf, made[name]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_and_out_again_nothing_has_changed(name, hf, made, imported, tmp_path):
+    export_hf(imported[name], tmp_path / "out")
+    same_tensors(tensors_of(tmp_path / "out"), tensors_of(made[name]))
+    AutoConfig = hf[1].AutoConfig
+    before, after = (
+        AutoConfig.from_pretrained(p).to_dict() for p in (made[name], tmp_path / "out")
+    )
+    left_out = {"transformers_version", "_name_or_path"}
+    if name == "mistral":  # without a window it is a Llama
+        left_out |= {"architectures", "model_type", "sliding_window"}
+    differs = {k for k in before if before[k] != after.get(k)} - left_out
+    assert not differs - {"head_dim"}, {k: (before[k], after.get(k)) for k in differs}
+    np.testing.assert_array_equal(their_logits(hf, tmp_path / "out"), their_logits(hf, made[name]))
+
+
+def test_shards_are_read_as_one_file_and_written_as_it(hf, imported, tmp_path):
+    whole, meta = checkpoint.load_params(imported["qwen2"])
+    export_hf(imported["qwen2"], tmp_path / "cut", shard_size=20_000)
+    files = sorted(p.name for p in (tmp_path / "cut").glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((tmp_path / "cut" / "model.safetensors.index.json").read_text())
+    export_hf(imported["qwen2"], tmp_path / "one")
+    one = tensors_of(tmp_path / "one")
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in one.values())
+    assert set(index["weight_map"].values()) == set(files)
+    header = int.from_bytes((tmp_path / "one" / "model.safetensors").read_bytes()[:8], "little")
+    assert header % 8 == 0  # so that readers may map what follows
+    same_tensors(tensors_of(tmp_path / "cut"), one)
+    np.testing.assert_array_equal(
+        their_logits(hf, tmp_path / "cut"), their_logits(hf, tmp_path / "one")
+    )
+    cut = import_hf(str(tmp_path / "cut"), tmp_path / "back", tokenizer=False)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(tmp_path / "back")[0], whole)
+    assert cut["checksums"] == meta["checksums"]
+    hashed = {name: files_lib.sha256(tmp_path / "cut" / name) for name in files}
+    assert cut["source"]["sha256"].items() >= hashed.items()
+    assert cut["source"]["sha256"].keys() - hashed.keys() == {
+        "config.json", "generation_config.json",
+    }  # fmt: skip
+    kept = (tmp_path / "back" / "generation_config.json").read_bytes()
+    assert kept == (tmp_path / "cut" / "generation_config.json").read_bytes()
+
+
+@pytest.mark.parametrize("block", [1, 500])
+def test_blocks_of_any_size_make_the_same_files(block, imported, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PIECE", 512)
+    for module in ("import_hf", "export_hf"):
+        monkeypatch.setattr(f"loopjax.interop.{module}.BLOCK", block)
+    import_hf(str(made["qwen3"]), tmp_path / "in", tokenizer=False)
+    leaf = saved.open_saved(tmp_path / "in").params()["layers/gate"]
+    assert leaf.chunk != leaf.shape
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(checkpoint.load_params(p)[0] for p in (tmp_path / "in", imported["qwen3"])),
+    )
+    export_hf(tmp_path / "in", tmp_path / "out")
+    same_tensors(tensors_of(tmp_path / "out"), tensors_of(made["qwen3"]))
+
+
+def test_a_loop_is_exported_as_the_layers_that_it_runs(hf, tmp_path):
+    directory = random_checkpoint(tmp_path / "loop", 4, "1-2x3-1")
+    for plan in (None, "2x2-2", "4"):
+        out = tmp_path / f"out {plan}"
+        config = export_hf(directory, out, depth=plan)
+        order = DepthPlan.parse(plan or "1-2x3-1").order
+        assert config["num_hidden_layers"] == len(order)
+        close(our_logits(directory, plan), their_logits(hf, out))
+        norms = checkpoint.load_params(directory)[0]["layers"]["mlp_norm"]
+        written = tensors_of(out)
+        name = "model.layers.{}.post_attention_layernorm.weight"
+        for i, layer in enumerate(order):
+            np.testing.assert_array_equal(written[name.format(i)], norms[layer])
+
+
+KINDS = {
+    "biases": ({"attention_bias": True}, "Qwen2ForCausalLM"),
+    "norms of heads": ({"qk_norm": True}, "Qwen3ForCausalLM"),
+    "both": ({"attention_bias": True, "qk_norm": True, "head_dim": 6}, "Qwen3ForCausalLM"),
+    "a width that heads do not divide": ({"d_model": 18, "head_dim": 8}, "MistralForCausalLM"),
+    "scaled frequencies": ({"rope_scaling": "llama3:8:1:4:16"}, "LlamaForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trained_model_computes_the_same_there_and_comes_back(kind, hf, tmp_path):
+    fields, architecture = KINDS[kind]
+    directory = random_checkpoint(tmp_path / "run", 2, "2", **fields)
+    config = export_hf(directory, tmp_path / "out")
+    assert config["architectures"] == [architecture] and config["max_position_embeddings"] == 48
+    close(our_logits(directory), their_logits(hf, tmp_path / "out"))
+    back = import_hf(str(tmp_path / "out"), tmp_path / "back", tokenizer=False)
+    ours, meta = checkpoint.load_params(directory)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(tmp_path / "back")[0], ours)
+    assert model.ModelConfig(**back["model"]).head_size == (fields.get("head_dim") or 4)
+    same = meta["model"] | {"head_dim": back["model"]["head_dim"], "init_depth": 2}
+    assert back["model"] == same
+
+
+def test_bfloat16_is_rounded_to_the_nearest(imported, tmp_path):
+    export_hf(imported["llama"], tmp_path / "half", dtype="bfloat16")
+    export_hf(imported["llama"], tmp_path / "full")
+    half, full = tensors_of(tmp_path / "half"), tensors_of(tmp_path / "full")
+    same_tensors(half, {k: v.astype(half[k].dtype) for k, v in full.items()})
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_float16_is_kept_in_float32(sound, tmp_path, capsys):
+    half = {k: v.astype(np.float16) for k, v in tensors_of(sound).items()}
+    path = changed(sound, tmp_path / "m", {"torch_dtype": "float16"}, half)
+    meta = import_hf(str(path), tmp_path / "c", tokenizer=False)
+    told = "the model is of type float16; it computes in float32 here\n"
+    assert capsys.readouterr().err == told and meta["source"]["dtype"] == "float16"
+    assert export_hf(tmp_path / "c", tmp_path / "out")["torch_dtype"] == "float32"
+    same_tensors(tensors_of(tmp_path / "out"), {k: v.astype(np.float32) for k, v in half.items()})
+
+
+def random_checkpoint(directory, layers, plan, **fields):
+    """A checkpoint with an optimiser's state, as training leaves it, of random weights."""
+    config = tiny_run()
+    config.depth, config.growth.operator, config.seq_len = plan, "", 48
+    config.model.update(vocab_size=50, **fields)
+    params = jax.tree.map(lambda x: 0.3 * x, fresh(config, layers))
+    return save(directory / "checkpoints", config, plan, params).parent
+
+
+# What is read from config.json
+
+
+@functools.cache
+def written_config(**options):
+    cfg = model.ModelConfig(
+        vocab_size=50, d_model=24, d_ff=40, n_heads=6, n_kv_heads=2, init_depth=3,
+        dtype="float32", **options,
+    )  # fmt: skip
+    return architectures.write_config(cfg, 3, 64, "float32", {"eos_token_id": 2})
+
+
+def read(config, **changes):
+    config = {**config, **changes}
+    return architectures.read_config({k: v for k, v in config.items() if v != "-"}, "float32")
+
+
+def test_configs_of_transformers_5_and_older_ones_say_the_same():
+    old = written_config(rope_theta=5000.0, rope_scaling="llama3:8:1:4:16")
+    assert old["rope_scaling"]["original_max_position_embeddings"] == 16
+    without = {"rope_theta": "-", "rope_scaling": "-", "torch_dtype": "-"}
+    new = read(old, **without, rope_parameters=LLAMA3, dtype="float32")
+    assert new == read(old) and new.cfg.rope_scaling == "llama3:8:1:4:16"
+    plain = written_config(rope_theta=5000.0)
+    new = read(plain, **without, rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
+    assert new == read(plain) and new.cfg.rope_theta == 5000.0
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes_it_for(hf):
+    bare = {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
+    for family in architectures.FAMILIES:
+        theirs = hf[1].AutoConfig.for_model(family, **bare, num_key_value_heads=2)
+        ours = read({**bare, "model_type": family, "num_key_value_heads": 2})
+        assert ours.cfg.head_size == getattr(theirs, "head_dim", 4)
+        assert ours.cfg.norm_eps == theirs.rms_norm_eps
+        assert ours.cfg.rope_theta == theirs.rope_parameters["rope_theta"]
+        assert ours.cfg.tie_embeddings == theirs.tie_word_embeddings
+
+
+WINDOWS = [
+    ("mistral", {"sliding_window": 8}, 8),
+    ("mistral", {"sliding_window": 100}, 64),
+    ("mistral", {"sliding_window": None}, 64),
+    ("mistral", {"max_position_embeddings": 9000}, 4096),
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, 64),
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": True}, 64),  # from layer 28 on
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2}, 8),
+    ("qwen3", {"sliding_window": 8, "use_sliding_window": True, "head_dim": 4,
+               "layer_types": ["full_attention"] * 2 + ["sliding_attention"]}, 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "changes", "context"), WINDOWS)
+def test_the_context_ends_where_a_window_would_begin_to_slide(family, changes, context):
+    config = {**written_config(), "sliding_window": "-", "model_type": family, **changes}
+    described = read(config)
+    assert described.seq_len == context
+    cut = f"attention slides over {context} tokens (sliding_window), so the context is {context} "
+    positions = config["max_position_embeddings"]
+    assert described.notes == (() if context == 64 else (f"{cut}tokens and not {positions}",))
+
+
+def test_within_its_window_a_sliding_model_computes_the_same(hf, tmp_path, capsys):
+    torch, transformers = hf
+    config = transformers.MistralConfig(**SIZES, sliding_window=40)
+    network = transformers.MistralForCausalLM(config)
+    random_weights(torch, network)
+    network.save_pretrained(tmp_path / "model")
+    meta = import_hf(str(tmp_path / "model"), tmp_path / "c", tokenizer=False)
+    assert meta["config"]["seq_len"] == 40 == TOKENS_BT.shape[1]
+    assert capsys.readouterr().err.startswith("attention slides over 40 tokens")
+    close(our_logits(tmp_path / "c"), their_logits(hf, tmp_path / "model"))
+
+
+# Checkpoints
+
+
+def test_an_import_is_stored_as_a_run_stores_its_parameters(imported, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PIECE", 1024)
+    run = saved.open_saved(random_checkpoint(tmp_path / "run", 3, "3"))
+    export_hf(tmp_path / "run", tmp_path / "out")
+    import_hf(str(tmp_path / "out"), tmp_path / "c", tokenizer=False)
+    ours = saved.open_saved(tmp_path / "c")
+    assert ours.path == tmp_path / "c" / "checkpoints" / "0"
+    for name, leaf in ours.leaves.items():
+        assert leaf == dataclasses.replace(
+            run.leaves[name], spec=leaf.spec, checksum=run.leaves[name].checksum
+        )
+    assert ours.leaves.keys() == {name for name in run.leaves if name.startswith("params/")}
+    assert run.meta.keys() - ours.meta.keys() == set()
+    assert ours.meta["lineage"] == [{"step": 0, "operator": "import", "plan": "3", "order": None}]
+
+
+def test_zeros_are_kept(imported, tmp_path):
+    directory = random_checkpoint(tmp_path / "run", 2, "2", attention_bias=True)
+    export_hf(directory, tmp_path / "out")
+    tensors = tensors_of(tmp_path / "out")
+    zeros = {k: np.zeros_like(v) if k.endswith("bias") else v for k, v in tensors.items()}
+    safetensors.save_file(zeros, tmp_path / "out" / "model.safetensors")
+    import_hf(str(tmp_path / "out"), tmp_path / "c", tokenizer=False)
+    assert not np.any(checkpoint.load_params(tmp_path / "c")[0]["layers"]["key_bias"])
+    assert numbers.inspect(tmp_path / "c")["parameters"]["unique"] > 0
+
+
+def test_an_import_is_inspected_like_a_run(imported, made, tmp_path, capsys):
+    found = numbers.inspect(imported["llama"], layers=True, other=imported["llama bfloat16"])
+    assert {m["first_moment_rms"] for m in found["parameters"]["modules"]} == {None}
+    assert found["parameters"]["updates"] == 0 and found["parameters"]["learning_rate"] is None
+    assert found["lineage"]["stages"] == [{"step": 0, "operator": "import", "layers": 3}]
+    norms = safetensors.load_file(made["llama"] / "model.safetensors")
+    norm = np.linalg.norm(norms["model.layers.1.mlp.up_proj.weight"])
+    assert found["layers"]["norms"]["up"][1] == pytest.approx(norm, rel=1e-6)
+    distances = {m["name"]: m["distance"] for m in found["against"]["modules"]}
+    assert 0 < distances["layers/up"] < 2**-8
+    json.dumps(found, allow_nan=False)
+    shown = text.render(found, layers=True, colour=False).split("\n")
+    assert f"imported from {made['llama']} (LlamaForCausalLM, float32)" in shown
+    assert "step          0, 0 tokens" in shown
+    assert ["0", "import", "3"] in [line.split() for line in shown]
+    plot.write(tmp_path / "p.png", found)
+
+
+def test_an_import_that_was_cut_off_leaves_nothing(made, tmp_path, monkeypatch, said):
+    def full(*args):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("loopjax.interop.import_hf.files.copy", full)
+    monkeypatch.setattr("loopjax.interop.export_hf.files.copy", full)
+    told = f"{tmp_path}/c cannot be written: No space left on device"
+    assert said("import-hf", made["llama"], tmp_path / "c", "--no-tokenizer") == told
+    assert not list(tmp_path.iterdir())
+
+
+MEASURED = """
+import resource, sys
+import jax
+from loopjax import cli
+from loopjax.interop import commands
+jax.config.update("jax_platforms", "cpu")
+jax.devices()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert cli.main(sys.argv[1:]) == 0
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.slow
+def test_it_takes_less_memory_than_the_model(tmp_path):
+    cfg = model.ModelConfig(
+        vocab_size=2**15, d_model=1024, d_ff=4096, n_heads=16, n_kv_heads=4, init_depth=16
+    )
+    leaves, there = architectures.shapes(cfg, 16), {}
+    for leaf, shape in leaves.items():
+        there |= architectures.tensors(leaf, shape)
+    (tmp_path / "model").mkdir()
+    Writer(tmp_path / "model", there, "bfloat16", 10**9).close()  # zeros
+    config = architectures.write_config(cfg, 16, 64, "bfloat16", {})
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    for argv in (["import-hf", "model", "c", "--no-tokenizer"], ["export-hf", "c", "out"]):
+        command = [sys.executable, "-c", MEASURED, *argv]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        )
+        taken = int(done.stdout.splitlines()[-1])
+        assert taken < 0.75 * 4 * sum(map(math.prod, leaves.values())), argv
+
+
+# The real one
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the model is not there")
+def test_stories260k_is_itself(tmp_path, capsys):
+    assert cli.main(["import-hf", str(STORIES), str(tmp_path / "c")]) == 0
+    assert "LlamaForCausalLM of 5 layers, context 512, from float32" in capsys.readouterr().out
+    params, meta = checkpoint.load_params(tmp_path / "c")
+    cfg, plan = model.ModelConfig(**meta["model"]), DepthPlan.parse(meta["plan"])
+    logits = model.forward(params, np.array([[1, 403, 407, 261, 378]]), cfg, plan)[0, -1]
+    known = [-10.1366, -5.3295, -10.1381, -10.1369, -10.1372, -10.1383, -10.1373, -10.1376]
+    np.testing.assert_allclose(logits[:8], known, atol=1e-4)
+    assert cli.main(["export-hf", str(tmp_path / "c"), str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and "LlamaForCausalLM of 5 layers, in float32" in captured.out
+    same_tensors(tensors_of(tmp_path / "out"), tensors_of(STORIES))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (STORIES / name).read_bytes()
+    ours, theirs = (
+        json.loads((p / "config.json").read_text()) for p in (tmp_path / "out", STORIES)
+    )
+    assert {k: ours[k] for k in theirs} == theirs
+
+
+def test_tokens_come_from_the_tokenizer_where_no_config_names_them(tmp_path, capsys):
+    directory = random_checkpoint(tmp_path / "run", 2, "2")
+    assert export_hf(directory, tmp_path / "bytes")["eos_token_id"] is None
+    told = f"no tokenizer.json is written: {directory} has none\n"
+    assert capsys.readouterr().err == told
+    with pytest.MonkeyPatch.context() as patch:
+        run = saved.open_saved(directory)
+        run = dataclasses.replace(run, meta=run.meta | {"tokenizer": "bytes"})
+        patch.setattr("loopjax.interop.export_hf.open_saved", lambda *args: run)
+        export_hf(directory, tmp_path / "said")
+    told = "no tokenizer.json is written: the model reads bytes\n"
+    assert capsys.readouterr().err == told
+    tokens = [{"id": 7, "content": "</s>"}, {"id": 8, "content": "<s>"}]
+    (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "</s>"}, "bos_token": "<s>"})
+    )
+    config = export_hf(directory, tmp_path / "file")
+    assert [config[f"{name}_token_id"] for name in ("eos", "bos", "pad")] == [7, 8, None]
+    assert (tmp_path / "file" / "tokenizer.json").is_file() and not capsys.readouterr().err
+
+
+# Mistakes
+
+
+@pytest.fixture
+def said(capsys):
+    """A function of a command that fails: the sentence that it says."""
+
+    def told(verb, *argv) -> str:
+        capsys.readouterr()
+        assert cli.main([verb, *map(str, argv)]) == 2
+        out, err = capsys.readouterr()
+        sentence = re.fullmatch(f"loopjax {verb}: (.+)\n", err)
+        assert sentence and not out, err
+        return sentence[1]
+
+    return told
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A model of random weights that nothing is wrong with."""
+    place = tmp_path_factory.mktemp("sound")
+    export_hf(random_checkpoint(place / "run", 2, "2"), place / "model")
+    return place / "model"
+
+
+def changed(sound, path, config=None, tensors=None):
+    """A copy, with changes to its config and its tensors; "-" leaves one out."""
+    shutil.copytree(sound, path)
+    for file, changes, load, write in (
+        ("config.json", config, lambda p: json.loads(p.read_text()),
+         lambda value, p: p.write_text(json.dumps(value))),
+        ("model.safetensors", tensors, safetensors.load_file, safetensors.save_file),
+    ):  # fmt: skip
+        if changes:
+            value = {**load(path / file), **changes}
+            write(
+                {k: v for k, v in value.items() if not isinstance(v, str) or v != "-"}, path / file
+            )
+    return path
+
+
+CONFIGS = [
+    ("another family", {"model_type": "gemma3"}, "config.json has model_type='gemma3'; these can be read: llama, mistral, qwen2, qwen3"),
+    ("no family", {"model_type": "-"}, "config.json has model_type=None; these can be read: llama, mistral, qwen2, qwen3"),
+    ("experts", {"model_type": "mixtral", "num_local_experts": 8}, "config.json describes a mixture of experts (num_local_experts=8)"),
+    ("quantized", {"quantization_config": {"bits": 4}}, "config.json has a quantization_config; only whole weights can be read"),
+    ("another activation", {"hidden_act": "gelu"}, "config.json has hidden_act='gelu'; the layers here have silu"),
+    ("biases of the feed-forward", {"mlp_bias": True}, "config.json has mlp_bias=true; the feed-forward layers here have no bias"),
+    ("another rotary embedding", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "config.json has rope_type='yarn'; these can be read: default, llama3"),
+    ("half of it", {"partial_rotary_factor": 0.5}, "config.json has a partial_rotary_factor; heads are turned whole here"),
+    ("one for each type", {"rope_parameters": {"full_attention": {}}}, "config.json has a rotary embedding for each type of layer, not one for all"),
+    ("scaling by nothing", {"rope_scaling": {"rope_type": "llama3"}}, "config.json does not say factor"),
+    ("scaling by a word", {"rope_scaling": {**LLAMA3, "factor": "much"}}, "config.json has factor='much'; it must be a positive number"),
+    ("layers of another type", {"model_type": "qwen2", "layer_types": ["linear_attention"] * 2}, "config.json has layers of type linear_attention; these can be read: full_attention, sliding_attention"),
+    ("no width", {"hidden_size": "-"}, "config.json does not say hidden_size"),
+    ("half a layer", {"num_hidden_layers": 1.5}, "config.json has num_hidden_layers=1.5; it must be a positive whole number"),
+    ("a word for frequencies", {"rope_scaling": "llama3"}, "config.json has rope_scaling='llama3'; it must be an object"),
+    ("layers of no type", {"model_type": "qwen2", "layer_types": 1}, "config.json makes no model: 'int' object is not iterable"),
+    ("odd heads", {"head_dim": 5}, "config.json makes no model: model.head_dim=5 must be even, or 0 for D / H"),
+    ("a layer too many", {"num_hidden_layers": 3}, "the tensor model.layers.2.input_layernorm.weight is missing, and 8 more"),
+    ("a layer too few", {"num_hidden_layers": 1}, "the tensor model.layers.1.input_layernorm.weight has no place in a model of config.json"),
+    ("another width", {"intermediate_size": 32}, "the tensor model.layers.0.mlp.down_proj.weight is 16x24; by config.json it is 16x32"),
+    ("no head", {"tie_word_embeddings": False}, "the tensor lm_head.weight is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "says"), [r[1:] for r in CONFIGS], ids=[r[0] for r in CONFIGS])
+def test_a_config_that_cannot_be_represented(config, says, sound, tmp_path, said):
+    path = changed(sound, tmp_path / "m", config)
+    assert said("import-hf", path, tmp_path / "c", "--no-tokenizer") == says
+    assert not (tmp_path / "c").exists()
+
+
+BIAS = "model.layers.1.self_attn.o_proj.bias"
+TENSORS = [
+    ("another head", {"lm_head.weight": np.ones((50, 16), np.float32)}, "config.json has tie_word_embeddings=true, but lm_head.weight is not model.embed_tokens.weight"),
+    ("a tensor more", {"model.layers.0.mlp.extra": np.ones(3)[:0].astype(np.float32)}, "the tensor model.layers.0.mlp.extra has no place in a model of config.json"),
+    ("a tensor less", {"model.norm.weight": "-"}, "the tensor model.norm.weight is missing"),
+    ("whole numbers", {"model.norm.weight": np.ones(16, np.int8)}, "PLACE/m/model.safetensors has model.norm.weight as I8; these can be read: F32, BF16, F16"),
+    ("double precision", {"model.norm.weight": np.ones(16)}, "PLACE/m/model.safetensors has model.norm.weight as F64; these can be read: F32, BF16, F16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tensors", "says"), [r[1:] for r in TENSORS], ids=[r[0] for r in TENSORS])
+def test_tensors_that_do_not_make_the_model(tensors, says, sound, tmp_path, said):
+    path = changed(sound, tmp_path / "m", None, tensors)
+    told = said("import-hf", path, tmp_path / "c", "--no-tokenizer")
+    assert told.replace(str(tmp_path), "PLACE") == says
+    assert not (tmp_path / "c").exists()
+
+
+def test_tensors_that_add_nothing_are_left_out(sound, tmp_path):
+    embed = tensors_of(sound)["model.embed_tokens.weight"]
+    idle = {"lm_head.weight": embed, "model.layers.0.self_attn.rotary_emb.inv_freq": embed[0, :2]}
+    path = changed(sound, tmp_path / "m", None, idle)
+    meta = import_hf(str(path), tmp_path / "c", tokenizer=False)
+    assert "params/head" not in meta["checksums"]
+
+
+def test_a_bias_of_the_output_has_to_be_zero(tmp_path, said):
+    fields = {"attention_bias": True, "qk_norm": True}
+    export_hf(random_checkpoint(tmp_path / "run", 2, "2", **fields), tmp_path / "model")
+    assert not tensors_of(tmp_path / "model")[BIAS].any()
+    path = changed(tmp_path / "model", tmp_path / "m", None, {BIAS: np.ones(16, np.float32)})
+    assert said("import-hf", path, tmp_path / "c", "--no-tokenizer") == (
+        f"the tensor {BIAS} is not zero; output projections have no bias here"
+    )
+
+
+def test_files_that_are_not_whole(sound, tmp_path, said):
+    def told(path, *flags):
+        out = said("import-hf", path, tmp_path / "c", *(flags or ["--no-tokenizer"]))
+        assert not (tmp_path / "c").exists()
+        return out.replace(str(tmp_path), "PLACE")
+
+    torn, cut = changed(sound, tmp_path / "torn"), changed(sound, tmp_path / "cut")
+    os.truncate(torn / "model.safetensors", 5000)
+    damaged = r"PLACE/torn/model.safetensors is damaged, or no safetensors file: .+"
+    assert re.fullmatch(damaged, told(torn))
+    (torn / "model.safetensors").write_bytes(b"PK\x03\x04 a pickle, say")
+    assert re.fullmatch(damaged, told(torn))
+    (torn / "config.json").write_text("{")
+    assert told(torn) == "PLACE/torn/config.json is not readable JSON"
+    (torn / "config.json").unlink()
+    assert told(torn) == "PLACE/torn has no config.json"
+    assert (
+        told(sound, "--revision=main")
+        == f"{sound} has no tokenizer.json; import it with --no-tokenizer"
+    )
+
+    (cut / "model.safetensors").rename(cut / "pytorch_model.bin")
+    assert told(cut) == (
+        "PLACE/cut has no model.safetensors, and pytorch_model.bin is a pickle, which is not read"
+    )
+    (cut / "pytorch_model.bin").rename(cut / "a.safetensors")
+    index = cut / "model.safetensors.index.json"
+    index.write_text("{}")
+    assert told(cut) == "PLACE/cut/model.safetensors.index.json has no weight_map"
+    for other in ("b.safetensors", "../sound/a.safetensors"):
+        names = {"model.norm.weight": "a.safetensors", "lm_head.weight": other}
+        index.write_text(json.dumps({"weight_map": names}))
+        assert told(cut) == (
+            f"PLACE/cut/model.safetensors.index.json names {other}, which is not there"
+        )
+    names = {"model.norm.weight": "a.safetensors", "lm_head.weight": "a.safetensors"}
+    index.write_text(json.dumps({"weight_map": names}))
+    assert told(cut) == (
+        "PLACE/cut/model.safetensors.index.json says that a.safetensors has lm_head.weight; it has "
+        "not"
+    )
+
+
+def test_places_and_packages_that_are_not_there(sound, tmp_path, monkeypatch, said):
+    new = tmp_path / "new"
+    assert said("import-hf", tmp_path / "no", new) == (
+        f"{tmp_path}/no is not a directory, nor an ID of the Hugging Face hub"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    told = said("import-hf", "some/model", new)
+    prefix = "some/model is not a directory, and the Hugging Face hub does not give it: "
+    assert told.startswith(prefix)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for verb, source in (("import-hf", sound), ("export-hf", sound.with_name("run"))):
+        for place in (tmp_path / "full", tmp_path / "full" / "file"):
+            assert said(verb, source, place) == f"{place} is not empty; give a new directory"
+        assert said(verb, source, tmp_path / "full" / "file" / "new", *(
+            ["--no-tokenizer"] if verb == "import-hf" else []
+        )) == f"{tmp_path}/full/file/new cannot be written: Not a directory"  # fmt: skip
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert said("import-hf", sound, new) == (
+        "reading weights needs the package safetensors: pip install 'loopjax[hf]'"
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert said("import-hf", "some/model", new) == (
+        "some/model is not a directory, and the Hugging Face hub needs the package "
+        "huggingface_hub: pip install 'loopjax[hf]'"
+    )
+    assert not new.exists()
+
+
+EXPORTS = [
+    ("a plan of more layers", ["--depth=3"], "--depth=3 has 3 unique layers, the checkpoint has 2"),
+    ("no plan", ["--depth=2y"], "--depth: depth plan '2y' is not readable: write segments L or LxR (L layers, run R times) of positive whole numbers joined by \"-\", like \"24\", \"4x6\" or \"4-4x4-4\""),
+    ("a loop that must not be untied", ["--depth=2x3", "--no-untie"], "plan 2x3 runs 2 layers as 6, which can be written only as 6 layers (leave out --no-untie)"),
+    ("no step", ["--step=9"], "PLACE/run/checkpoints has no checkpoint at step 9; there are 4"),
+    ("no size", ["--shard-size=5"], "argument --shard-size: '5' is no size; write 80GB, say (kB, MB, MiB, GB, GiB, TB)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "says"), [r[1:] for r in EXPORTS], ids=[r[0] for r in EXPORTS])
+def test_a_mistake_in_an_export(flags, says, sound, tmp_path, said):
+    told = said("export-hf", sound.with_name("run"), tmp_path / "new", *flags)
+    assert told.replace(str(sound.parent), "PLACE") == says
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(sound, tmp_path, said):
+    copy = tmp_path / "run" / "checkpoints" / "4"
+    shutil.copytree(sound.with_name("run") / "checkpoints" / "4", copy)
+    meta = json.loads((copy / "meta" / "metadata").read_text())
+    del meta["sha256"]
+    meta["checksums"]["params/layers/up"] += 1
+    meta["sha256"] = checkpoint._digest(meta)
+    (copy / "meta" / "metadata").write_text(json.dumps(meta))
+    assert said("export-hf", tmp_path / "run", tmp_path / "new") == (
+        f"checkpoint {copy} is damaged (the content of params/layers/up is not what was saved)"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
