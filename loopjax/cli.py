@@ -4,9 +4,9 @@ import argparse
 import difflib
 import json
 import os
-import re
 import sys
 
+from loopjax import arguments
 from loopjax.errors import UserError
 
 VERBS = {
@@ -17,6 +17,12 @@ VERBS = {
     "data": "show what was prepared",
     "report": "compare runs in one HTML page",
     "inspect": "show what a checkpoint holds, or compare two",
+    "eval": "run tasks of lm-evaluation-harness on a checkpoint",
+    "icl": "accuracy against the number of examples in the prompt",
+    "nll": "held-out negative log-likelihood of a checkpoint, or of a whole run",
+    "generate": "continue a text",
+    "import-hf": "make a checkpoint of a Hugging Face model",
+    "export-hf": "make a Hugging Face model of a checkpoint",
 }
 
 
@@ -33,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             close = difflib.get_close_matches(verb, VERBS, n=1)
             hint = f"; did you mean {close[0]}?" if close else f": {', '.join(VERBS)}"
             raise UserError(f"there is no verb {verb!r}{hint}")
-        return globals()[f"_{verb}"](rest)
+        return globals()[f"_{verb.replace('-', '_')}"](rest)
     except UserError as error:
         print(f"loopjax {verb}: {error}", file=sys.stderr)
         return 2
@@ -102,7 +108,7 @@ def _plan(argv: list[str]) -> int:
 
     config, values = parse("plan", VERBS["plan"], argv, define)
     try:
-        size = _size(values.memory) if values.memory else 0
+        size = arguments.size(values.memory) if values.memory else 0
     except argparse.ArgumentTypeError as error:
         raise UserError(f"--memory: {error}") from None
     peak = 1e12 * values["peak-tflops"].value
@@ -112,33 +118,10 @@ def _plan(argv: list[str]) -> int:
     return 0
 
 
-UNITS = {"kB": 10**3, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30, "TB": 10**12}
-
-
-def _size(text: str) -> int:
-    """ "80GB" -> 80,000,000,000 bytes."""
-    match = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})", text)
-    if not match:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no size; write 80GB, say ({', '.join(UNITS)})"
-        )
-    return round(float(match[1]) * UNITS[match[2]])
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message)
-
-
-def _parser(verb: str, text: str) -> argparse.ArgumentParser:
-    keep_lines = argparse.RawDescriptionHelpFormatter
-    return _Parser(prog=f"loopjax {verb}", description=text, formatter_class=keep_lines)
-
-
 def _prepare_parser() -> argparse.ArgumentParser:
     from loopjax.data import prepare, recipes
 
-    parser = _parser("prepare", prepare.__doc__)
+    parser = arguments.parser("prepare", prepare.__doc__)
     parser.argument_default = argparse.SUPPRESS  # what is not given is left to `prepare`
 
     def add(flag, help, **kwargs):
@@ -168,7 +151,12 @@ def _prepare_parser() -> argparse.ArgumentParser:
         "--heldout-input", "files that are the held-out split instead",
         dest="heldout_inputs", nargs="+", metavar="PATH",
     )  # fmt: skip
-    add("--shard-size", "of the input of a shard (default 256MB)", type=_size, metavar="SIZE")
+    add(
+        "--shard-size",
+        "of the input of a shard (default 256MB)",
+        type=arguments.size,
+        metavar="SIZE",
+    )
     add(
         "--pieces", "only the first N shards, to try a large corpus",
         dest="first_pieces", type=int, metavar="N",
@@ -214,7 +202,7 @@ def _prepare_recipe(recipe: str, output: str, only=(), **options) -> int:
 def _data(argv: list[str]) -> int:
     from loopjax.data import show
 
-    parser = _parser("data", show.__doc__)
+    parser = arguments.parser("data", show.__doc__)
     add = parser.add_argument
     add("directory", metavar="DIR", help="made by loopjax prepare, or a folder of such")
     add("--split", choices=show.SPLITS, default="train", help="of the samples (default train)")
@@ -233,7 +221,7 @@ def _data(argv: list[str]) -> int:
 def _report(argv: list[str]) -> int:
     from loopjax import report
 
-    parser = _parser("report", report.__doc__)
+    parser = arguments.parser("report", report.__doc__)
     parser.add_argument("output", metavar="OUT.html")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of finished runs")
     args = parser.parse_args(argv)
@@ -247,9 +235,10 @@ def _inspect(argv: list[str]) -> int:
 
     # The accelerators of this machine may belong to the run that is looked at.
     jax.config.update("jax_platforms", "cpu")
+    from loopjax import figure
     from loopjax.inspect import numbers, plot, text
 
-    parser = _parser("inspect", numbers.__doc__)
+    parser = arguments.parser("inspect", numbers.__doc__)
     add = parser.add_argument
     add(
         "directory",
@@ -263,7 +252,7 @@ def _inspect(argv: list[str]) -> int:
     add("--json", action="store_true", help="all of it as one JSON object")
     args = parser.parse_args(argv)
     if args.plot:
-        plot.require()
+        figure.new(1, 1)  # is matplotlib there?
     layers = args.layers or bool(args.plot)
     found = numbers.inspect(args.directory, args.step, layers=layers, other=args.against)
     if args.json:
@@ -274,6 +263,42 @@ def _inspect(argv: list[str]) -> int:
     if args.plot:
         plot.write(args.plot, found)
     return 0
+
+
+def _eval(argv: list[str]) -> int:
+    from loopjax.evals import commands
+
+    return commands.evaluate(argv)
+
+
+def _icl(argv: list[str]) -> int:
+    from loopjax.evals import commands
+
+    return commands.icl(argv)
+
+
+def _nll(argv: list[str]) -> int:
+    from loopjax.evals import commands
+
+    return commands.nll(argv)
+
+
+def _generate(argv: list[str]) -> int:
+    from loopjax.evals import commands
+
+    return commands.generate(argv)
+
+
+def _import_hf(argv: list[str]) -> int:
+    from loopjax.interop import commands
+
+    return commands.import_hf(argv)
+
+
+def _export_hf(argv: list[str]) -> int:
+    from loopjax.interop import commands
+
+    return commands.export_hf(argv)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,8 @@ def test_the_workdir_of_another_run(place, flags, says, capsys, monkeypatch):
     assert mistake(place, argv, capsys, monkeypatch) == says
 
 
+EVAL = ["eval", "--checkpoint", "run", "--tokenizer", "bytes", "--output", "e.json", "--tasks",
+        "copying_real"]  # fmt: skip
 OTHER = [
     ("no config", ["train", "--workdir=w"], "--config is missing; write --config=FILE --workdir=DIR"),
     ("no workdir", TRAIN, "--workdir is missing; write --config=FILE --workdir=DIR"),
@@ -180,6 +182,25 @@ OTHER = [
     ("no data", ["data", "file"], "PLACE/file holds nothing that loopjax prepare wrote"),
     ("no flag", ["data"], "the following arguments are required: DIR"),
     ("no run", ["report", "out.html", "data"], "data is not the directory of a finished run: REASON"),
+    ("no checkpoint", [*EVAL[:2], "nowhere", *EVAL[3:]], "PLACE/nowhere is not a directory of checkpoints"),
+    ("no task", EVAL[:-2], "the following arguments are required: --tasks"),
+    ("an unknown task", [*EVAL, "--tasks", "copying_rael"], "task 'copying_rael' does not exist; did you mean copying_real?"),
+    ("a plan that does not fit the weights", [*EVAL, "--depth", "4,2x2"], "--depth=2x2 has 2 unique layers, the checkpoint has 4"),
+    ("a plan that is none", [*EVAL, "--depth", "4,,"], "--depth '4,,' holds an empty plan"),
+    ("an output that holds something else", [*EVAL, "--output", "in.jsonl"], "--output in.jsonl holds something else; name a new file"),
+    ("an output below a file", [*EVAL, "--output", "file/e.json"], "--output file/e.json cannot be written: Not a directory"),
+    ("no item", [*EVAL, "--limit", "0"], "argument --limit: '0' must be a whole number of at least 1"),
+    ("an unknown mesh axis", [*EVAL, "--mesh", "fdsp=2"], "--mesh 'fdsp=2' must be like data=2,fsdp=4,tensor=1"),
+    ("a mesh of too many devices", [*EVAL, "--mesh", "data=1,fsdp=16"], "--mesh (data=1, fsdp=16, tensor=1) does not multiply to the 8 devices there are"),
+    ("symbols that are no text", [*EVAL[:3], *EVAL[5:]], "PLACE/run has no tokenizer.json, and the checkpoint was not trained on bytes but with symbols; name a tokenizer by --tokenizer"),
+    ("a tokenizer that is too large", [*EVAL[:3], "--tokenizer", "bpe.json", *EVAL[5:]], "the tokenizer has 300 tokens, the checkpoint's vocabulary 264"),
+    ("examples that are no number", ["icl", *EVAL[1:], "--shots", "1,many"], "--shots '1,many' must be whole numbers joined by commas"),
+    ("a temperature below zero", ["generate", *EVAL[1:5], "--temperature", "-1"], "--temperature -1.0 must be at least 0"),
+    ("a mixture that is none", ["nll", *EVAL[1:3], "--mixture", "web"], "--mixture 'web' must be like '{\"web\": 0.7, \"math\": 0.3}'"),
+    ("data of another tokenizer", ["nll", *EVAL[1:3], "--mixture", '{"stdlib": 1}'], "the data are of the tokenizer bytes, the checkpoint of symbols"),
+    ("an export to a full directory", ["export-hf", "run", "data"], "PLACE/data is not empty; give a new directory"),
+    ("an export of a plan that does not fit", ["export-hf", "run", "new", "--depth", "3"], "--depth=3 has 3 unique layers, the checkpoint has 4"),
+    ("an import from nowhere", ["import-hf", "nowhere", "new"], "nowhere is not a directory, nor an ID of the Hugging Face hub"),
     ("no verb", ["trian"], "there is no verb 'trian'; did you mean train?"),
 ]  # fmt: skip
 

@@ -17,12 +17,16 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "model", "config", "surgery", "flops", "curriculum", "optim",
-    "sharding", "step", "log", "data.tokenizers", "data.text", "data.synthetic", "data.pipeline",
-    "data.pieces", "data.hub", "data.fetch", "data.shards", "data.workers", "data.progress",
-    "data.recipes", "data.prepare", "data.show", "checkpoint", "run", "memory", "cost", "train",
-    "report", "inspect.lineage", "inspect.saved", "inspect.against", "inspect.numbers",
-    "inspect.text", "inspect.plot", "flags", "cli", "__main__",
+    "errors", "depth", "kernels", "rope", "model", "config", "surgery", "flops", "curriculum",
+    "optim", "sharding", "step", "log", "data.tokenizers", "data.text", "data.synthetic",
+    "data.pipeline", "data.pieces", "data.hub", "data.fetch", "data.shards", "data.workers",
+    "data.progress", "data.recipes", "data.prepare", "data.show", "checkpoint", "run", "memory",
+    "cost", "train", "figure", "report", "inspect.lineage", "inspect.saved", "inspect.against",
+    "inspect.numbers", "inspect.text", "inspect.plot", "arguments", "interop.files",
+    "interop.tensors", "interop.architectures", "interop.import_hf", "interop.export_hf",
+    "interop.commands", "evals.language_model", "evals.score", "evals.decode", "evals.nll",
+    "evals.documents", "evals.metrics", "evals.local", "evals.primitives", "evals.suite",
+    "evals.harness", "evals.evaluate", "evals.icl", "evals.commands", "flags", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -59,7 +63,15 @@ def test_the_readme_shows_the_files_that_there_are():
         folders += [name] if name.endswith("/") else []
     for path in shown:
         assert (ROOT / path).exists(), f"the README names {path}"
-    for folder in ("loopjax", "loopjax/data", "loopjax/inspect", "configs", "experiments"):
+    for folder in (
+        "loopjax",
+        "loopjax/data",
+        "loopjax/inspect",
+        "loopjax/interop",
+        "loopjax/evals",
+        "configs",
+        "experiments",
+    ):
         names = {f"{folder}/{p.name}" for p in (ROOT / folder).glob("*.py") if "__" not in p.name}
         assert names <= shown, f"the README leaves out {names - shown}"
 

@@ -1,0 +1,1 @@
+"""Evaluation: the tasks of the paper, and the models that answer them."""

@@ -1,0 +1,191 @@
+"""loopjax as a model of lm-evaluation-harness.
+
+`loopjax eval` uses it; so does the harness's own command line:
+
+    python -m loopjax.evals.harness --model loopjax --model_args checkpoint=DIR,depth=4-4x3-4 \
+        --tasks hellaswag
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from loopjax import model
+from loopjax.evals import decode, score
+from loopjax.evals.language_model import LanguageModel, open_model
+
+MAX_GEN_TOKENS = 256
+PROBE = "The quick brown fox jumps over the lazy dog."
+
+
+@register_model("loopjax")
+class LoopjaxLM(TemplateLM):
+    """A `LanguageModel` as the harness wants it; all devices belong to one model.
+
+    Args:
+      checkpoint: DIR or DIR@STEP, or a `LanguageModel`.
+      depth: plan to run it by; the one it was trained with by default.
+      dtype, max_length, tokenizer, mesh: as `open_model` takes them.
+      batch_tokens: tokens of a batch that is scored; generation_batch: prompts of one decoded.
+      batch_size, max_batch_size, device: what the harness passes to every model; not used.
+    """
+
+    def __init__(
+        self,
+        checkpoint,
+        depth: str | None = None,
+        dtype: str | None = None,
+        max_length: int | None = None,
+        tokenizer: str | None = None,
+        mesh: str = "",
+        batch_tokens: int | None = None,
+        generation_batch: int = 64,
+        batch_size=None,
+        max_batch_size=None,
+        device=None,
+    ):
+        super().__init__()
+        if not isinstance(checkpoint, LanguageModel):
+            depth = None if depth is None else str(depth)
+            checkpoint = open_model(
+                checkpoint, depth, dtype=dtype, context=max_length, tokenizer=tokenizer, mesh=mesh
+            )
+        self.lm: LanguageModel = checkpoint
+        self.batch_tokens, self.generation_batch = batch_tokens, generation_batch
+        self.truncated = 0  # requests that lost tokens from the left
+        self.shown = True  # whether there is a progress bar
+        self.check()
+
+    def check(self) -> None:
+        """Holds the scoring of a known text against one plain forward pass."""
+        lm = self.lm
+        ids = [self.prefix_token_id, *self.tok_encode(PROBE, add_special_tokens=False)]
+        ids = ids[: lm.context]
+        tokens = np.array([ids] * lm.batch_parts, np.int32)
+        with lm.on_mesh():
+            forward = jax.jit(model.forward, static_argnames=("cfg", "plan"))
+            logits = forward(lm.params, lm.put(tokens), cfg=lm.cfg, plan=lm.plan)[0, :-1]
+        logprobs = jax.nn.log_softmax(logits)
+        expected = float(jnp.sum(logprobs[jnp.arange(len(ids) - 1), jnp.array(ids[1:])]))
+        # Two requests of one context: the scoring with branches is checked too.
+        requests = [(ids[:1], ids[1:]), (ids[:1], ids[2:])]
+        found = score.log_likelihoods(lm, requests, batch_tokens=self.batch_tokens).logprobs[0]
+        per_token = 1e-4 if lm.cfg.dtype == "float32" else 0.05
+        if not math.isfinite(expected) or abs(found - expected) > per_token * len(ids):
+            raise RuntimeError(
+                f"scoring gives log p = {found} for a text whose forward pass gives {expected}"
+            )
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.lm.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.lm.tokenizer.bos_id
+
+    @property
+    def max_length(self) -> int:
+        return self.lm.context
+
+    @property
+    def max_gen_toks(self) -> int:
+        return min(MAX_GEN_TOKENS, self.lm.context // 2)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.lm.tokenizer.name
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs):
+        codec = self.lm.tokenizer
+        if add_special_tokens is False or string.startswith(codec.decode([codec.bos_id]) or "\0"):
+            return codec.encode_batch([string])[0].tolist()
+        return codec.encode(string)
+
+    def get_model_info(self) -> dict:
+        return {"loopjax": self.lm.describe()}
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False):
+        # The harness's bar for its tokenising is not worth a line; that of the scoring is.
+        self.shown = not disable_tqdm
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
+        scores = score.log_likelihoods(
+            self.lm,
+            [(context, continuation) for _, context, continuation in requests],
+            batch_tokens=self.batch_tokens,
+            progress=f"scoring at {self.lm.plan}" if self.shown else "",
+        )
+        self.truncated += scores.truncated
+        found = zip(scores.logprobs.tolist(), scores.greedy.tolist(), strict=True)
+        answers = []
+        for (key, _, _), answer in zip(requests, found, strict=True):
+            answers.append(answer)
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        self.shown = not disable_tqdm
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            for window in get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            ):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(number)
+        sums = [0.0] * len(requests)
+        for number, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            sums[number] += logprob
+        for request, found in zip(requests, sums, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found)
+        return sums
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        texts: list[str] = [""] * len(requests)
+        for settings, numbers in _by_settings(requests, self.max_gen_toks).items():
+            until, max_tokens, sampling = settings
+            prompts = [self.tok_encode(requests[i].args[0]) for i in numbers]
+            made = decode.generate(
+                self.lm,
+                [prompt or [self.prefix_token_id] for prompt in prompts],
+                max_tokens,
+                stop=until,
+                sampling=sampling,
+                batch_size=self.generation_batch,
+                progress="" if disable_tqdm else f"decoding at {self.lm.plan}",
+            )
+            for i, generation in zip(numbers, made, strict=True):
+                texts[i] = generation.text
+                self.truncated += generation.truncated > 0
+                self.cache_hook.add_partial("generate_until", requests[i].args, generation.text)
+        return texts
+
+
+def _by_settings(requests, default_max_tokens: int) -> dict:
+    """Numbers of the requests by (stop strings, most new tokens, sampling)."""
+    groups: dict = {}
+    for number, request in enumerate(requests):
+        kwargs = normalize_gen_kwargs(request.args[1], default_max_tokens)
+        until = kwargs.get("until") or []
+        until = (until,) if isinstance(until, str) else tuple(until)
+        temperature = float(kwargs.get("temperature", 0.0)) if kwargs.get("do_sample") else 0.0
+        sampling = decode.Sampling(temperature, float(kwargs.get("top_p", 1.0)))
+        groups.setdefault((until, int(kwargs["max_gen_toks"]), sampling), []).append(number)
+    return groups
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

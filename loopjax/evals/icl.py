@@ -1,0 +1,130 @@
+"""`loopjax icl`: accuracy against the number of examples in the prompt, up to the context's limit.
+
+The limit is found for each task: the most examples with which every prompt that is evaluated still
+fits (Kapl et al. 2026, Figures 7 and 16).
+"""
+
+import math
+import pathlib
+
+from loopjax import figure
+from loopjax.errors import UserError
+from loopjax.evals import suite
+from loopjax.evals.evaluate import begin, run_task
+from loopjax.evals.harness import LoopjaxLM
+from loopjax.evals.language_model import LanguageModel
+from loopjax.log import write_json
+
+GRID = (0, 1, 2, 4, 5)  # and multiples of 8, and the limit
+
+
+def sweep(
+    lm: LanguageModel,
+    tasks: list[str],
+    output,
+    *,
+    shots: list[int] | None = None,
+    limit: int | None = None,
+    data_dir=None,
+    batch_tokens: int | None = None,
+    say=print,
+) -> dict:
+    """Evaluates each task with each number of examples; returns what `output` (JSON) holds.
+
+    Args:
+      tasks: names of tasks and groups; those that are accuracies of choices or words.
+      shots: numbers of examples; by default 0, 1, 2, 4, 5, multiples of 8, and the limit.
+      limit: the first so many items of each task.
+    """
+    output = pathlib.Path(output)
+    names = list(suite.load(tasks, data_dir)["tasks"])
+    result = begin(output, lm, shots=shots, limit=limit, data_dir=data_dir)
+    curves = result.setdefault("curves", {})
+    result["model"] = lm.describe()
+    harness = LoopjaxLM(lm, batch_tokens=batch_tokens)
+    for name in names:
+        curve = curves.setdefault(name, {"rows": []})
+        if "most_shots" not in curve:
+            curve["most_shots"] = most_shots(harness, name, limit, data_dir, max(shots or [512]))
+        most = curve["most_shots"]
+        wanted = [k for k in shots if k <= most] if shots else grid(most)
+        for k in sorted(set(wanted) - {row["shots"] for row in curve["rows"]}):
+            task = suite.load([name], data_dir, k)["tasks"][name]
+            row = _point(run_task(harness, name, task, limit), k)
+            curve["rows"].append(row)
+            write_json(output, result)
+            low, high = row["interval"]
+            say(f"{name}  {k} of at most {most}  {row['accuracy']:.4f} ({low:.4f} to {high:.4f})")
+    return result
+
+
+def grid(most: int) -> list[int]:
+    """0, 1, 2, 4, 5, 8, 16, 24, ... and the most that there may be."""
+    return sorted({k for k in (*GRID, *range(8, most + 1, 8), most) if k <= most})
+
+
+def most_shots(harness: LoopjaxLM, name: str, limit, data_dir, upper: int) -> int:
+    """The largest number of examples, at most `upper`, whose prompts all fit the context."""
+    low, high = 0, 1
+    while high <= upper and _fits(harness, name, high, limit, data_dir):
+        low, high = high, 2 * high
+    high = min(high, upper + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _fits(harness, name, middle, limit, data_dir):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _fits(harness: LoopjaxLM, name: str, shots: int, limit, data_dir) -> bool:
+    try:
+        task = suite.load([name], data_dir, shots)["tasks"][name]
+    except UserError:
+        if not shots:
+            raise
+        return False  # there are fewer documents to draw examples from
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    texts = {"".join(instance.args[:2]) for instance in task.instances}
+    return all(len(harness.tok_encode(text)) <= harness.max_length + 1 for text in texts)
+
+
+def _point(found: dict, shots: int) -> dict:
+    accuracy = next((v for k, v in found["metrics"].items() if k.partition(",")[0] == "acc"), None)
+    if accuracy is None:
+        raise UserError("an in-context sweep needs tasks with an accuracy (acc)")
+    n = found["n_samples"]
+    return {
+        "shots": shots, "accuracy": accuracy, "interval": wilson(accuracy, n), "n": n,
+        "truncated": found["truncated"], "seconds": found["seconds"],
+    }  # fmt: skip
+
+
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95% confidence interval of a binomial share (Wilson 1927)."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def plot(path, result: dict) -> None:
+    """Draws the curves of a sweep with their confidence intervals, and chance where it is known."""
+    fig = figure.new(7.5, 4.4)
+    axis = fig.subplots()
+    for colour, (name, curve) in zip(figure.COLOURS * 9, result["curves"].items(), strict=False):
+        rows = sorted(curve["rows"], key=lambda row: row["shots"])
+        shots = [row["shots"] for row in rows]
+        low, high = zip(*(row["interval"] for row in rows), strict=True)
+        axis.fill_between(shots, low, high, color=colour, alpha=0.15, linewidth=0)
+        label = f"{name} (at most {curve['most_shots']})"
+        axis.plot(shots, [row["accuracy"] for row in rows], "o-", color=colour, label=label)
+    figure.plain(axis)
+    axis.set_xlabel("examples in the prompt", color=figure.INK)
+    axis.set_ylabel("accuracy", color=figure.INK)
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False, fontsize=9, labelcolor=figure.INK)
+    about = result["model"]
+    title = f"step {about['step']:,}, plan {about['depth']}"
+    axis.set_title(title, loc="left", color=figure.INK, fontsize=11, fontweight="bold")
+    figure.save(fig, path)

@@ -1,0 +1,198 @@
+"""A checkpoint, a plan, a tokenizer and a mesh: what is scored, decoded and evaluated."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from loopjax import config as config_lib
+from loopjax import model, sharding
+from loopjax.checkpoint import chosen_plan, load_params, locate, run_directory
+from loopjax.data import tokenizers
+from loopjax.depth import DepthPlan
+from loopjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """What is evaluated.
+
+    Attributes:
+      params: canonical parameters on the mesh; matrices in the compute type, norms in float32.
+      cfg, plan: the architecture, and in which order its layers run.
+      tokenizer: text to ids and back.
+      context: the longest sequence that the model was made for.
+      mesh, rules: the devices, and what lies where on them.
+      meta: what the checkpoint says of itself.
+      path: the checkpoint's directory.
+    """
+
+    params: Any
+    cfg: model.ModelConfig
+    plan: DepthPlan
+    tokenizer: Any
+    context: int
+    mesh: Mesh
+    rules: tuple
+    meta: dict
+    path: pathlib.Path
+    _cut: list = dataclasses.field(default_factory=list, repr=False)  # shared by all plans
+
+    @property
+    def layers(self) -> list:
+        """Parameters of each layer as arrays of their own, made when they are first asked for."""
+        if not self._cut:
+            cut = jax.jit(lambda stack, i: jax.tree.map(lambda leaf: leaf[i], stack))
+            self._cut.extend(cut(self.params["layers"], i) for i in range(self.plan.n_unique))
+        return self._cut
+
+    @contextlib.contextmanager
+    def on_mesh(self):
+        """The context in which its functions are traced and executed."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+            yield
+
+    @functools.cached_property
+    def batch_parts(self) -> int:
+        """Into how many parts the devices cut a batch: sizes of batches are multiples of it."""
+        return math.prod(self.mesh.shape[axis] for axis in dict(self.rules)["batch"] or ())
+
+    def put(self, batch: dict) -> dict:
+        """Host arrays [B, ...] on the mesh, cut along the batch."""
+        rows = jax.sharding.PartitionSpec(dict(self.rules)["batch"])
+        place = jax.sharding.NamedSharding(self.mesh, rows)
+        return jax.device_put(batch, place)
+
+    def with_plan(self, depth: str) -> "LanguageModel":
+        """The same weights run by another plan; raises UserError when it does not fit them."""
+        return dataclasses.replace(self, plan=chosen_plan(self.meta, depth))
+
+    def describe(self) -> dict:
+        """What a result says of the model it is about."""
+        return {
+            "checkpoint": str(self.path),
+            "step": self.meta["step"],
+            "depth": str(self.plan),
+            "trained_depth": self.meta["plan"],
+            "unique_layers": self.plan.n_unique,
+            "effective_layers": self.plan.n_effective,
+            "lineage": self.meta["lineage"],
+            "model": dataclasses.asdict(self.cfg),
+            "context": self.context,
+            "tokenizer": self.tokenizer.name if self.tokenizer else None,
+            "config": self.meta["config"],
+            "source": self.meta.get("source"),
+            "trained_with": self.meta["versions"],
+            "devices": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}",
+        }
+
+
+def open_model(
+    checkpoint,
+    depth: str | None = None,
+    *,
+    dtype: str | None = None,
+    context: int | None = None,
+    tokenizer: str | None = None,
+    mesh: str = "",
+    devices=None,
+    text: bool = True,
+) -> LanguageModel:
+    """Loads a checkpoint (DIR or DIR@STEP) to be evaluated.
+
+    Args:
+      depth: plan to run it by; the one it was trained with by default.
+      dtype: compute type, "float32" or "bfloat16"; that of the training by default.
+      context: longest sequence; that of the training by default.
+      tokenizer: as `tokenizers.load` takes it; the one in the run's directory by default.
+      mesh: sizes of mesh axes, "fsdp=4,tensor=2"; what is left is "data".
+      devices: the devices of the mesh; all by default.
+      text: whether a tokenizer is needed; without it `tokenizer` may come out as None.
+
+    Raises UserError when something of it is not there, is damaged or does not fit.
+    """
+    directory, step = locate(checkpoint)
+    mesh = _mesh(mesh, devices)
+    rules = sharding.axis_rules(config_lib.default().mesh)
+    seen: dict = {}
+
+    def shardings(meta):
+        cfg = model.ModelConfig(**meta["model"])
+        seen["cfg"] = dataclasses.replace(cfg, remat="none", dtype=dtype or cfg.dtype)
+        seen["plan"] = chosen_plan(meta, depth)
+        seen["tokenizer"] = _tokenizer(tokenizer, run_directory(directory), meta, needed=text)
+        sharding.check_divisible(cfg, mesh.size, mesh, rules)
+        init = functools.partial(model.init_params, cfg, seen["plan"].n_unique, jax.random.key(0))
+        return sharding.tree_sharding(jax.eval_shape(init), mesh, rules)
+
+    params, meta = load_params(directory, step, shardings)
+    context = context or meta["config"]["seq_len"]
+    if context < 2:
+        raise UserError(f"--max-length {context} must be at least 2")
+    return LanguageModel(
+        params=_cast(params, seen["cfg"].dtype), cfg=seen["cfg"], plan=seen["plan"],
+        tokenizer=seen["tokenizer"], context=context, mesh=mesh, rules=rules, meta=meta,
+        path=directory / str(step),
+    )  # fmt: skip
+
+
+def _cast(params, dtype):
+    """Matrices, embeddings and biases in the compute type, to which the model casts them anyway."""
+    if dtype == "float32":
+        return params
+
+    def cast(path, leaf):
+        if str(path[-1].key).endswith("norm"):
+            return leaf
+        return jax.jit(lambda x: x.astype(dtype), donate_argnums=0)(leaf)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _mesh(text: str, devices) -> Mesh:
+    sizes = {axis: 1 for axis in sharding.MESH_AXES} | {"data": -1}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.removeprefix("-").isdecimal():
+            raise UserError(f"--mesh {text!r} must be like data=2,fsdp=4,tensor=1")
+        sizes[axis] = int(size)
+    devices = jax.devices() if devices is None else devices
+    try:
+        shape = sharding.mesh_shape(sizes, len(devices))
+    except UserError as error:
+        raise UserError(str(error).replace("config.mesh", "--mesh")) from None
+    return Mesh(np.array(devices).reshape(shape), sharding.MESH_AXES)
+
+
+def _tokenizer(spec: str | None, run: pathlib.Path, meta: dict, *, needed: bool):
+    """The tokenizer that a run left in its directory, or bytes.
+
+    Without one: None, or UserError where it is `needed`.
+    """
+    if spec:
+        found = tokenizers.load(spec)
+    elif (file := run / tokenizers.FILE).is_file():
+        found = tokenizers.load(str(file))
+    else:
+        name = meta.get("tokenizer") or "an unknown tokenizer"
+        if name != tokenizers.ByteTokenizer.name and not needed:
+            return None
+        if name != tokenizers.ByteTokenizer.name:
+            raise UserError(
+                f"{run} has no {tokenizers.FILE}, and the checkpoint was not trained "
+                f"on bytes but with {name}; name a tokenizer by --tokenizer"
+            )
+        found = tokenizers.ByteTokenizer()
+    vocab_size = meta["model"]["vocab_size"]
+    if found.vocab_size > vocab_size:
+        raise UserError(
+            f"the tokenizer has {found.vocab_size} tokens, the checkpoint's vocabulary {vocab_size}"
+        )
+    return found

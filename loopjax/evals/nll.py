@@ -1,0 +1,137 @@
+"""`loopjax nll`: held-out negative log-likelihood by source, of a checkpoint or of a whole run.
+
+In nats per token, and in bits per byte of the text where the tokens are text. The data are those
+that the checkpoint was trained on (their held-out split), or others of the same tokenizer.
+"""
+
+import functools
+import math
+
+import jax
+import numpy as np
+
+from loopjax import config as config_lib
+from loopjax.checkpoint import locate, versions
+from loopjax.data import pipeline
+from loopjax.errors import UserError
+from loopjax.evals.language_model import LanguageModel, open_model
+from loopjax.step import eval_step
+
+
+def measure(
+    checkpoint,
+    *,
+    all_steps: bool = False,
+    depths=(None,),
+    mixture: dict | None = None,
+    data_dir=None,
+    batches: int = 16,
+    batch_size: int = 32,
+    mesh: str = "",
+    dtype: str | None = None,
+    say=print,
+) -> dict:
+    """Rows of {"step", "depth", "nll", "accuracy", "bits_per_byte", "sources": {name: ...}}.
+
+    Args:
+      checkpoint: DIR or DIR@STEP.
+      all_steps: all checkpoints of the run; a plan that does not fit one of them is left out there.
+      depths: plans; None is the one that a checkpoint was trained with.
+      mixture: weight of each source; by default as it was trained last.
+      data_dir: where the sources are; by default where they were in training.
+      batches, batch_size: at most so many batches of so many sequences of each source.
+    """
+    directory, step = locate(checkpoint)
+    steps = [step]
+    if all_steps:
+        steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
+    rows, sources, weights = [], None, None
+    for step in steps:
+        lm = open_model(f"{directory}@{step}", mesh=mesh, dtype=dtype, text=False)
+        if sources is None:
+            sources, weights = open_heldout(lm, mixture, data_dir)
+        for depth in depths:
+            try:
+                at_plan = lm.with_plan(depth) if depth else lm
+            except UserError as error:
+                if not all_steps:
+                    raise
+                say(f"step {step}: {error}; left out")
+                continue
+            row = {"step": step, "depth": str(at_plan.plan)}
+            row |= _over(at_plan, sources, weights, batches, batch_size)
+            rows.append(row)
+            say(as_line(row))
+    return {
+        "checkpoint": str(directory), "mixture": weights, "data_dir": data_dir and str(data_dir),
+        "batches": batches, "batch_size": batch_size, "model": lm.describe(),
+        "versions": versions(), "rows": rows,
+    }  # fmt: skip
+
+
+def open_heldout(lm: LanguageModel, mixture, data_dir) -> tuple[dict, dict]:
+    """(held-out sources, their weights); raises UserError unless they are of the same tokenizer."""
+    saved, phases = lm.meta["config"], lm.meta["phases"]
+    weights = mixture or (dict(phases[-1]["mixture"]) if phases else {})
+    if not weights:
+        raise UserError("the checkpoint does not say what it was trained on; name --mixture")
+    config = config_lib.default()
+    config.seed, config.seq_len = saved["seed"], saved["seq_len"]
+    config.data_dir = saved["data_dir"] if data_dir is None else str(data_dir)
+    config.model.vocab_size = lm.cfg.vocab_size
+    sources = pipeline.open_sources(config, list(weights), "heldout")
+    found = {source.tokenizer for source in sources.values()}
+    known = lm.tokenizer.name if lm.tokenizer else lm.meta.get("tokenizer")
+    if known and found != {known}:
+        raise UserError(f"the data are of the tokenizer {found.pop()}, the checkpoint of {known}")
+    return sources, weights
+
+
+def _over(lm: LanguageModel, sources: dict, weights: dict, batches: int, batch_size: int) -> dict:
+    """Every source, and their mean weighted by the mixture."""
+    by_source = {name: _source(lm, source, batches, batch_size) for name, source in sources.items()}
+    total = sum(weights.values())
+    keys = [
+        k for k in ("nll", "accuracy", "bits_per_byte") if all(k in s for s in by_source.values())
+    ]
+    means = {k: sum(weights[n] / total * s[k] for n, s in by_source.items()) for k in keys}
+    return {**means, "sources": by_source}
+
+
+def _source(lm: LanguageModel, source, n_batches: int, batch_size: int) -> dict:
+    B = lm.batch_parts * -(-min(batch_size, len(source)) // lm.batch_parts)
+    step, n_bytes = _step(lm.cfg, lm.plan), 0
+    sums = {"nll": 0.0, "hits": 0.0, "targets": 0}
+    with lm.on_mesh():
+        for batch in pipeline.heldout_batches(source, B, n_batches, np.arange(B)):
+            for key, value in jax.device_get(step(lm.params, lm.put(batch))).items():
+                sums[key] += value.item()
+            n_bytes += _bytes(lm, source, batch["targets"])
+    n = sums["targets"]
+    out = {"nll": sums["nll"] / n, "accuracy": sums["hits"] / n, "tokens": int(n)}
+    if n_bytes:
+        out |= {"bytes": n_bytes, "bits_per_byte": sums["nll"] / math.log(2) / n_bytes}
+    return out
+
+
+@functools.lru_cache(maxsize=32)
+def _step(cfg, plan):
+    return jax.jit(functools.partial(eval_step, cfg=cfg, plan=plan))
+
+
+def _bytes(lm: LanguageModel, source, targets_BT) -> int:
+    """Bytes of the text that the targets are; 0 where they are not running text."""
+    if not (lm.tokenizer and source.finite):
+        return 0
+    texts = (lm.tokenizer.decode(row[row >= 0].tolist(), special=False) for row in targets_BT)
+    return sum(len(text.encode()) for text in texts)
+
+
+def as_line(row: dict) -> str:
+    parts = [f"step {row['step']}  {row['depth']}  nll {row['nll']:.4f}"]
+    if "bits_per_byte" in row:
+        parts.append(f"bits/byte {row['bits_per_byte']:.4f}")
+    parts.append(f"accuracy {row['accuracy']:.4f}")
+    if len(row["sources"]) > 1:
+        parts += [f"{name} {source['nll']:.4f}" for name, source in row["sources"].items()]
+    return "  ".join(parts)

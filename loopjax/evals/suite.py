@@ -1,0 +1,222 @@
+"""The paper's evaluation suite, as tasks of the lm-evaluation-harness.
+
+    loaded = suite.load(["paper_suite"], data_dir="eval-data")
+    lm_eval.evaluator.evaluate(model, loaded)
+
+A task is the harness's own where it has one with the paper's metric, else one of the YAML files in
+`tasks/`, which `lm_eval --include_path` reads too. Documents come from the Hugging Face hub, or
+from local files (`local.py`) with the same prompts. Zero-shot unless the YAML says otherwise.
+Every other task of the harness can be named too; its documents come from the hub.
+"""
+
+import contextlib
+import difflib
+import functools
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import yaml
+
+from loopjax.errors import UserError, first_line
+from loopjax.evals import local, primitives
+
+TASKS = pathlib.Path(__file__).parent / "tasks"
+# The harness's own tasks, unmodified, and the folders that it keeps them in.
+HARNESS = {
+    "drop": "drop",
+    "gsm8k": "gsm8k",
+    "hellaswag": "hellaswag",
+    "lambada_openai": "lambada",
+    "tydiqa_goldp_en": "tydiqa",
+}
+
+
+_CONFIGS = [yaml.safe_load(path.read_text()) for path in sorted(TASKS.glob("group_*.yaml"))]
+# The members of every group (those of paper_suite are groups), and the paper's metric where its
+# tasks share one.
+GROUPS = {config["group"]: tuple(config["task"]) for config in _CONFIGS}
+METRICS = {
+    config["group"]: config["aggregate_metric_list"][0]["metric"]
+    for config in _CONFIGS
+    if "aggregate_metric_list" in config
+}
+
+
+def names() -> list[str]:
+    """Every group and every task that `load` knows."""
+    files = {path.stem for path in TASKS.glob("[!_]*.yaml")}
+    own = {name for name in files if not name.startswith("group_")}
+    return sorted(own | set(GROUPS) | set(HARNESS))
+
+
+def load(
+    names: Sequence[str],
+    data_dir=None,
+    num_fewshot: int | None = None,
+    primitives_seed: int = primitives.SEED,
+    fewshot_seed: int = 1234,
+) -> dict:
+    """Tasks and groups, ready for `lm_eval.evaluator.evaluate`.
+
+    `data_dir` holds the documents; without it they come from the hub. `num_fewshot` is for all
+    tasks, else each has its own. `fewshot_seed` draws their examples, `primitives_seed` the items
+    of the primitives. Returns the harness's TaskDict: `tasks`, `groups`, `group_map`.
+
+    Raises UserError for an unknown name, a file that is missing or not readable, documents that
+    the hub does not give, too few documents for the examples, and where the harness is missing.
+    """
+    known = [name for name in names if _known(name)]
+    others = [name for name in names if not _known(name)]
+    leaves = list(dict.fromkeys(leaf for name in known for leaf in _leaves(name)))
+    if num_fewshot is not None and num_fewshot < 0:
+        raise UserError(f"num_fewshot={num_fewshot} must be at least 0")
+    files = local.Files(data_dir) if data_dir else None
+    manager = _manager()
+    tasks = {leaf: _task(manager, leaf, files, num_fewshot, primitives_seed) for leaf in leaves}
+    tasks |= _of_the_harness(others, files, num_fewshot)
+    for task in tasks.values():
+        task.set_fewshot_seed(fewshot_seed)
+    groups = {}
+    for name in known:
+        _group(manager, name, tasks, groups)
+    group_map = {name: group.child_names for name, group in groups.items()}
+    return {"tasks": tasks, "groups": groups, "group_map": group_map}
+
+
+def _known(name: str) -> bool:
+    """Whether it is a task or a group of this suite; raises UserError where there is none at all."""
+    own = names()
+    if name in own:
+        return True
+    index = _everything().task_index
+    if name not in index:
+        close = difflib.get_close_matches(name, own, n=1) or difflib.get_close_matches(name, index)
+        hint = f"did you mean {close[0]}?" if close else f"the paper's are {', '.join(own)}"
+        raise UserError(f"task {name!r} does not exist; {hint}")
+    return False
+
+
+def _leaves(name: str) -> list[str]:
+    """The tasks of a group, or the task itself."""
+    if name in GROUPS:
+        return [leaf for member in GROUPS[name] for leaf in _leaves(member)]
+    return [name]
+
+
+@functools.cache
+def _manager():
+    """The harness's index of these tasks. All that it finds in itself would take seconds."""
+    tasks = _harness()
+    folder = pathlib.Path(tasks.__file__).parent
+    return tasks.TaskManager(
+        include_path=[*(folder / name for name in HARNESS.values()), TASKS],
+        include_defaults=False,
+    )
+
+
+@functools.cache
+def _everything():
+    """The harness's index of all of its own tasks."""
+    return _harness().TaskManager()
+
+
+def _harness():
+    """The module `lm_eval.tasks`."""
+    try:
+        import datasets
+        import lm_eval.tasks
+    except ImportError:
+        raise UserError(
+            "evaluation needs the package lm-eval: pip install 'loopjax[eval]'"
+        ) from None
+    datasets.disable_progress_bars()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
+    return lm_eval.tasks
+
+
+def _of_the_harness(names: list[str], files: local.Files | None, num_fewshot: int | None) -> dict:
+    """Tasks that are not of this suite, by name, as the harness has them."""
+    if names and files:
+        raise UserError(f"task {names[0]} is not read from files; leave the data_dir out")
+    tasks = {}
+    for name in names:
+        with _told(name, None):
+            tasks |= _everything().load([name])["tasks"]
+    for task in tasks.values():
+        shots = task.get_config("num_fewshot") if num_fewshot is None else num_fewshot
+        task.set_config(key="num_fewshot", value=shots or 0)
+    return tasks
+
+
+def _task(manager, name: str, files: local.Files | None, num_fewshot: int | None, seed: int):
+    config = manager.task_index[name].cfg
+    shots = (config.get("num_fewshot") or 0) if num_fewshot is None else num_fewshot
+    changes = {"task": name, "num_fewshot": shots}
+    if "custom_dataset" in config:
+        changes["dataset_kwargs"] = config["dataset_kwargs"] | {"primitives_seed": seed}
+    elif files:
+        changes |= _local(name, config, files, shots)
+    elif not shots:
+        # Nothing of the training split would be read, and it can be long.
+        changes |= {"training_split": None, "fewshot_split": None}
+    # The harness lays changes over a task's YAML where the task is a member of a group.
+    with _told(name, files):
+        loaded = manager.load({"group": "one", "task": [changes]})
+    task = loaded["tasks"][name]
+    pool = len(task.sampler.df)
+    needed = shots + (task.fewshot_cfg.split == task.config.test_split)  # one may be that asked
+    if shots and pool < needed:
+        raise UserError(
+            f"task {name}: num_fewshot={shots} needs {needed} documents to draw from, not {pool}"
+        )
+    return task
+
+
+def _local(name: str, config: dict, files: local.Files, shots: int) -> dict:
+    """The changes of a task's YAML that give it documents of local files.
+
+    Without a file of examples they are drawn from the documents, where the harness leaves out the
+    one that is asked if the split of the examples is the test split (or neither is named).
+    """
+    test = config.get("test_split")
+    splits = {test or config["validation_split"]: files.documents(name)}
+    changes = {"training_split": None, "fewshot_split": test}
+    if shots and (examples := files.examples(name)):
+        splits["fewshot"] = examples
+        changes["fewshot_split"] = "fewshot"
+
+    def from_files(**_):
+        import datasets
+
+        return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+
+    return changes | {"custom_dataset": from_files}
+
+
+@contextlib.contextmanager
+def _told(name: str, files: local.Files | None):
+    """Turns whatever the hub, the network or documents of another form raise into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        if files:
+            told = f"the documents below {files.root} do not have the fields that it uses ({told})"
+        else:
+            told = f"the Hugging Face hub does not give its documents ({told}); name a data_dir"
+        raise UserError(f"task {name}: {told}") from error
+
+
+def _group(manager, name: str, tasks: dict, groups: dict):
+    """The task, or the group with its members, which is entered into `groups`."""
+    if name in tasks:
+        return tasks[name]
+    from lm_eval.api.group import Group
+
+    groups[name] = group = Group.from_config(dict(manager.task_index[name].cfg))
+    for member in GROUPS[name]:
+        group.add(_group(manager, member, tasks, groups))
+    return group

@@ -1,0 +1,245 @@
+"""Checkpoints evaluated: NLL, tasks, in-context sweeps, generation, from the command line."""
+
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import tokenizers
+
+from loopjax import cli
+from loopjax.data.prepare import prepare
+from loopjax.errors import UserError
+from loopjax.evals import evaluate, icl, nll, suite
+from loopjax.evals.harness import LoopjaxLM
+from loopjax.evals.language_model import open_model
+from loopjax.train import train
+from tests.conftest import tiny_run
+
+
+def text_config(data_dir, source, **model):
+    config = tiny_run()
+    config.update(steps=8, seq_len=64, depth="1-1x2-1", warmup_steps=0, checkpoint_every=4)
+    config.growth.operator = ""
+    config.cooldown.update(steps=2)
+    config.update(data_dir=str(data_dir), eval_batches=2)
+    config.mixture = {source: 1.0}
+    config.cooldown.mixture = {}
+    config.model.update(vocab_size=320, **model)
+    return config
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A run on bytes and one on a BPE, of two checkpoints each."""
+    place = tmp_path_factory.mktemp("evals")
+    lines = [json.dumps({"text": f"line {i} of a text that repeats. " * 9}) for i in range(120)]
+    (place / "in.jsonl").write_text("\n".join(lines))
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(lines, 300, special_tokens=["<end>"], show_progress=False)
+    bpe.save(str(place / "bpe.json"))
+    with contextlib.redirect_stderr(io.StringIO()):
+        prepare([place / "in.jsonl"], place / "data/bytes", heldout=0.2)
+        bpe = {"tokenizer": str(place / "bpe.json"), "eos": "<end>"}
+        prepare([place / "in.jsonl"], place / "data/bpe", heldout=0.2, **bpe)
+        for source in ("bytes", "bpe"):
+            train(text_config(place / "data", source), place / source)
+        p_hop = text_config("", "p_hop_2")
+        train(p_hop, place / "p_hop")
+    return place
+
+
+def test_a_run_leaves_the_tokenizer_that_it_was_trained_with(place):
+    codec = open_model(place / "bpe").tokenizer
+    text = "line 7 of a text"
+    assert codec.decode(codec.encode(text)) == text
+    assert codec.eos == "<end>"
+    assert open_model(place / "bytes").tokenizer.name == "bytes"
+    assert open_model(place / "p_hop", text=False).tokenizer is None
+    with pytest.raises(
+        UserError, match=r"no tokenizer.json, and .* not trained on bytes but with symbols"
+    ):
+        open_model(place / "p_hop")
+
+
+@pytest.mark.parametrize("source", ["bytes", "bpe"])
+def test_nll_is_that_of_the_evaluation_in_training(place, source):
+    result = json.loads((place / source / "result.json").read_text())["heldout"]
+    found = nll.measure(place / source, batches=2, batch_size=8, say=lambda text: None)
+    row = found["rows"][0]
+    assert row["step"] == 8 and row["depth"] == "1-1x2-1"
+    assert row["nll"] == pytest.approx(result["nll"], rel=1e-6)
+    assert row["accuracy"] == pytest.approx(result["accuracy"], abs=1e-9)
+    tokens, n_bytes = row["sources"][source]["tokens"], row["sources"][source]["bytes"]
+    assert row["bits_per_byte"] == pytest.approx(row["nll"] / math.log(2) * tokens / n_bytes)
+    # Of bytes the ends of documents alone are no text.
+    assert (n_bytes < tokens < 1.02 * n_bytes) if source == "bytes" else n_bytes > 2 * tokens
+
+
+def test_nll_of_all_checkpoints_at_two_plans(place, tmp_path, capsys):
+    argv = ["nll", "--checkpoint", str(place / "bytes"), "--all", "--depth", "1-1x2-1,1-1x3-1"]
+    assert cli.main([*argv, "--batches", "1", "--output", f"{tmp_path}/nll.json"]) == 0
+    rows = json.loads((tmp_path / "nll.json").read_text())["rows"]
+    assert [(r["step"], r["depth"]) for r in rows] == [
+        (step, depth) for step in (4, 8) for depth in ("1-1x2-1", "1-1x3-1")
+    ]
+    assert len({r["nll"] for r in rows}) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    said = []
+    options = {"all_steps": True, "depths": ["4"], "batches": 1, "say": said.append}
+    assert not nll.measure(place / "bytes", **options)["rows"]
+    assert said[0].endswith("--depth=4 has 4 unique layers, the checkpoint has 3; left out")
+
+
+def test_p_hop_has_an_nll_and_no_bits_per_byte(place):
+    row = nll.measure(place / "p_hop", batches=1, say=lambda text: None)["rows"][0]
+    assert set(row) == {"step", "depth", "nll", "accuracy", "sources"}
+
+
+class Plain(LoopjaxLM):
+    """The harness's model with every request on its own and no mask: what scoring must equal."""
+
+    def _loglikelihood_tokens(self, requests, **kwargs):
+        one = super()._loglikelihood_tokens
+        return [one([request])[0] for request in requests]
+
+
+TASKS = ["copying_real", "var_assign_math_0", "var_assign_code_1"]
+
+
+def test_tasks_at_two_plans_in_one_file_that_goes_on(place, tmp_path):
+    output = tmp_path / "out" / "eval.json"
+    argv = ["eval", "--checkpoint", str(place / "bytes"), "--max-length", "300", "--limit", "4",
+            "--num-fewshot", "1", "--output", str(output)]  # fmt: skip
+    assert cli.main([*argv, "--tasks", TASKS[0], "--depth", "1-1x2-1"]) == 0
+    first = json.loads(output.read_text())
+    assert cli.main([*argv, "--tasks", ",".join(TASKS), "--depth", "1-1x2-1,1-1x4-1"]) == 0
+    found = json.loads(output.read_text())
+    assert (
+        found["plans"]["1-1x2-1"]["tasks"][TASKS[0]] == first["plans"]["1-1x2-1"]["tasks"][TASKS[0]]
+    )
+    assert list(found["plans"]) == ["1-1x2-1", "1-1x4-1"]
+    for depth, plan in found["plans"].items():
+        assert list(plan["tasks"]) == TASKS
+        about = plan["model"]
+        assert about["depth"] == depth and about["trained_depth"] == "1-1x2-1"
+        assert about["lineage"] and about["config"]["seed"] == 0 and about["trained_with"]["jax"]
+        for task in plan["tasks"].values():
+            assert {"acc,none", "acc_stderr,none"} <= set(task["metrics"])
+            assert task["n_samples"] == 4 and task["n_shot"] == 1
+    assert {"lm-eval", "jax", "loopjax"} <= set(found["versions"])
+    assert found["settings"]["seeds"] == evaluate.SEEDS
+    lm = open_model(place / "bytes", "1-1x4-1", context=300)
+    tasks = suite.load(TASKS, num_fewshot=1)["tasks"]
+    for name, task in tasks.items():
+        alone = evaluate.run_task(Plain(lm), name, task, 4)
+        ours = found["plans"]["1-1x4-1"]["tasks"][name]
+        assert ours["metrics"] == alone["metrics"]
+        assert ours["truncated"] == alone["truncated"]
+    assert found["plans"]["1-1x4-1"]["tasks"]["var_assign_code_1"]["truncated"] == 20
+
+
+def test_the_mean_of_a_group_and_its_error():
+    rows = {
+        name: {"metrics": {"acc,none": 0.1 * i, "acc_stderr,none": 0.02, "acc_norm,none": 0.9}}
+        for i, name in enumerate(suite.GROUPS["reasoning_primitives"])
+    }
+    found = evaluate.group_scores(rows)["reasoning_primitives"]
+    assert found["metric"] == "acc" and found["value"] == pytest.approx(0.2)
+    assert found["stderr"] == pytest.approx(0.02 / math.sqrt(5))
+    del rows["copying_real"]
+    assert not evaluate.group_scores(rows)
+
+
+def test_rolling_log_likelihood_is_the_sum_over_windows(place):
+    lm = LoopjaxLM(open_model(place / "bytes"))
+    text = "line 3 of a text that repeats. " * 5
+    request = type("Request", (), {"args": (text,)})()
+    ids = [lm.prefix_token_id, *lm.tok_encode(text)]
+    (found,) = lm.loglikelihood_rolling([request], disable_tqdm=True)
+    expected = 0.0
+    for start in range(0, len(ids) - 1, 64):
+        stop = min(start + 64, len(ids) - 1)
+        begin = stop - 64 if stop == len(ids) - 1 and start else start
+        scored = lm._loglikelihood_tokens(
+            [(None, ids[begin : start + 1], ids[start + 1 : stop + 1])]
+        )
+        expected += scored[0][0]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_adapter_notices_scores_that_are_not_the_models(place, monkeypatch):
+    lm = open_model(place / "bytes")
+    LoopjaxLM(lm)
+    from loopjax.evals import score
+
+    right = score._placement
+    monkeypatch.setattr(
+        score,
+        "_placement",
+        lambda b: right({**b, "positions": b["positions"] + 1 * (b["branches"] > 0)}),
+    )
+    score._scorer.cache_clear()
+    with pytest.raises(RuntimeError, match="scoring gives log p"):
+        LoopjaxLM(lm)
+    score._scorer.cache_clear()
+
+
+def test_a_sweep_ends_with_the_most_examples_that_fit(place, tmp_path, capsys):
+    output, picture = tmp_path / "icl.json", tmp_path / "icl.png"
+    argv = ["icl", "--checkpoint", str(place / "bytes"), "--max-length", "500", "--limit", "3",
+            "--tasks", "var_assign_basic_0", "--output", str(output)]  # fmt: skip
+    assert cli.main([*argv, "--shots", "0,1"]) == 0
+    assert cli.main([*argv, "--shots", "0,1"]) == 0
+    two = json.loads(output.read_text())["curves"]["var_assign_basic_0"]["rows"]
+    assert [row["shots"] for row in two] == [0, 1]
+    output.unlink()
+    assert cli.main([*argv, "--plot", str(picture)]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    curve = json.loads(output.read_text())["curves"]["var_assign_basic_0"]
+    most = curve["most_shots"]
+    assert [row["shots"] for row in curve["rows"]] == icl.grid(most)
+    lm = LoopjaxLM(open_model(place / "bytes", context=500))
+
+    def longest(shots):
+        task = suite.load(["var_assign_basic_0"], num_fewshot=shots)["tasks"]["var_assign_basic_0"]
+        task.build_all_requests(limit=3, rank=0, world_size=1)
+        return max(len(lm.tok_encode(a + b)) for a, b in (i.args[:2] for i in task.instances))
+
+    assert longest(most) <= 501 < longest(most + 1)
+    assert not any(row["truncated"] for row in curve["rows"])
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.0, 20), (0.3, 10), (0.5, 1000), (1.0, 5)])
+def test_the_interval_holds_the_shares_that_are_not_too_far(share, n):
+    z = 1.959964
+    for bound in icl.wilson(share, n):
+        if 0 < bound < 1:  # where the score test just rejects
+            assert abs(share - bound) == pytest.approx(z * np.sqrt(bound * (1 - bound) / n))
+
+
+def test_generation_goes_to_standard_output_alone(place, capsys):
+    argv = [
+        "generate",
+        "--checkpoint",
+        str(place / "bpe"),
+        "--prompt",
+        "line 5",
+        "--max-new-tokens",
+    ]
+    assert cli.main([*argv, "6"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("line 5") and "plan 1-1x2-1: 6 tokens" in err
+    assert cli.main([*argv, "6", "--no-echo", "--depth", "1-1x5-1"]) == 0
+    looped, err = capsys.readouterr()
+    assert not looped.startswith("line 5") and "plan 1-1x5-1" in err
+
+
+def test_checkpoints_are_found_on_another_mesh(place):
+    one = open_model(place / "bytes", mesh="fsdp=2,tensor=2")
+    other = nll.measure(place / "bytes", batches=1, mesh="fsdp=2,tensor=2", say=lambda text: None)
+    plain = nll.measure(place / "bytes", batches=1, say=lambda text: None)
+    assert one.params["layers"]["query"].sharding.spec[1:] == ("fsdp", "tensor")
+    assert other["rows"][0]["nll"] == pytest.approx(plain["rows"][0]["nll"], rel=1e-6)
