@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
-from loopjax.model import ModelConfig
+from loopjax.model_config import ModelConfig
 
 # What a resumed run may change without being another run.
 RUNTIME_FIELDS = (

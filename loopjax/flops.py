@@ -4,7 +4,7 @@ XLA's own cost analysis counts the body of a scan once, so executed depth must c
 """
 
 from loopjax.depth import DepthPlan
-from loopjax.model import ModelConfig
+from loopjax.model_config import ModelConfig
 
 # Dense peak of one chip in FLOP/s at bfloat16, from the vendors' data sheets.
 PEAK_FLOPS = {

@@ -7,8 +7,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-ATTENTION = ("auto", "xla", "cudnn")
-
 # Queries of one chunk on the CPU: long enough to keep the matrix products large, short enough
 # that the keys after a chunk (which its queries must not see) are worth not touching.
 _CPU_CHUNK = 64

@@ -39,8 +39,6 @@ Layer i of the stack draws from the same key whatever the depth, so the first la
 and a deep model with one seed are equal.
 """
 
-import dataclasses
-
 import flax
 import flax.linen as nn
 import jax
@@ -49,91 +47,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from loopjax import kernels, rope
 from loopjax.depth import DepthPlan
+from loopjax.model_config import ModelConfig
 
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.save_only_these_names("linear"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-DTYPES = ("float32", "bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The architecture of one layer and of what surrounds the stack; depth is the plan's.
-
-    Attributes:
-      vocab_size: V.
-      d_model: D, the width of the residual stream.
-      d_ff: F, the width of the SwiGLU hidden layer.
-      n_heads: H query heads; they divide D.
-      n_kv_heads: K key/value heads; they divide H (grouped-query attention when K < H).
-      head_dim: the width of one head; 0 is D / H.
-      rope_theta: base of the rotary position frequencies.
-      rope_scaling: "", or "llama3:FACTOR:LOW:HIGH:ORIGINAL" for frequencies stretched as Llama 3.1
-        has them ("llama3:8:1:4:8192").
-      attention_bias: whether queries, keys and values have biases (Qwen2).
-      qk_norm: RMSNorm of each query and key head, before the rotary embedding (Qwen3).
-      norm_eps: epsilon of RMSNorm.
-      tie_embeddings: whether the output head is the transposed embedding.
-      init_depth: executed layers that the residual output projections are initialised for.
-      dtype: compute type; parameters are float32 always.
-      attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" (flash attention
-        on NVIDIA GPUs, bfloat16 only) or "auto" (what suits the platform).
-      remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
-        "full" (all but the input of each layer).
-    """
-
-    vocab_size: int
-    d_model: int
-    d_ff: int
-    n_heads: int
-    n_kv_heads: int
-    init_depth: int
-    head_dim: int = 0
-    rope_theta: float = 10_000.0
-    rope_scaling: str = ""
-    attention_bias: bool = False
-    qk_norm: bool = False
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = True
-    dtype: str = "bfloat16"
-    attention: str = "auto"
-    remat: str = "none"
-
-    def __post_init__(self):
-        for name in ("vocab_size", "d_model", "d_ff", "n_heads", "n_kv_heads", "init_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        if self.head_dim < 0 or self.head_dim % 2:
-            raise ValueError(f"model.head_dim={self.head_dim} must be even, or 0 for D / H")
-        if not self.head_dim and (self.d_model % self.n_heads or self.head_size % 2):
-            raise ValueError(
-                f"model.n_heads={self.n_heads} must divide model.d_model={self.d_model} into heads "
-                "of even size (rotary embedding turns pairs), or model.head_dim must say theirs"
-            )
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}"
-            )
-        choices = {"dtype": DTYPES, "attention": kernels.ATTENTION, "remat": (*REMAT_POLICIES,)}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"model.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}"
-                )
-        if self.rope_scaling and not rope.LLAMA3.fullmatch(self.rope_scaling):
-            raise ValueError(
-                f"model.rope_scaling={self.rope_scaling!r} must be empty or "
-                "llama3:FACTOR:LOW:HIGH:ORIGINAL, like llama3:8:1:4:8192"
-            )
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError(f"model.attention='cudnn' wants bfloat16, not dtype={self.dtype}")
-
-    @property
-    def head_size(self) -> int:
-        """C, the width of one head."""
-        return self.head_dim or self.d_model // self.n_heads
 
 
 @flax.struct.dataclass
@@ -167,25 +87,34 @@ def _fan_in_normal(scale: float = 1.0):
 class Block(nn.Module):
     """One layer: x + Attention(norm(x)), then x + SwiGLU(norm(x)). [B, T, D] -> [B, T, D].
 
-    Without a cache it sows its keys and values, [B, T, K, C], for one.
+    It sows what it reads ("residual"), what attention and MLP add to it ("attention", "mlp"), and
+    "key" and "value" [B, T, K, C] as a cache holds them; `intermediates` gives them.
     """
 
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, angles, placement=None, cache=None):
+    def __call__(self, x_BTD, angles, placement=None, gates=None, cache=None):
         """Returns (x_BTD, the cache with the tokens written to it).
 
         Args:
           angles: `rope.tables` of the positions of the tokens.
           placement, cache: where they stand, and what this layer remembers.
+          gates: of attention and of the MLP, [B, T] each, by which their outputs are multiplied.
         """
+        self.sow("intermediates", "residual", x_BTD)
         attended_BTD, cache = self.attention(
             self.norm("attention_norm", x_BTD), angles, placement, cache
         )
-        x_BTD = x_BTD + attended_BTD
-        x_BTD = x_BTD + self.mlp(self.norm("mlp_norm", x_BTD))
+        x_BTD = self.added("attention", x_BTD, attended_BTD, gates)
+        x_BTD = self.added("mlp", x_BTD, self.mlp(self.norm("mlp_norm", x_BTD)), gates)
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation")), cache
+
+    def added(self, name, x_BTD, out_BTD, gates):
+        if gates is not None:
+            out_BTD = out_BTD * gates[name][..., None].astype(out_BTD.dtype)
+        self.sow("intermediates", name, out_BTD)
+        return x_BTD + out_BTD
 
     def attention(self, x_BTD, angles, placement, cache):
         cfg, (B, T, _) = self.cfg, x_BTD.shape
@@ -295,14 +224,16 @@ class Transformer(nn.Module):
         x_BTD = self.table()[tokens_BT]
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
 
-    def run(self, tokens_BT, placement=None):
+    def run(self, tokens_BT, placement=None, gates_EBT=None):
         """The residual stream after the last executed layer, [B, T, D]."""
-        x_BTD = self.embedded(tokens_BT)
+        x_BTD, executed = self.embedded(tokens_BT), 0
         positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
         angles = angles_of(self.cfg, positions)
         for i, segment in enumerate(self.plan.segments):
-            block = getattr(self, f"segment_{i}")
-            x_BTD = self.run_segment(block, segment, x_BTD, angles, placement)
+            block, n = getattr(self, f"segment_{i}"), segment.layers * segment.repeats
+            gates = jax.tree.map(lambda g, k=executed, n=n: g[k : k + n], gates_EBT)
+            x_BTD = self.run_segment(block, segment, x_BTD, gates, angles, placement)
+            executed += n
         return x_BTD
 
     def unembed(self, x_BTD):
@@ -313,20 +244,21 @@ class Transformer(nn.Module):
         logits_BTV = kernels.matmul(x_BTD, head_DV, dtype=jnp.float32)
         return nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
 
-    def run_segment(self, block, segment, x_BTD, angles, placement):
+    def run_segment(self, block, segment, x_BTD, gates, angles, placement):
         """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned)."""
 
-        def layer(block, x_BTD, angles, placement):
-            return block(x_BTD, angles, placement)
+        def layer(block, x_BTD, gates, angles, placement):
+            return block(x_BTD, angles, placement, gates)
 
         if self.cfg.remat != "none":
             policy = REMAT_POLICIES[self.cfg.remat]
             layer = nn.remat(layer, prevent_cse=False, policy=policy)
+        in_axes = (0, nn.broadcast, nn.broadcast)
         stack = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=in_axes,
             length=segment.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -336,10 +268,12 @@ class Transformer(nn.Module):
                 variable_broadcast="params",
                 variable_axes={"intermediates": 0},
                 split_rngs={"params": False},
-                in_axes=nn.broadcast,
+                in_axes=in_axes,
                 length=segment.repeats,
             )
-        x_BTD, _ = stack(block, x_BTD, angles, placement)
+            shape = segment.repeats, segment.layers
+            gates = jax.tree.map(lambda g: g.reshape(*shape, *g.shape[1:]), gates)
+        x_BTD, _ = stack(block, x_BTD, gates, angles, placement)
         return x_BTD
 
 
@@ -378,6 +312,30 @@ def residual(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=Non
     """The residual stream before the final norm, [B, T, D]."""
     args = {"params": cut_segments(params, plan)}, tokens_BT, placement
     return Transformer(cfg, plan).apply(*args, method="run")
+
+
+def intermediates(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, names, gates_EBT=None):
+    """(residual stream before the final norm [B, T, D], {name: what each executed layer sowed}).
+
+    Args:
+      names: of what `Block` sows; each comes out as [E, B, T, ...], in the order of execution.
+      gates_EBT: {"attention", "mlp"}, by which the outputs of each executed layer are multiplied,
+        token by token; a layer of which both are 0 is skipped.
+    """
+    x_BTD, sown = Transformer(cfg, plan).apply(
+        {"params": cut_segments(params, plan)}, tokens_BT, None, gates_EBT,
+        method="run", mutable=["intermediates"],
+    )  # fmt: skip
+    segments = [sown["intermediates"][f"segment_{i}"] for i in range(len(plan.segments))]
+
+    def in_order(name):
+        # [L, B, T, ...] of a segment, [R, L, B, T, ...] of a loop.
+        parts = [s[name][0] for s in segments]
+        looped = [s.repeats > 1 for s in plan.segments]
+        parts = [p.reshape(-1, *p.shape[1 + loop :]) for p, loop in zip(parts, looped, strict=True)]
+        return jnp.concatenate(parts)
+
+    return x_BTD, {name: in_order(name) for name in names}
 
 
 def unembed(params, x_BTD, cfg: ModelConfig) -> jax.Array:

@@ -188,7 +188,7 @@ OTHER = [
     ("a plan that does not fit the weights", [*EVAL, "--depth", "4,2x2"], "--depth=2x2 has 2 unique layers, the checkpoint has 4"),
     ("a plan that is none", [*EVAL, "--depth", "4,,"], "--depth '4,,' holds an empty plan"),
     ("an output that holds something else", [*EVAL, "--output", "in.jsonl"], "--output in.jsonl holds something else; name a new file"),
-    ("an output below a file", [*EVAL, "--output", "file/e.json"], "--output file/e.json cannot be written: Not a directory"),
+    ("an output below a file", [*EVAL, "--output", "file/e.json"], "--output file/e.json cannot be written: file is a file"),
     ("no item", [*EVAL, "--limit", "0"], "argument --limit: '0' must be a whole number of at least 1"),
     ("an unknown mesh axis", [*EVAL, "--mesh", "fdsp=2"], "--mesh 'fdsp=2' must be like data=2,fsdp=4,tensor=1"),
     ("a mesh of too many devices", [*EVAL, "--mesh", "data=1,fsdp=16"], "--mesh (data=1, fsdp=16, tensor=1) does not multiply to the 8 devices there are"),

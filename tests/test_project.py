@@ -11,13 +11,13 @@ from flax.core import meta
 
 from loopjax import config as config_lib
 from loopjax import flags, run, sharding, step
-from loopjax.model import ModelConfig
+from loopjax.model_config import ModelConfig
 from loopjax.optim import make_optimizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "rope", "model", "config", "surgery", "flops", "curriculum",
+    "errors", "depth", "kernels", "rope", "model_config", "model", "config", "surgery", "flops", "curriculum",
     "optim", "sharding", "step", "log", "data.tokenizers", "data.text", "data.synthetic",
     "data.pipeline", "data.pieces", "data.hub", "data.fetch", "data.shards", "data.workers",
     "data.progress", "data.recipes", "data.prepare", "data.show", "checkpoint", "run", "memory",

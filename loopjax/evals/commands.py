@@ -48,7 +48,9 @@ def generate(argv: list[str]) -> int:
     devices = None if args.mesh else jax.devices()[:1]
     lm = _open(args, args.depth, devices=devices)
     prompt = lm.tokenizer.encode(args.prompt) or [lm.tokenizer.bos_id]
-    new = min(args.max_new_tokens, max(1, lm.context - len(prompt)))
+    # A prompt that fits is kept whole, whatever room it leaves.
+    room = lm.context - len(prompt)
+    new = min(args.max_new_tokens, room if room > 0 else lm.context // 2)
     begun = time.monotonic()
     made = decode.generate(lm, [prompt], new, stop=args.stop, sampling=sampling)[0]
     seconds = time.monotonic() - begun

@@ -165,24 +165,9 @@ class _End:
 
 def prefill(params, tokens_BT, cfg, plan):
     """(residual stream before the final norm [B, T, D], a `KVCache` of T slots per executed layer)."""
-    x_BTD, sown = model.Transformer(cfg, plan).apply(
-        {"params": model.cut_segments(params, plan)},
-        tokens_BT,
-        method="run",
-        mutable=["intermediates"],
-    )
-    caches = []
-    for i in range(len(plan.segments)):
-        # [L, B, T, K, C], or [R, L, ...]: in the order of execution either way.
-        found = sown["intermediates"][f"segment_{i}"]
-        key, value = (
-            found[name][0].reshape(-1, *found[name][0].shape[-4:]) for name in ("key", "value")
-        )
-        caches += [
-            model.KVCache(k.swapaxes(1, 2), v.swapaxes(1, 2))
-            for k, v in zip(key, value, strict=True)
-        ]
-    return x_BTD, tuple(caches)
+    x_BTD, sown = model.intermediates(params, tokens_BT, cfg, plan, ("key", "value"))
+    key, value = (sown[name].swapaxes(2, 3) for name in ("key", "value"))
+    return x_BTD, tuple(map(model.KVCache, key, value))
 
 
 def decode_step(params, layers, tokens_BT, cfg, plan, placement: model.Placement, caches):
@@ -199,7 +184,7 @@ def decode_step(params, layers, tokens_BT, cfg, plan, placement: model.Placement
     angles, written = model.angles_of(cfg, placement.positions_BT), []
     for i, cache in zip(plan.order, caches, strict=True):
         x_BTD, cache = model.Block(cfg).apply(
-            {"params": layers[i]}, x_BTD, angles, placement, cache
+            {"params": layers[i]}, x_BTD, angles, placement, cache=cache
         )
         written.append(cache)
     return x_BTD, tuple(written)

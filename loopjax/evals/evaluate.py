@@ -93,9 +93,12 @@ def begin(output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
             raise UserError(f"--output {output} holds something else; name a new file")
         return found
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        if not output.parent.is_dir():
+            output.parent.mkdir(parents=True)
         output.touch()
         output.unlink()
+    except FileExistsError:
+        raise UserError(f"--output {output} cannot be written: {output.parent} is a file") from None
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     return {
@@ -142,7 +145,7 @@ def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:
 
 def _told(task: dict) -> str:
     shown = [
-        f"{key.partition(',')[0]} {value:.4f}"
+        f"{key.removesuffix(',none')} {value:.4f}"
         for key, value in task["metrics"].items()
         if "stderr" not in key
     ]

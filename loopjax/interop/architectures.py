@@ -14,7 +14,8 @@ import numpy as np
 from flax.core import meta
 
 from loopjax.errors import UserError, first_line
-from loopjax.model import DTYPES, ModelConfig, init_params
+from loopjax.model import init_params
+from loopjax.model_config import DTYPES, ModelConfig
 
 # model_type -> the class that config.json names.
 FAMILIES = {

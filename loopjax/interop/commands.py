@@ -5,7 +5,7 @@ import jax
 from loopjax import arguments
 from loopjax.interop import export_hf as exporting
 from loopjax.interop import import_hf as importing
-from loopjax.model import DTYPES
+from loopjax.model_config import DTYPES
 
 
 def import_hf(argv: list[str]) -> int:

@@ -18,7 +18,7 @@ from loopjax.errors import UserError
 from loopjax.inspect.saved import BLOCK, Progress, Saved, open_saved
 from loopjax.interop import architectures, files
 from loopjax.interop.tensors import Writer
-from loopjax.model import DTYPES, ModelConfig
+from loopjax.model_config import DTYPES, ModelConfig
 
 SHARD_SIZE = 5 * 10**9
 

@@ -1,0 +1,87 @@
+"""The architecture: what a layer is, and what surrounds the stack."""
+
+import dataclasses
+
+from loopjax import rope
+
+DTYPES = ("float32", "bfloat16")
+ATTENTION = ("auto", "xla", "cudnn")
+REMAT = ("none", "dots", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of one layer and of what surrounds the stack; depth is the plan's.
+
+    Attributes:
+      vocab_size: V.
+      d_model: D, the width of the residual stream.
+      d_ff: F, the width of the SwiGLU hidden layer.
+      n_heads: H query heads; they divide D.
+      n_kv_heads: K key/value heads; they divide H (grouped-query attention when K < H).
+      head_dim: the width of one head; 0 is D / H.
+      rope_theta: base of the rotary position frequencies.
+      rope_scaling: "", or "llama3:FACTOR:LOW:HIGH:ORIGINAL" for frequencies stretched as Llama 3.1
+        has them ("llama3:8:1:4:8192").
+      attention_bias: whether queries, keys and values have biases (Qwen2).
+      qk_norm: RMSNorm of each query and key head, before the rotary embedding (Qwen3).
+      norm_eps: epsilon of RMSNorm.
+      tie_embeddings: whether the output head is the transposed embedding.
+      init_depth: executed layers that the residual output projections are initialised for.
+      dtype: compute type; parameters are float32 always.
+      attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" (flash attention
+        on NVIDIA GPUs, bfloat16 only) or "auto" (what suits the platform).
+      remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
+        "full" (all but the input of each layer).
+    """
+
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    n_heads: int
+    n_kv_heads: int
+    init_depth: int
+    head_dim: int = 0
+    rope_theta: float = 10_000.0
+    rope_scaling: str = ""
+    attention_bias: bool = False
+    qk_norm: bool = False
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    dtype: str = "bfloat16"
+    attention: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "d_ff", "n_heads", "n_kv_heads", "init_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.head_dim < 0 or self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim} must be even, or 0 for D / H")
+        if not self.head_dim and (self.d_model % self.n_heads or self.head_size % 2):
+            raise ValueError(
+                f"model.n_heads={self.n_heads} must divide model.d_model={self.d_model} into heads "
+                "of even size (rotary embedding turns pairs), or model.head_dim must say theirs"
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}"
+            )
+        choices = {"dtype": DTYPES, "attention": ATTENTION, "remat": REMAT}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"model.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}"
+                )
+        if self.rope_scaling and not rope.LLAMA3.fullmatch(self.rope_scaling):
+            raise ValueError(
+                f"model.rope_scaling={self.rope_scaling!r} must be empty or "
+                "llama3:FACTOR:LOW:HIGH:ORIGINAL, like llama3:8:1:4:8192"
+            )
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(f"model.attention='cudnn' wants bfloat16, not dtype={self.dtype}")
+
+    @property
+    def head_size(self) -> int:
+        """C, the width of one head."""
+        return self.head_dim or self.d_model // self.n_heads
