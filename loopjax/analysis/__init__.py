@@ -1,0 +1,1 @@
+"""Depth diagnostics: where a model computes, and which of its layers matter."""
