@@ -21,6 +21,8 @@ VERBS = {
     "icl": "accuracy against the number of examples in the prompt",
     "nll": "held-out negative log-likelihood of a checkpoint, or of a whole run",
     "generate": "continue a text",
+    "analyze": "the depth signature of a checkpoint: norms, effects, depth score",
+    "intervene": "swap, skip, reverse or repeat layers, and evaluate",
     "import-hf": "make a checkpoint of a Hugging Face model",
     "export-hf": "make a Hugging Face model of a checkpoint",
 }
@@ -287,6 +289,18 @@ def _generate(argv: list[str]) -> int:
     from loopjax.evals import commands
 
     return commands.generate(argv)
+
+
+def _analyze(argv: list[str]) -> int:
+    from loopjax.analysis import commands
+
+    return commands.analyze(argv)
+
+
+def _intervene(argv: list[str]) -> int:
+    from loopjax.analysis import commands
+
+    return commands.intervene(argv)
 
 
 def _import_hf(argv: list[str]) -> int:

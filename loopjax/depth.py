@@ -11,7 +11,8 @@ R times in a row):
     8-4x2-12   24         28            0..7, 8..11, 8..11, 12..23
 
 A growth operator (MIDAS, LIDAS) is an *order* too: the tuple of old layer indices that the
-grown stack is gathered from.
+grown stack is gathered from. So is an intervention (swap, skip, reverse, repeat): the tuple of
+*executed* layers that are executed instead.
 """
 
 import dataclasses
@@ -132,6 +133,65 @@ GROWTH_OPERATORS = {"midas": midas, "lidas": lidas}
 def _duplicate(n_layers: int, start: int, block: int) -> tuple[int, ...]:
     stop = start + block
     return (*range(stop), *range(start, stop), *range(stop, n_layers))
+
+
+def starts(op: str, n_layers: int, size: int) -> range:
+    """Where an intervention on a sub-block of `size` executed layers can begin; maybe nowhere.
+
+    A swap needs two sub-blocks, and a skip must leave a layer.
+    """
+    for name, value in (("n_layers", n_layers), ("size", size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive whole number")
+    if op == "skip" and size == n_layers:
+        return range(0)
+    needed = 2 * size if op == "swap" else size
+    return range(max(0, n_layers - needed + 1))
+
+
+def _check_start(op: str, n_layers: int, start: int, size: int) -> None:
+    valid = starts(op, n_layers, size)
+    if start not in valid:
+        allowed = f"it must lie within 0..{valid[-1]}" if valid else "no start does"
+        raise ValueError(
+            f"{op} of size={size} at start={start!r} does not fit {n_layers} layers: {allowed}"
+        )
+
+
+def swap(n_layers: int, start: int, size: int) -> tuple[int, ...]:
+    """The executed layers with two neighbouring sub-blocks exchanged, the first from `start` on.
+
+    Inside a sub-block the order stays (Kapl et al. 2025, Figures 3, 9, 16; Kapl et al. 2026,
+    Figures 5, 11).
+    """
+    _check_start("swap", n_layers, start, size)
+    second, stop = start + size, start + 2 * size
+    return (*range(start), *range(second, stop), *range(start, second), *range(stop, n_layers))
+
+
+def skip(n_layers: int, start: int, size: int) -> tuple[int, ...]:
+    """The executed layers without a sub-block (Kapl et al. 2025, Figures 10, 17)."""
+    _check_start("skip", n_layers, start, size)
+    return (*range(start), *range(start + size, n_layers))
+
+
+def reverse(n_layers: int, start: int, size: int) -> tuple[int, ...]:
+    """The executed layers, a sub-block from its end to its start (Kapl et al. 2025, Figures 6, 11)."""
+    _check_start("reverse", n_layers, start, size)
+    stop = start + size
+    return (*range(start), *reversed(range(start, stop)), *range(stop, n_layers))
+
+
+def repeat(n_layers: int, start: int, size: int, times: int) -> tuple[int, ...]:
+    """The executed layers, a sub-block `times` more (Kapl et al. 2026, Figures 6, 12); 0 is none."""
+    _check_start("repeat", n_layers, start, size)
+    if not isinstance(times, int) or times < 0:
+        raise ValueError(f"times={times!r} must be a whole number of at least 0")
+    stop = start + size
+    return (*range(stop), *[*range(start, stop)] * times, *range(stop, n_layers))
+
+
+INTERVENTIONS = {"swap": swap, "skip": skip, "reverse": reverse, "repeat": repeat}
 
 
 def prop_schedule(total_steps: int, n_stages: int, alpha: float = 1.0) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from loopjax.depth import DepthPlan
 
@@ -47,10 +49,19 @@ def reorder(tree, order):
 
 
 @functools.lru_cache(maxsize=256)
-def _gather(order: tuple[int, ...], sharding):
+def _gather(sharding):
     # mode="clip" needs no bounds check on the device; `_check_order` has checked already.
-    gather = functools.partial(jnp.take, axis=0, mode="clip")
-    return jax.jit(lambda leaf: gather(leaf, jnp.asarray(order)), out_shardings=sharding)
+    return jax.jit(functools.partial(jnp.take, axis=0, mode="clip"), out_shardings=sharding)
+
+
+def _gathered(leaf, order: np.ndarray):
+    """The leaf by an order, where it lies; one program for all orders of a length."""
+    if not isinstance(leaf, jax.Array):
+        return _gather(None)(leaf, order)
+    where = leaf.sharding
+    if isinstance(where, NamedSharding):
+        where = NamedSharding(where.mesh, PartitionSpec())
+    return _gather(leaf.sharding)(leaf, jax.device_put(order, where))
 
 
 def grow(state, order, *, donate: bool = False):
@@ -68,15 +79,15 @@ def grow(state, order, *, donate: bool = False):
       order: old layer index of each new layer, for example `lidas(U, block)`.
       donate: give up the stacked arrays of `state`; using them afterwards is an error.
     """
-    order = _check_order(state, order)
+    order = np.array(_check_order(state, order))
 
-    def gather(leaf):
-        new = _gather(order, leaf.sharding if isinstance(leaf, jax.Array) else None)(leaf)
+    def gathered(leaf):
+        new = _gathered(leaf, order)
         if donate and isinstance(leaf, jax.Array):
             leaf.delete()
         return new
 
-    return map_stack(gather, state)
+    return map_stack(gathered, state)
 
 
 def untie(params, plan: DepthPlan):

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopjax.depth import DepthPlan, lidas, midas, prop_schedule
+from loopjax.depth import (
+    INTERVENTIONS,
+    DepthPlan,
+    lidas,
+    midas,
+    prop_schedule,
+    repeat,
+    starts,
+    swap,
+)
 
 parts = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=5)
 depths = st.tuples(st.integers(1, 12), st.integers(1, 8)).map(lambda nb: (nb[0] * nb[1], nb[1]))
@@ -118,6 +127,99 @@ def test_midas_copies_a_whole_block_and_lidas_the_layers_around_the_middle(depth
 def test_impossible_growth_is_refused(operator, depth, block, says):
     with pytest.raises(ValueError, match=says):
         operator(depth, block)
+
+
+# An intervention that fits: (op, layers, start, size).
+edits = (
+    st.tuples(st.sampled_from(sorted(INTERVENTIONS)), st.integers(2, 40), st.integers(1, 40))
+    .filter(lambda edit: starts(*edit))
+    .flatmap(lambda e: st.sampled_from(starts(*e)).map(lambda start: (e[0], e[1], start, e[2])))
+)
+
+
+def edited(op, n_layers, start, size, times=1):
+    more = (times,) if op == "repeat" else ()
+    return INTERVENTIONS[op](n_layers, start, size, *more)
+
+
+@pytest.mark.parametrize(
+    ("op", "order"),
+    [
+        ("swap", [0, 1, 4, 5, 2, 3, 6, 7]),
+        ("skip", [0, 1, 4, 5, 6, 7]),
+        ("reverse", [0, 1, 3, 2, 4, 5, 6, 7]),
+        ("repeat", [0, 1, 2, 3, 2, 3, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_interventions_are_those_of_the_paper(op, order):
+    assert edited(op, 8, 2, 2, times=2) == tuple(order)
+
+
+@pytest.mark.parametrize(
+    ("op", "counts"),
+    [("skip", {1: 24, 2: 23, 4: 21, 8: 17}), ("swap", {1: 23, 2: 21, 4: 17, 8: 9}),
+     ("reverse", {4: 21}), ("repeat", {4: 21})],
+)  # fmt: skip
+def test_there_are_as_many_starts_as_the_papers_plot(op, counts):
+    assert {size: len(starts(op, 24, size)) for size in counts} == counts
+
+
+@given(edits)
+def test_swap_and_reverse_undo_themselves_and_only_move_layers(edit):
+    op, n_layers, _, _ = edit
+    order = edited(*edit)
+    if op in ("swap", "reverse"):
+        assert tuple(order[e] for e in order) == tuple(range(n_layers))
+    assert set(order) <= set(range(n_layers))
+
+
+@given(edits, st.integers(0, 5))
+def test_an_intervention_touches_its_sub_blocks_alone_and_has_their_length(edit, times):
+    op, n_layers, start, size = edit
+    order = edited(*edit, times=times)
+    change = {"swap": 0, "skip": -size, "reverse": 0, "repeat": times * size}[op]
+    assert len(order) == n_layers + change >= 1
+    stop = start + (2 * size if op == "swap" else size)
+    assert order[:start] == tuple(range(start))
+    assert order[len(order) - n_layers + stop :] == tuple(range(stop, n_layers))
+
+
+@given(edits)
+def test_repeating_no_times_changes_nothing(edit):
+    _, n_layers, start, size = edit
+    if start in starts("repeat", n_layers, size):
+        assert repeat(n_layers, start, size, 0) == tuple(range(n_layers))
+
+
+@given(st.integers(1, 5), st.integers(2, 8), st.integers(1, 4), st.data())
+def test_a_swap_by_whole_passes_changes_nothing_inside_a_tied_loop(layers, passes, n, data):
+    plan = DepthPlan.of([(layers, passes)])
+    if valid := starts("swap", plan.n_effective, n * layers):
+        order = swap(plan.n_effective, data.draw(st.sampled_from(valid)), n * layers)
+        assert tuple(plan.order[e] for e in order) == plan.order
+
+
+@given(edits)
+def test_an_intervention_beyond_the_last_start_is_refused(edit):
+    op, n_layers, _, size = edit
+    for start in (-1, starts(op, n_layers, size)[-1] + 1):
+        with pytest.raises(ValueError, match=f"{op} of size={size} at start={start} does not fit"):
+            edited(op, n_layers, start, size)
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "says"),
+    [
+        ("swap", (4, 0, 3), "no start does"),
+        ("skip", (4, 0, 4), "no start does"),
+        ("reverse", (4, 1, 0), "size=0 must be a positive"),
+        ("repeat", (0, 0, 1, 1), "n_layers=0 must be a positive"),
+        ("repeat", (4, 0, 1, -1), "times=-1 must be a whole number of at least 0"),
+    ],
+)
+def test_impossible_interventions_are_refused(op, args, says):
+    with pytest.raises(ValueError, match=says):
+        INTERVENTIONS[op](*args)
 
 
 def test_prop_schedule_of_the_paper():

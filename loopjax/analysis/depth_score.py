@@ -77,7 +77,7 @@ def depth_score(
     skipped = 0
     for (tokens, _, group), cuts in zip(cases, draw_boundaries(cases, one), strict=True):
         if cuts:
-            effects.setdefault(group, []).append(erase(lm, tokens, cuts)[1])
+            effects.setdefault(str(group), []).append(erase(lm, tokens, cuts)[1])
         skipped += not cuts
         if progress:
             progress()

@@ -15,19 +15,21 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _add_model(add) -> None:
+def add_model(add) -> None:
     """The flags that say what is evaluated."""
     add("--checkpoint", metavar="DIR[@STEP]", required=True, help="of a run, or imported")
     add("--dtype", choices=("float32", "bfloat16"), help="compute type (default: as trained)")
     add("--mesh", default="", metavar="AXIS=N,...", help="devices: data, fsdp, tensor")
 
 
-def _add_text(add) -> None:
+def add_text(add) -> None:
+    """... and how its text is read."""
     add("--max-length", type=int, metavar="N", help="context in tokens (default: as trained)")
     add("--tokenizer", metavar="PATH|ID", help="if not the one beside the checkpoint")
 
 
-def _open(args, depth: str | None, **kwargs):
+def open_named(args, depth: str | None, **kwargs):
+    """The model that the flags of `add_model` and `add_text` name."""
     from loopjax.evals.language_model import open_model
 
     return open_model(
@@ -46,7 +48,7 @@ def generate(argv: list[str]) -> int:
     sampling = decode.Sampling(args.temperature, args.top_p, args.seed)
     # One prompt does not fill several devices: one will do, unless a mesh is asked for.
     devices = None if args.mesh else jax.devices()[:1]
-    lm = _open(args, args.depth, devices=devices)
+    lm = open_named(args, args.depth, devices=devices)
     prompt = lm.tokenizer.encode(args.prompt) or [lm.tokenizer.bos_id]
     # A prompt that fits is kept whole, whatever room it leaves.
     room = lm.context - len(prompt)
@@ -68,9 +70,9 @@ def generate(argv: list[str]) -> int:
 def _generate_parser():
     made = parser("generate", generate.__doc__)
     add = made.add_argument
-    _add_model(add)
+    add_model(add)
     add("--depth", metavar="PLAN", help="run it by this plan (default: as trained)")
-    _add_text(add)
+    add_text(add)
     add("--prompt", default="", metavar="TEXT", help="what is continued")
     add("--max-new-tokens", type=positive, default=128, metavar="N", help="(default 128)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
@@ -89,9 +91,9 @@ def evaluate(argv: list[str]) -> int:
     """
     made = parser("eval", evaluate.__doc__)
     add = made.add_argument
-    _add_model(add)
+    add_model(add)
     add("--depth", metavar="PLAN,...", help="plans, joined by commas (default: as trained)")
-    _add_text(add)
+    add_text(add)
     add("--tasks", required=True, metavar="NAME,...", help="tasks or groups")
     add("--num-fewshot", type=int, metavar="N", help="(default: as the task says)")
     add("--limit", type=positive, metavar="N", help="the first N items of each task")
@@ -102,7 +104,7 @@ def evaluate(argv: list[str]) -> int:
     from loopjax.evals import evaluate as run
 
     depths = _depths(args.depth)
-    lm = _open(args, None)
+    lm = open_named(args, None)
     run.evaluate(
         lm, [depth or str(lm.plan) for depth in depths], args.tasks.split(","),
         args.output, num_fewshot=args.num_fewshot, limit=args.limit, data_dir=args.data_dir,
@@ -125,9 +127,9 @@ def icl(argv: list[str]) -> int:
     """Accuracy against the number of examples in the prompt, up to what the context holds."""
     made = parser("icl", icl.__doc__)
     add = made.add_argument
-    _add_model(add)
+    add_model(add)
     add("--depth", metavar="PLAN", help="run it by this plan (default: as trained)")
-    _add_text(add)
+    add_text(add)
     add("--tasks", default="reasoning_primitives", metavar="NAME,...", help="tasks or groups")
     add("--shots", metavar="N,...", help="(default: 0,1,2,4,5, multiples of 8, and the most)")
     add("--limit", type=positive, metavar="N", help="the first N items of each task")
@@ -146,7 +148,7 @@ def icl(argv: list[str]) -> int:
     from loopjax.evals import icl as run
 
     result = run.sweep(
-        _open(args, args.depth), args.tasks.split(","), args.output, shots=shots,
+        open_named(args, args.depth), args.tasks.split(","), args.output, shots=shots,
         limit=args.limit, data_dir=args.data_dir, batch_tokens=args.batch_tokens, say=say,
     )  # fmt: skip
     if args.plot:
@@ -159,7 +161,7 @@ def nll(argv: list[str]) -> int:
     """Held-out negative log-likelihood by source: nats per token, bits per byte, accuracy."""
     made = parser("nll", nll.__doc__)
     add = made.add_argument
-    _add_model(add)
+    add_model(add)
     add("--all", action="store_true", help="all checkpoints of the run")
     add("--depth", metavar="PLAN,...", help="plans, joined by commas (default: as trained)")
     add("--mixture", metavar="JSON", help="{source: weight} (default: as trained last)")

@@ -68,7 +68,8 @@ def evaluate(
             write_json(output, result)
             say(f"{depth}  {name}  {_told(plan['tasks'][name])}")
         for name, score in plan["groups"].items():
-            say(f"{depth}  {name}  {score['metric']} {score['value']:.4f} ± {score['stderr']:.4f}")
+            error = "" if score["stderr"] is None else f" ± {score['stderr']:.4f}"
+            say(f"{depth}  {name}  {score['metric']} {score['value']:.4f}{error}")
     return result
 
 
@@ -102,9 +103,11 @@ def begin(output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     return {
-        "format": FORMAT, "settings": settings, "versions": versions() | {name: metadata.version(name) for name in PACKAGES},
+        "format": FORMAT,
+        "settings": settings,
+        "versions": versions() | {name: metadata.version(name) for name in PACKAGES},
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }  # fmt: skip
+    }
 
 
 def weights_digest(lm: LanguageModel) -> str:
@@ -161,16 +164,17 @@ def group_scores(tasks: dict) -> dict:
         if not all(name in tasks for name in names):
             continue
         rows = [tasks[name]["metrics"] for name in names]
-        values = [_metric(row, metric) for row in rows]
-        errors = [_metric(row, f"{metric}_stderr") for row in rows]
+        errors = [metric_of(row, f"{metric}_stderr") for row in rows]
+        # One item alone has no standard error.
+        error = None if None in errors else np.sqrt(np.sum(np.square(errors))) / len(errors)
         out[group] = {
             "metric": metric,
-            "value": float(np.mean(values)),
-            "stderr": float(np.sqrt(np.sum(np.square(errors))) / len(errors)),
+            "value": float(np.mean([metric_of(row, metric) for row in rows])),
+            "stderr": error,
         }
     return out
 
 
-def _metric(row: dict, name: str) -> float:
-    """The value of a metric, whatever the filter it was computed behind."""
-    return next((value for key, value in row.items() if key.partition(",")[0] == name), 0.0)
+def metric_of(metrics: dict, name: str) -> float | None:
+    """The value of a metric, whatever the filter it was computed behind; None if it is not there."""
+    return next((value for key, value in metrics.items() if key.partition(",")[0] == name), None)

@@ -10,7 +10,7 @@ import pathlib
 from loopjax import figure
 from loopjax.errors import UserError
 from loopjax.evals import suite
-from loopjax.evals.evaluate import begin, run_task
+from loopjax.evals.evaluate import begin, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
 from loopjax.evals.language_model import LanguageModel
 from loopjax.log import write_json
@@ -37,7 +37,9 @@ def sweep(
       limit: the first so many items of each task.
     """
     output = pathlib.Path(output)
-    names = list(suite.load(tasks, data_dir)["tasks"])
+    loaded = suite.load(tasks, data_dir)["tasks"]
+    suite.check_metric(loaded, "acc")
+    names = list(loaded)
     result = begin(output, lm, shots=shots, limit=limit, data_dir=data_dir)
     curves = result.setdefault("curves", {})
     result["model"] = lm.describe()
@@ -91,10 +93,7 @@ def _fits(harness: LoopjaxLM, name: str, shots: int, limit, data_dir) -> bool:
 
 
 def _point(found: dict, shots: int) -> dict:
-    accuracy = next((v for k, v in found["metrics"].items() if k.partition(",")[0] == "acc"), None)
-    if accuracy is None:
-        raise UserError("an in-context sweep needs tasks with an accuracy (acc)")
-    n = found["n_samples"]
+    accuracy, n = metric_of(found["metrics"], "acc"), found["n_samples"]
     return {
         "shots": shots, "accuracy": accuracy, "interval": wilson(accuracy, n), "n": n,
         "truncated": found["truncated"], "seconds": found["seconds"],
@@ -109,7 +108,7 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def plot(path, result: dict) -> None:
-    """Draws the curves of a sweep with their confidence intervals, and chance where it is known."""
+    """Draws the curves of a sweep with their confidence intervals."""
     fig = figure.new(7.5, 4.4)
     axis = fig.subplots()
     for colour, (name, curve) in zip(figure.COLOURS * 9, result["curves"].items(), strict=False):

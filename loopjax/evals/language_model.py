@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from loopjax import config as config_lib
-from loopjax import model, sharding
+from loopjax import model, sharding, surgery
 from loopjax.checkpoint import chosen_plan, load_params, locate, run_directory
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
@@ -32,6 +33,7 @@ class LanguageModel:
       mesh, rules: the devices, and what lies where on them.
       meta: what the checkpoint says of itself.
       path: the checkpoint's directory.
+      order: which executed layers of the plan it was opened with are executed, if not all in turn.
     """
 
     params: Any
@@ -43,6 +45,7 @@ class LanguageModel:
     rules: tuple
     meta: dict
     path: pathlib.Path
+    order: tuple[int, ...] | None = None
     _cut: list = dataclasses.field(default_factory=list, repr=False)  # shared by all plans
 
     @property
@@ -72,7 +75,28 @@ class LanguageModel:
 
     def with_plan(self, depth: str) -> "LanguageModel":
         """The same weights run by another plan; raises UserError when it does not fit them."""
+        if self.order is not None:
+            raise ValueError("a model with an order of its own is not run by another plan")
         return dataclasses.replace(self, plan=chosen_plan(self.meta, depth))
+
+    def with_order(self, order: Sequence[int]) -> "LanguageModel":
+        """Its executed layers in another order, some of them left out or run again.
+
+        The layers are copied into an untied stack in the order of execution, so that orders of one
+        length are one compiled program; what is not a layer is shared. The order holds at all
+        positions and in all steps of decoding, where a layer that runs twice has two caches.
+
+        Args:
+          order: indices of the executed layers 0..E-1 of the current plan, at least one.
+        """
+        order, executed = tuple(map(int, order)), self.plan.order
+        if not order or not all(0 <= e < len(executed) for e in order):
+            raise ValueError(f"order {order} must name executed layers 0..{len(executed) - 1}")
+        before = self.order or range(len(executed))
+        return dataclasses.replace(
+            self, params=surgery.grow(self.params, [executed[e] for e in order]),
+            plan=DepthPlan.of([(len(order), 1)]), order=tuple(before[e] for e in order), _cut=[],
+        )  # fmt: skip
 
     def describe(self) -> dict:
         """What a result says of the model it is about."""
@@ -80,6 +104,7 @@ class LanguageModel:
             "checkpoint": str(self.path),
             "step": self.meta["step"],
             "depth": str(self.plan),
+            "order": self.order,
             "trained_depth": self.meta["plan"],
             "unique_layers": self.plan.n_unique,
             "effective_layers": self.plan.n_effective,

@@ -54,7 +54,10 @@ class Row:
 
 @dataclasses.dataclass
 class Scores:
-    """For each request: sum of the log-probabilities, whether greedy decoding gives it; counts."""
+    """For each request: sum of the log-probabilities, whether greedy decoding gives it; counts.
+
+    With exits both are [E + 1, requests], the last row the model's own.
+    """
 
     logprobs: np.ndarray
     greedy: np.ndarray
@@ -77,6 +80,7 @@ def log_likelihoods(
     *,
     batch_tokens: int | None = None,
     progress: str = "",
+    exits=None,
 ) -> Scores:
     """log p(continuation | context) of (context, continuation) pairs of token ids.
 
@@ -86,18 +90,20 @@ def log_likelihoods(
     Args:
       batch_tokens: tokens per batch, over all devices; by default what suits the platform.
       progress: what the progress bar says; empty for none.
+      exits: an `analysis.lens.Lens`, to score by all its exits at once.
     """
     rows, truncated = make_rows(requests, lm.context)
-    logprobs, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
+    shape = (len(requests),) if exits is None else (lm.plan.n_effective + 1, len(requests))
+    logprobs, greedy = np.zeros(shape), np.ones(shape, bool)
     with lm.on_mesh(), bar(len(requests), progress) as shown:
         score = _scorer(lm.cfg, lm.plan)
         for batch, branched in _batches(rows, lm, batch_tokens or default_batch_tokens(lm)):
             arrays = _arrays(batch, lm)
-            found, best = jax.device_get(score(lm.params, lm.put(arrays), branched=branched))
+            found, best = jax.device_get(score(lm.params, lm.put(arrays), exits, branched=branched))
             for r, row in enumerate(batch):
                 for n, (_, _, request) in enumerate(row.reads):
-                    logprobs[request] += found[r, n]
-                    greedy[request] &= best[r, n]
+                    logprobs[..., request] += found[..., r, n]
+                    greedy[..., request] &= best[..., r, n]
             shown.update(len({request for row in batch for *_, request in row.reads}))
     return Scores(logprobs, greedy, truncated, len(rows), sum(len(row.tokens) for row in rows))
 
@@ -197,11 +203,22 @@ def _scorer(cfg, plan):
     return jax.jit(functools.partial(_score, cfg=cfg, plan=plan), static_argnames="branched")
 
 
-def _score(params, batch, *, cfg, plan, branched: bool):
-    """Log-probability of each target, and whether it is the most likely token; both [B, N]."""
-    placement = _placement(batch) if branched else None
-    x_BTD = model.residual(params, batch["tokens"], cfg, plan, placement)
-    x_BND = jnp.take_along_axis(x_BTD, batch["slots"][..., None], axis=1)
+def _score(params, batch, exits, *, cfg, plan, branched: bool):
+    """Log-probability of each target, and whether it is the most likely token; both [B, N].
+
+    With exits both are [E + 1, B, N].
+    """
+    placement, targets_BN = _placement(batch) if branched else None, batch["targets"]
+    if exits is None:
+        x_BTD = model.residual(params, batch["tokens"], cfg, plan, placement)
+        x_BND = jnp.take_along_axis(x_BTD, batch["slots"][..., None], axis=1)
+        return _read(params, x_BND, targets_BN, cfg)
+    at = (params, batch["tokens"], batch["slots"], cfg, plan, placement)
+    return jax.lax.map(lambda x_BND: _read(params, x_BND, targets_BN, cfg), exits.residuals(*at))
+
+
+def _read(params, x_BND, targets_BN, cfg):
+    """Log-probability of each target from the residual that it is read off, and whether it is best."""
 
     def read(args):
         x_BnD, target_Bn = args
@@ -211,11 +228,10 @@ def _score(params, batch, *, cfg, plan, branched: bool):
         return found_Bn, jnp.argmax(logits_BnV, axis=-1) == target_Bn
 
     # Logits are [..., V]: of a few positions of each row at a time.
-    B, N = batch["targets"].shape
+    B, N = targets_BN.shape
     chunk = next(c for c in range(min(N, READ_CHUNK), 0, -1) if N % c == 0)
     chunks = tuple(
-        x.reshape(B, N // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
-        for x in (x_BND, batch["targets"])
+        x.reshape(B, N // chunk, chunk, *x.shape[2:]).swapaxes(0, 1) for x in (x_BND, targets_BN)
     )
     return tuple(x.swapaxes(0, 1).reshape(B, N) for x in jax.lax.map(read, chunks))
 

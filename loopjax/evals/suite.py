@@ -84,6 +84,14 @@ def load(
     return {"tasks": tasks, "groups": groups, "group_map": group_map}
 
 
+def check_metric(tasks: dict, metric: str) -> None:
+    """Raises UserError for a task that is not scored by a metric ("acc")."""
+    for name, task in tasks.items():
+        metrics = [entry["metric"] for entry in task.config.metric_list or []]
+        if metric not in metrics:
+            raise UserError(f"task {name} has no {metric}; it has {', '.join(metrics) or 'none'}")
+
+
 def _known(name: str) -> bool:
     """Whether it is a task or a group of this suite; raises UserError where there is none at all."""
     own = names()

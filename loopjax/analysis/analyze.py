@@ -1,0 +1,155 @@
+"""`loopjax analyze`: the depth signature of a checkpoint, as numbers and pictures.
+
+Each diagnostic leaves NAME-PROMPTS.json (and .npz for what is long) and .png; one that is there
+already, of the same model, prompts and settings, is not computed again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+from loopjax import figure
+from loopjax.analysis import depth_score, effects, norms, results, similarity
+from loopjax.errors import UserError
+from loopjax.evals.evaluate import weights_digest
+from loopjax.evals.language_model import LanguageModel
+from loopjax.evals.score import bar
+from loopjax.log import duration
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnostic:
+    """What can be asked of a model.
+
+    Attributes:
+      kind: the dataclass of its result.
+      run: (model, cases, options, progress) -> result; a case is (tokens, answer start, group).
+      plot: ({label: result}) -> figure.
+      prompts: how many of the prompts it takes, from the first; 0: none, None: all.
+      settings: what of the options it depends on.
+    """
+
+    kind: type
+    run: Callable
+    plot: Callable
+    prompts: int | None
+    settings: tuple[str, ...] = ()
+
+
+def _texts(cases):
+    return [tokens for tokens, _, _ in cases]
+
+
+def _future(measure):
+    def run(lm, cases, options, progress):
+        prompts = _texts(cases)
+        return measure(lm, prompts, effects.draw_boundaries(prompts), progress=progress)
+
+    return run
+
+
+def _current_attention(lm, cases, options, progress):
+    return effects.propagated(lm, _texts(cases), None, "attention", progress)
+
+
+def _depth_score(lm, cases, options, progress):
+    return depth_score.depth_score(lm, cases, one=options["one_boundary"], progress=progress)
+
+
+def _titled(title):
+    return lambda found: effects.plot(found, title)
+
+
+# The numbers of prompts are those of the papers (analysis of effects: 10 and 20 of GSM8K).
+DIAGNOSTICS = {
+    "norms": Diagnostic(
+        norms.Norms, lambda lm, cases, o, p: norms.norms(lm, _texts(cases), p), norms.plot, 20
+    ),
+    "future_local": Diagnostic(
+        effects.Effects, _future(effects.local), _titled("Effects on future tokens, local"), 10
+    ),
+    "future": Diagnostic(
+        effects.Effects, _future(effects.propagated), _titled("Effects on future tokens"), 10
+    ),
+    "current_attention": Diagnostic(
+        effects.Effects, _current_attention, _titled("Effects of erasing attention"), 20
+    ),
+    "depth_score": Diagnostic(
+        depth_score.DepthScore, _depth_score, depth_score.plot, None, ("one_boundary",)
+    ),
+    "similarity": Diagnostic(
+        similarity.Similarity,
+        lambda lm, cases, o, p: similarity.block_similarity(lm, o["block"]),
+        similarity.plot, 0, ("block",),
+    ),
+}  # fmt: skip
+
+
+def analyze(
+    lm: LanguageModel,
+    names: list[str],
+    cases: list,
+    output,
+    *,
+    prompts: dict,
+    block: int = 4,
+    one_boundary: bool = False,
+    again: bool = False,
+    say=print,
+) -> dict:
+    """Runs diagnostics by name, writes them to a directory, and returns {name: result}.
+
+    Args:
+      cases: (tokens, answer start, group) of each prompt.
+      prompts: what they are, for the record; their "name" becomes part of the files'.
+      block: layers of a block, for the similarity of blocks.
+      one_boundary: whether the depth score cuts at the start of the answer alone.
+      again: compute also what is there already.
+    """
+    unknown = [name for name in names if name not in DIAGNOSTICS]
+    if unknown:
+        raise UserError(f"--what {unknown[0]!r} must be all, or of {', '.join(DIAGNOSTICS)}")
+    output, options = pathlib.Path(output), {"block": block, "one_boundary": one_boundary}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    done = {}
+    for name in names:
+        diagnostic = DIAGNOSTICS[name]
+        chosen = cases[: diagnostic.prompts]
+        file = f"{name}-{pathlib.Path(prompts['name']).stem}" if chosen else name
+        settings = {key: options[key] for key in diagnostic.settings}
+        about = {**_about(lm), "settings": settings}
+        if chosen:
+            about["prompts"] = {**prompts, "n": len(chosen), "sha256": _digest(chosen)}
+        found = None if again else results.load(output, file, diagnostic.kind, about)
+        if found is None:
+            begun = time.monotonic()
+            with bar(len(chosen), f"{name} at {lm.plan}" if chosen else "") as shown:
+                found = diagnostic.run(lm, chosen, options, shown.update)
+            seconds = time.monotonic() - begun
+            results.save(output, file, about, found, seconds)
+            say(f"{file}: {duration(seconds)}")
+        else:
+            say(f"{file}: is there already")
+        figure.save(diagnostic.plot({f"plan {lm.plan}": found}), output / f"{file}.png")
+        done[name] = found
+    return done
+
+
+def _about(lm: LanguageModel) -> dict:
+    """Which model it is."""
+    return {
+        "checkpoint": str(lm.path), "step": lm.meta["step"], "weights": weights_digest(lm),
+        "depth": str(lm.plan), "dtype": lm.cfg.dtype,
+    }  # fmt: skip
+
+
+def _digest(cases) -> str:
+    """Which prompts they are, as tokens."""
+    plain = [[list(map(int, tokens)), start, group] for tokens, start, group in cases]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()

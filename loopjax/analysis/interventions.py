@@ -1,0 +1,268 @@
+"""Layers swapped, skipped, reversed or repeated, and what accuracy is left (`loopjax intervene`).
+
+An intervention is an order over the executed layers, at all positions and all steps of decoding
+(`depth.INTERVENTIONS`). It is evaluated at every start (Kapl et al. 2025, Figures 3, 6, 9-11; Kapl
+et al. 2026, Figures 5, 6, 11, 12), beside the unmodified model, which relative accuracy is of.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from loopjax import figure
+from loopjax.depth import INTERVENTIONS, starts
+from loopjax.errors import UserError
+from loopjax.evals import suite
+from loopjax.evals.evaluate import begin, metric_of, run_task
+from loopjax.evals.harness import LoopjaxLM
+from loopjax.evals.language_model import LanguageModel
+from loopjax.log import duration, write_json
+
+TASKS = ("lambada_openai", "var_assign_math_0")
+ACCURACIES = ("acc", "exact_match")  # the metrics that are shares of items, the first one counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervention:
+    """`op` of a sub-block of `size` executed layers from `start` on; `times` is of repeat alone."""
+
+    op: str
+    size: int
+    start: int
+    times: int | None = None
+
+    def order(self, n_layers: int) -> tuple[int, ...]:
+        """The executed layers that are executed instead."""
+        more = () if self.times is None else (self.times,)
+        return INTERVENTIONS[self.op](n_layers, self.start, self.size, *more)
+
+    def __str__(self) -> str:
+        times = "" if self.times is None else f", {self.times} more"
+        return f"{self.op} {self.size} at {self.start}{times}"
+
+
+def interventions(
+    op: str,
+    n_layers: int,
+    sizes: Sequence[int],
+    times: Sequence[int] = (1,),
+    at: Sequence[int] | None = None,
+) -> list[Intervention]:
+    """Those of each size (and number of times) at each start, or at the starts `at`.
+
+    Raises UserError for a size that fits nowhere, and for starts where one does not fit.
+    """
+    made = []
+    for size, more in itertools.product(sizes, times if op == "repeat" else (None,)):
+        valid = starts(op, n_layers, size)
+        if not valid:
+            raise UserError(
+                f"--size {size} leaves no start: {op} of it needs more than the {n_layers} layers "
+                "that are executed"
+            )
+        for start in valid if at is None else at:
+            if start not in valid:
+                raise UserError(
+                    f"--starts {start} must lie within 0..{valid[-1]} for {op} of size {size} in "
+                    f"{n_layers} executed layers"
+                )
+            made.append(Intervention(op, size, start, more))
+    return made
+
+
+def intervene(
+    lm: LanguageModel,
+    made: Sequence[Intervention],
+    tasks: Sequence[str],
+    output,
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    data_dir=None,
+    batch_tokens: int | None = None,
+    say=print,
+) -> dict:
+    """Evaluates the unmodified model, then each intervention; returns what `output` (JSON) holds.
+
+    The file is written after every evaluation, and what it holds is not evaluated again.
+
+    Args:
+      made: interventions of one op on the executed layers of the model's plan.
+      tasks: names of tasks and groups; those that have an accuracy.
+      num_fewshot: examples in the prompt; what each task says by default.
+      limit: the first so many items of each task.
+      data_dir: a directory of files to read instead of the hub.
+    """
+    loaded = suite.load(list(tasks), data_dir, num_fewshot)["tasks"]
+    metrics = {name: _metric(name, task) for name, task in loaded.items()}
+    output, (op,), E = pathlib.Path(output), {one.op for one in made}, lm.plan.n_effective
+    settings = {"num_fewshot": num_fewshot, "limit": limit, "data_dir": data_dir}
+    result = begin(output, lm, op=op, depth=str(lm.plan), **settings)
+    result["model"] = lm.describe()
+    result.setdefault("metrics", {}).update(metrics)
+    chances = {name: _chance(task, metrics[name], limit) for name, task in loaded.items()}
+    result.setdefault("chance", {}).update(chances)
+    plain, rows = result.setdefault("unmodified", {}), result.setdefault("rows", [])
+    held = {Intervention(op, r["size"], r["start"], r["times"]): r["tasks"] for r in rows}
+    held[None] = plain
+    todo = {one: [n for n in loaded if n not in held.get(one, ())] for one in (None, *made)}
+    progress = _Progress([name for names in todo.values() for name in names], plain, say)
+
+    harness = Repeated(lm, batch_tokens=batch_tokens)
+    for task in loaded.values():
+        keep_requests(task)
+    for one, names in todo.items():
+        if names and one:
+            harness.lm = lm.with_order(one.order(E))
+            if one not in held:
+                rows.append(_row(one, E))
+                held[one] = rows[-1]["tasks"]
+        for name in names:
+            with _silent(one is not None):
+                found = run_task(harness, name, loaded[name], limit)
+            held[one][name] = _scored(found, metrics[name], plain.get(name))
+            write_json(output, result)
+            progress.done(one, name, held[one][name])
+        harness.lm = lm  # the copy of the layers is freed before the next is made
+    return result
+
+
+def _metric(name: str, task) -> str:
+    """The accuracy of a task; an exact match beside an F1 is not what the task is scored by."""
+    metrics = [entry["metric"] for entry in task.config.metric_list or []]
+    found = [metric for metric in ACCURACIES if metric in metrics]
+    if not found or "f1" in metrics:
+        raise UserError(f"task {name} has no accuracy; it has {', '.join(metrics) or 'no metric'}")
+    return found[0]
+
+
+def _chance(task, metric: str, limit) -> float | None:
+    """The accuracy of guessing, where there are choices."""
+    if task.OUTPUT_TYPE != "multiple_choice" or metric != "acc":
+        return None
+    documents = itertools.islice(task.eval_docs, limit)
+    return float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents]))
+
+
+def _row(one: Intervention, n_layers: int) -> dict:
+    """What the result holds of an intervention."""
+    said = {"size": one.size, "start": one.start, "times": one.times}
+    return {**said, "order": one.order(n_layers), "tasks": {}}
+
+
+def _scored(found: dict, metric: str, plain: dict | None) -> dict:
+    """A task's result with its accuracy, absolute and as a share of the unmodified model's."""
+    accuracy = metric_of(found["metrics"], metric)
+    stderr = metric_of(found["metrics"], f"{metric}_stderr")
+    whole = accuracy if plain is None else plain["accuracy"]
+    relative = accuracy / whole if whole else None
+    return {"accuracy": accuracy, "stderr": stderr, "relative": relative, **found}
+
+
+@contextlib.contextmanager
+def _silent(hidden: bool):
+    """Hides progress bars: those of the unmodified model will do, each evaluation has a line."""
+    with contextlib.redirect_stderr(io.StringIO()) if hidden else contextlib.nullcontext():
+        yield
+
+
+class _Progress:
+    """Tells each evaluation, and how long those that are left will take."""
+
+    def __init__(self, names: list[str], plain: dict, say):
+        self.left, self.total, self.say = list(names), len(names), say
+        self.seconds = {name: found["seconds"] for name, found in plain.items()}
+
+    def done(self, one: Intervention | None, name: str, found: dict) -> None:
+        self.left.remove(name)
+        self.seconds[name] = found["seconds"]
+        known = all(other in self.seconds for other in self.left)
+        left = sum(self.seconds.get(other, 0.0) for other in self.left)
+        stderr = "" if found["stderr"] is None else f" ± {found['stderr']:.4f}"
+        share = found["relative"] if one else None
+        relative = "" if share is None else f" ({share:.2f} of unmodified)"
+        self.say(
+            f"{self.total - len(self.left)}/{self.total}  {one or 'unmodified'}  {name}  "
+            f"{found['accuracy']:.4f}{stderr}{relative}"
+            + (f"  ETA {duration(left)}" if known and self.left else "")
+        )
+
+
+class Repeated(LoopjaxLM):
+    """The harness's model for the same requests again and again, with another `lm` each time.
+
+    Texts are tokenised once.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tok_encode = functools.cache(self.tok_encode)
+
+
+def keep_requests(task) -> None:
+    """Makes a task build its requests once: the prompts of LAMBADA take 7 s on a CPU."""
+    build = functools.cache(task.build_all_requests)
+
+    def once(**kwargs):
+        build(**kwargs)
+        for instance in task.instances:
+            instance.resps, instance.filtered_resps = [], {}
+
+    task.build_all_requests = once
+
+
+def plot(result: dict):
+    """Accuracy against the start: a panel for each task, a curve for each size and times."""
+    names = list(result["metrics"])
+    columns = min(3, len(names))
+    n_rows = -(-len(names) // columns)
+    fig = figure.new(4.6 * columns + 1.6, 3.4 * n_rows + 0.4)
+    axes = list(fig.subplots(n_rows, columns, squeeze=False).flat)
+    shown = {}  # label -> line
+    for axis, name in zip(axes, names, strict=False):
+        shown |= _panel(axis, name, result)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    axes[0].set_ylabel("accuracy", color=figure.INK)
+    fig.legend(
+        shown.values(), shown.keys(), loc="outside right upper", frameon=False, fontsize=9,
+        labelcolor=figure.INK,
+    )  # fmt: skip
+    about = result["model"]
+    title = f"{result['settings']['op']}, step {about['step']:,}, plan {about['depth']}"
+    fig.suptitle(title, x=0.01, ha="left", color=figure.INK, fontsize=12, fontweight="bold")
+    return fig
+
+
+def _panel(axis, name: str, result: dict) -> dict:
+    """The curves of a task; returns its lines by label."""
+
+    def curve(row):
+        return row["size"], row["times"] or 0
+
+    rows = [row for row in result["rows"] if name in row["tasks"]]
+    rows.sort(key=lambda row: (curve(row), row["start"]))
+    shown = {}
+    groups = itertools.groupby(rows, curve)
+    for colour, ((size, times), members) in zip(figure.COLOURS * 9, groups, strict=False):
+        points = [(row["start"], row["tasks"][name]["accuracy"]) for row in members]
+        label = f"{size} layer{'s' * (size > 1)}" + (f", {times} more" if times else "")
+        style = {"color": colour, "markersize": 4, "clip_on": False, "label": label}
+        (shown[label],) = axis.plot(*zip(*points, strict=True), "o-", **style)
+    levels = {"unmodified": (result["unmodified"][name]["accuracy"], "--")}
+    if result["chance"][name]:
+        levels["chance"] = (result["chance"][name], ":")
+    for label, (value, style) in levels.items():
+        shown[label] = axis.axhline(value, color=figure.INK, linestyle=style, linewidth=1.2)
+    figure.plain(axis)
+    axis.set_title(name, loc="left", color=figure.INK, fontsize=10, fontweight="bold")
+    axis.set_xlabel("first layer of the sub-block", color=figure.INK)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylim(bottom=0)
+    return shown
