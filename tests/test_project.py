@@ -17,16 +17,20 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "rope", "model_config", "model", "config", "surgery", "flops", "curriculum",
-    "optim", "sharding", "step", "log", "data.tokenizers", "data.text", "data.synthetic",
-    "data.pipeline", "data.pieces", "data.hub", "data.fetch", "data.shards", "data.workers",
-    "data.progress", "data.recipes", "data.prepare", "data.show", "checkpoint", "run", "memory",
-    "cost", "train", "figure", "report", "inspect.lineage", "inspect.saved", "inspect.against",
-    "inspect.numbers", "inspect.text", "inspect.plot", "arguments", "interop.files",
-    "interop.tensors", "interop.architectures", "interop.import_hf", "interop.export_hf",
-    "interop.commands", "evals.language_model", "evals.score", "evals.decode", "evals.nll",
-    "evals.documents", "evals.metrics", "evals.local", "evals.primitives", "evals.suite",
-    "evals.harness", "evals.evaluate", "evals.icl", "evals.commands", "flags", "cli", "__main__",
+    "errors", "depth", "kernels", "rope", "model_config", "model", "config", "surgery", "flops",
+    "curriculum", "optim", "sharding", "step", "log", "data.tokenizers", "data.text",
+    "data.synthetic", "data.pipeline", "data.pieces", "data.hub", "data.fetch", "data.shards",
+    "data.workers", "data.progress", "data.recipes", "data.prepare", "data.show", "checkpoint",
+    "run", "memory", "cost", "train", "figure", "report", "inspect.lineage", "inspect.saved",
+    "inspect.against", "inspect.numbers", "inspect.text", "inspect.plot", "arguments",
+    "interop.files", "interop.tensors", "interop.architectures", "interop.import_hf",
+    "interop.export_hf", "interop.commands", "evals.language_model", "evals.score",
+    "evals.decode", "evals.nll", "evals.documents", "evals.metrics", "evals.local",
+    "evals.primitives", "evals.suite", "evals.harness", "evals.evaluate", "evals.icl",
+    "evals.commands", "analysis.activations", "analysis.batches", "analysis.norms",
+    "analysis.effects", "analysis.depth_score", "analysis.similarity",
+    "analysis.results", "analysis.prompts", "analysis.interventions",
+    "analysis.analyze", "analysis.commands", "flags", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -69,6 +73,7 @@ def test_the_readme_shows_the_files_that_there_are():
         "loopjax/inspect",
         "loopjax/interop",
         "loopjax/evals",
+        "loopjax/analysis",
         "configs",
         "experiments",
     ):
