@@ -314,7 +314,9 @@ def residual(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=Non
     return Transformer(cfg, plan).apply(*args, method="run")
 
 
-def intermediates(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, names, gates_EBT=None):
+def intermediates(
+    params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, names, gates_EBT=None, placement=None
+):
     """(residual stream before the final norm [B, T, D], {name: what each executed layer sowed}).
 
     Args:
@@ -323,7 +325,7 @@ def intermediates(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, names, g
         token by token; a layer of which both are 0 is skipped.
     """
     x_BTD, sown = Transformer(cfg, plan).apply(
-        {"params": cut_segments(params, plan)}, tokens_BT, None, gates_EBT,
+        {"params": cut_segments(params, plan)}, tokens_BT, placement, gates_EBT,
         method="run", mutable=["intermediates"],
     )  # fmt: skip
     segments = [sown["intermediates"][f"segment_{i}"] for i in range(len(plan.segments))]

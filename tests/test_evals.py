@@ -275,3 +275,19 @@ def test_an_analysis_leaves_numbers_and_pictures_and_computes_nothing_twice(plac
     assert saved["versions"]["jax"]
     assert cli.main([*argv[:-6], "--what", "norms,depth", "--output", "x"]) == 2
     assert "--what 'depth' must be all, or of norms," in capsys.readouterr().err
+
+
+def test_early_exits_are_read_by_a_lens_that_is_trained_once(place, capsys):
+    argv = ["analyze", "--checkpoint", str(place / "bytes"), "--n", "1", "--max-length", "64",
+            "--what", "overlap,exit_accuracy", "--prompts", "chains", "--tasks", "copying_real",
+            "--limit", "2", "--lens-steps", "3", "--lens-tokens", "512", "--output",
+            str(place / "exits")]  # fmt: skip
+    assert cli.main(argv) == 0
+    begun = (place / "exits" / "lens.npz").stat().st_mtime_ns
+    (place / "exits" / "overlap-chains.json").unlink()
+    assert cli.main(argv) == 0
+    assert (place / "exits" / "lens.npz").stat().st_mtime_ns == begun
+    overlap = json.loads((place / "exits" / "overlap-chains.json").read_text())
+    assert len(overlap["result"]["overlap"]) == 4 and overlap["about"]["settings"]["training"]
+    accuracy = json.loads((place / "exits" / "exit_accuracy.json").read_text())["result"]
+    assert np.shape(accuracy["accuracy"]) == (1, 4) and accuracy["n_items"] == [2]

@@ -29,7 +29,7 @@ LAYERS = [
     "evals.primitives", "evals.suite", "evals.harness", "evals.evaluate", "evals.icl",
     "evals.commands", "analysis.activations", "analysis.batches", "analysis.norms",
     "analysis.effects", "analysis.depth_score", "analysis.similarity",
-    "analysis.results", "analysis.prompts", "analysis.interventions",
+    "analysis.lens", "analysis.early_exit", "analysis.results", "analysis.prompts", "analysis.interventions",
     "analysis.analyze", "analysis.commands", "flags", "cli", "__main__",
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from loopjax import figure
-from loopjax.analysis import depth_score, effects, norms, results, similarity
+from loopjax.analysis import depth_score, early_exit, effects, lens, norms, results, similarity
 from loopjax.errors import UserError
 from loopjax.evals.evaluate import weights_digest
 from loopjax.evals.language_model import LanguageModel
@@ -30,6 +30,7 @@ class Diagnostic:
       plot: ({label: result}) -> figure.
       prompts: how many of the prompts it takes, from the first; 0: none, None: all.
       settings: what of the options it depends on.
+      needs_lens: whether a lens is read, or trained, for it.
     """
 
     kind: type
@@ -37,6 +38,7 @@ class Diagnostic:
     plot: Callable
     prompts: int | None
     settings: tuple[str, ...] = ()
+    needs_lens: bool = False
 
 
 def _texts(cases):
@@ -57,6 +59,17 @@ def _current_attention(lm, cases, options, progress):
 
 def _depth_score(lm, cases, options, progress):
     return depth_score.depth_score(lm, cases, one=options["one_boundary"], progress=progress)
+
+
+def _overlap(lm, cases, options, progress):
+    return early_exit.agreement(lm, options["lens"], _texts(cases), progress)
+
+
+def _exit_accuracy(lm, cases, options, progress):
+    return early_exit.accuracy(
+        lm, options["lens"], options["tasks"], limit=options["limit"],
+        data_dir=options["data_dir"], say=options["say"],
+    )  # fmt: skip
 
 
 def _titled(title):
@@ -85,7 +98,16 @@ DIAGNOSTICS = {
         lambda lm, cases, o, p: similarity.block_similarity(lm, o["block"]),
         similarity.plot, 0, ("block",),
     ),
+    "overlap": Diagnostic(
+        early_exit.Agreement, _overlap, early_exit.plot_agreement, 20, ("training",), True
+    ),
+    "exit_accuracy": Diagnostic(
+        early_exit.ExitAccuracy, _exit_accuracy, early_exit.plot_accuracy, 0,
+        ("training", "tasks", "limit", "data_dir"), True,
+    ),
 }  # fmt: skip
+TRAINING = lens.Training()
+ALL = tuple(name for name, diagnostic in DIAGNOSTICS.items() if not diagnostic.needs_lens)
 
 
 def analyze(
@@ -97,6 +119,11 @@ def analyze(
     prompts: dict,
     block: int = 4,
     one_boundary: bool = False,
+    training: lens.Training = TRAINING,
+    lens_data: dict | None = None,
+    tasks=early_exit.TASKS,
+    limit: int | None = None,
+    data_dir=None,
     again: bool = False,
     say=print,
 ) -> dict:
@@ -107,12 +134,19 @@ def analyze(
       prompts: what they are, for the record; their "name" becomes part of the files'.
       block: layers of a block, for the similarity of blocks.
       one_boundary: whether the depth score cuts at the start of the answer alone.
+      training, lens_data: how the lens is trained that early exits need, and on which mixture and
+        data_dir (as `lens.train` takes them); it is OUTPUT/lens.npz, and trained once.
+      tasks, limit, data_dir: of the accuracy of early exits.
       again: compute also what is there already.
     """
     unknown = [name for name in names if name not in DIAGNOSTICS]
     if unknown:
         raise UserError(f"--what {unknown[0]!r} must be all, or of {', '.join(DIAGNOSTICS)}")
-    output, options = pathlib.Path(output), {"block": block, "one_boundary": one_boundary}
+    output = pathlib.Path(output)
+    options = {
+        "block": block, "one_boundary": one_boundary, "training": dataclasses.asdict(training),
+        "tasks": list(tasks), "limit": limit, "data_dir": data_dir and str(data_dir), "say": say,
+    }  # fmt: skip
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -129,6 +163,8 @@ def analyze(
         found = None if again else results.load(output, file, diagnostic.kind, about)
         if found is None:
             begun = time.monotonic()
+            if diagnostic.needs_lens and "lens" not in options:
+                options["lens"] = lens.train(output / "lens.npz", lm, training, **(lens_data or {}))
             with bar(len(chosen), f"{name} at {lm.plan}" if chosen else "") as shown:
                 found = diagnostic.run(lm, chosen, options, shown.update)
             seconds = time.monotonic() - begun

@@ -6,7 +6,7 @@ from loopjax import figure
 from loopjax.arguments import parser, positive
 from loopjax.depth import INTERVENTIONS
 from loopjax.errors import UserError
-from loopjax.evals.commands import add_model, add_text, open_named, say
+from loopjax.evals.commands import add_model, add_text, mixture_of, open_named, say
 
 
 def intervene(argv: list[str]) -> int:
@@ -61,11 +61,15 @@ def analyze(argv: list[str]) -> int:
     """The depth signature of a checkpoint: norms, effects, depth score, similarity of blocks.
 
     Each diagnostic leaves a JSON file and a picture; what is there already is not computed again.
+    Early exits (overlap, exit_accuracy) have to be named: a lens is trained for them first, which at
+    the defaults is long (65 million tokens).
     """
     args = _analyze_parser().parse_args(argv)
     figure.new(1, 1)  # is matplotlib there?
     from loopjax.analysis import analyze as run
-    from loopjax.analysis import prompts
+    from loopjax.analysis import early_exit, lens, prompts
+
+    training = lens.Training(args.lens_optimizer, args.lens_steps, args.lens_tokens)
 
     found = prompts.load(args.prompts, args.data_dir, args.n)
     lm = open_named(args, args.depth)
@@ -73,9 +77,12 @@ def analyze(argv: list[str]) -> int:
     for note in found.notes:
         say(f"prompts {found.name}: {note}")
     run.analyze(
-        lm, list(run.DIAGNOSTICS) if args.what == "all" else args.what.split(","), cases,
+        lm, run.ALL if args.what == "all" else args.what.split(","), cases,
         args.output, prompts={"name": found.name, "source": found.source}, block=args.block,
-        one_boundary=found.name in prompts.SHORT_ANSWERS, again=args.again, say=say,
+        one_boundary=found.name in prompts.SHORT_ANSWERS, training=training,
+        lens_data={"mixture": mixture_of(args.mixture), "data_dir": args.lens_data},
+        tasks=args.tasks.split(",") if args.tasks else early_exit.TASKS, limit=args.limit,
+        data_dir=args.data_dir, again=args.again, say=say,
     )  # fmt: skip
     print(args.output)
     return 0
@@ -93,7 +100,23 @@ def _analyze_parser():
         help="a prompt set (default arithmetic, made here)",
     )  # fmt: skip
     add("--n", type=positive, metavar="N", help="of the prompts (default: as the papers have it)")
-    add("--data-dir", metavar="DIR", help="read the prompts' files from here, not from the hub")
+    add("--data-dir", metavar="DIR", help="read prompts and tasks from here, not from the hub")
+    add(
+        "--lens-steps",
+        type=positive,
+        default=250,
+        metavar="N",
+        help="of its training (default 250)",
+    )
+    add(
+        "--lens-tokens", type=positive, default=2**18, metavar="N",
+        help="of each of its batches (default 262144)",
+    )  # fmt: skip
+    add("--lens-optimizer", choices=("sgd", "adam"), default="sgd", help="(default sgd)")
+    add("--mixture", metavar="JSON", help="its sources, {name: weight} (default: as trained last)")
+    add("--lens-data", metavar="DIR", help="where they are (default: as trained)")
+    add("--tasks", metavar="NAME,...", help="of exit_accuracy (default lambada_openai and VA math)")
+    add("--limit", type=positive, metavar="N", help="the first N items of each task")
     add("--block", type=positive, default=4, metavar="N", help="layers of a block (default 4)")
     add("--again", action="store_true", help="compute also what is there already")
     add("--output", required=True, metavar="DIR")

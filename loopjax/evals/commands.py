@@ -162,6 +162,7 @@ def nll(argv: list[str]) -> int:
     made = parser("nll", nll.__doc__)
     add = made.add_argument
     add_model(add)
+    add("--max-length", type=positive, metavar="N", help="of a sequence (default: as trained)")
     add("--all", action="store_true", help="all checkpoints of the run")
     add("--depth", metavar="PLAN,...", help="plans, joined by commas (default: as trained)")
     add("--mixture", metavar="JSON", help="{source: weight} (default: as trained last)")
@@ -174,15 +175,16 @@ def nll(argv: list[str]) -> int:
 
     result = run.measure(
         args.checkpoint, all_steps=args.all, depths=_depths(args.depth),
-        mixture=_mixture(args.mixture), data_dir=args.data_dir, batches=args.batches,
-        batch_size=args.batch_size, mesh=args.mesh, dtype=args.dtype, say=print,
+        mixture=mixture_of(args.mixture), data_dir=args.data_dir, batches=args.batches,
+        batch_size=args.batch_size, mesh=args.mesh, dtype=args.dtype, context=args.max_length,
+        say=print,
     )  # fmt: skip
     if args.output:
         write_json(pathlib.Path(args.output), result)
     return 0
 
 
-def _mixture(text: str | None) -> dict | None:
+def mixture_of(text: str | None) -> dict | None:
     if text is None:
         return None
     try:

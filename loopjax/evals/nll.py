@@ -29,6 +29,7 @@ def measure(
     batch_size: int = 32,
     mesh: str = "",
     dtype: str | None = None,
+    context: int | None = None,
     say=print,
 ) -> dict:
     """Rows of {"step", "depth", "nll", "accuracy", "bits_per_byte", "sources": {name: ...}}.
@@ -39,6 +40,7 @@ def measure(
       depths: plans; None is the one that a checkpoint was trained with.
       mixture: weight of each source; by default as it was trained last.
       data_dir: where the sources are; by default where they were in training.
+      context: tokens of a sequence; by default as in training.
       batches, batch_size: at most so many batches of so many sequences of each source.
     """
     directory, step = locate(checkpoint)
@@ -47,7 +49,8 @@ def measure(
         steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
     rows, sources, weights = [], None, None
     for step in steps:
-        lm = open_model(f"{directory}@{step}", mesh=mesh, dtype=dtype, text=False)
+        source = f"{directory}@{step}"
+        lm = open_model(source, mesh=mesh, dtype=dtype, context=context, text=False)
         if sources is None:
             sources, weights = open_heldout(lm, mixture, data_dir)
         for depth in depths:
@@ -64,7 +67,7 @@ def measure(
             say(as_line(row))
     return {
         "checkpoint": str(directory), "mixture": weights, "data_dir": data_dir and str(data_dir),
-        "batches": batches, "batch_size": batch_size, "model": lm.describe(),
+        "batches": batches, "batch_size": batch_size, "context": lm.context, "model": lm.describe(),
         "versions": versions(), "rows": rows,
     }  # fmt: skip
 
@@ -76,7 +79,7 @@ def open_heldout(lm: LanguageModel, mixture, data_dir) -> tuple[dict, dict]:
     if not weights:
         raise UserError("the checkpoint does not say what it was trained on; name --mixture")
     config = config_lib.default()
-    config.seed, config.seq_len = saved["seed"], saved["seq_len"]
+    config.seed, config.seq_len = saved["seed"], lm.context
     config.data_dir = saved["data_dir"] if data_dir is None else str(data_dir)
     config.model.vocab_size = lm.cfg.vocab_size
     sources = pipeline.open_sources(config, list(weights), "heldout")
