@@ -40,7 +40,7 @@ def measure(
       depths: plans; None is the one that a checkpoint was trained with.
       mixture: weight of each source; by default as it was trained last.
       data_dir: where the sources are; by default where they were in training.
-      context: tokens of a sequence; by default as in training.
+      context: tokens of a sequence, at most as in training.
       batches, batch_size: at most so many batches of so many sequences of each source.
     """
     directory, step = locate(checkpoint)
@@ -79,7 +79,7 @@ def open_heldout(lm: LanguageModel, mixture, data_dir) -> tuple[dict, dict]:
     if not weights:
         raise UserError("the checkpoint does not say what it was trained on; name --mixture")
     config = config_lib.default()
-    config.seed, config.seq_len = saved["seed"], lm.context
+    config.seed, config.seq_len = saved["seed"], min(saved["seq_len"], lm.context)
     config.data_dir = saved["data_dir"] if data_dir is None else str(data_dir)
     config.model.vocab_size = lm.cfg.vocab_size
     sources = pipeline.open_sources(config, list(weights), "heldout")
