@@ -1,6 +1,7 @@
 """Command lines without a config: argparse whose mistakes are `UserError`s."""
 
 import argparse
+import inspect
 import re
 
 from loopjax.errors import UserError
@@ -16,7 +17,9 @@ class _Parser(argparse.ArgumentParser):
 def parser(verb: str, text: str) -> argparse.ArgumentParser:
     """The parser of `loopjax VERB`; `text` is its help."""
     keep_lines = argparse.RawDescriptionHelpFormatter
-    return _Parser(prog=f"loopjax {verb}", description=text, formatter_class=keep_lines)
+    return _Parser(
+        prog=f"loopjax {verb}", description=inspect.cleandoc(text), formatter_class=keep_lines
+    )
 
 
 def size(text: str) -> int:

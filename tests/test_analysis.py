@@ -224,8 +224,10 @@ def test_a_constant_effect_has_its_score_in_the_middle():
 def test_short_answers_are_left_out_and_too_short_prompts_told():
     found = depth_score.depth_score(LM, [*CASES[:1], ([1] * 10, 7, "c")])
     assert (found.prompts, found.skipped) == (1, 1)
-    with pytest.raises(UserError, match="none of the 1 answers is longer than 4 tokens"):
+    with pytest.raises(UserError, match="none of the 1 answers has more than 4 tokens within the"):
         depth_score.depth_score(LM, [([1] * 10, 7, "c")])
+    with pytest.raises(UserError, match="none of the 1 answers has a token within the context"):
+        depth_score.depth_score(LM, [([1] * 10, 10, "c")], one=True)
     with pytest.raises(
         UserError, match="future effects need more than 12 tokens, the longest has 11"
     ):

@@ -125,6 +125,7 @@ def analyze(
     limit: int | None = None,
     data_dir=None,
     again: bool = False,
+    leave_out: bool = False,
     say=print,
 ) -> dict:
     """Runs diagnostics by name, writes them to a directory, and returns {name: result}.
@@ -138,6 +139,7 @@ def analyze(
         data_dir (as `lens.train` takes them); it is OUTPUT/lens.npz, and trained once.
       tasks, limit, data_dir: of the accuracy of early exits.
       again: compute also what is there already.
+      leave_out: tell of a diagnostic that the model or the prompts do not allow, and go on.
     """
     unknown = [name for name in names if name not in DIAGNOSTICS]
     if unknown:
@@ -165,8 +167,14 @@ def analyze(
             begun = time.monotonic()
             if diagnostic.needs_lens and "lens" not in options:
                 options["lens"] = lens.train(output / "lens.npz", lm, training, **(lens_data or {}))
-            with bar(len(chosen), f"{name} at {lm.plan}" if chosen else "") as shown:
-                found = diagnostic.run(lm, chosen, options, shown.update)
+            try:
+                with bar(len(chosen), f"{name} at {lm.plan}" if chosen else "") as shown:
+                    found = diagnostic.run(lm, chosen, options, shown.update)
+            except UserError as error:
+                if not leave_out:
+                    raise
+                say(f"{file}: left out, {error}")
+                continue
             seconds = time.monotonic() - begun
             results.save(output, file, about, found, seconds)
             say(f"{file}: {duration(seconds)}")

@@ -6,7 +6,7 @@ from loopjax import figure
 from loopjax.arguments import parser, positive
 from loopjax.depth import INTERVENTIONS
 from loopjax.errors import UserError
-from loopjax.evals.commands import add_model, add_text, mixture_of, open_named, say
+from loopjax.evals.commands import add_model, add_tasks, add_text, mixture_of, open_named, say
 
 
 def intervene(argv: list[str]) -> int:
@@ -49,9 +49,7 @@ def _intervene_parser():
     add("--starts", type=_starts, metavar="all|N,...", help="first layers (default all)")
     add("--tasks", metavar="NAME,...", help="(default lambada_openai,var_assign_math_0)")
     add("--num-fewshot", type=int, metavar="N", help="(default: as the task says)")
-    add("--limit", type=positive, metavar="N", help="the first N items of each task")
-    add("--data-dir", metavar="DIR", help="read the tasks' files from here, not from the hub")
-    add("--batch-tokens", type=positive, metavar="N", help="tokens of a batch")
+    add_tasks(add)
     add("--output", required=True, metavar="FILE.json")
     add("--plot", metavar="FILE.png", help="draw accuracy against the start")
     return made
@@ -82,7 +80,7 @@ def analyze(argv: list[str]) -> int:
         one_boundary=found.name in prompts.SHORT_ANSWERS, training=training,
         lens_data={"mixture": mixture_of(args.mixture), "data_dir": args.lens_data},
         tasks=args.tasks.split(",") if args.tasks else early_exit.TASKS, limit=args.limit,
-        data_dir=args.data_dir, again=args.again, say=say,
+        data_dir=args.data_dir, again=args.again, leave_out=args.what == "all", say=say,
     )  # fmt: skip
     print(args.output)
     return 0

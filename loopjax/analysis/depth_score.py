@@ -49,12 +49,13 @@ def expected_layer(effect) -> float:
 def draw_boundaries(cases: Sequence[tuple[Sequence[int], int, str]], one: bool) -> list[list[int]]:
     """The boundaries of each (tokens, answer start t0, group).
 
-    With `one` it is t0 (MQuAKE). Else up to 4 of t0, t0 + 4, ... that leave more than 4 tokens of
+    With `one` it is t0 (MQuAKE), none where the answer was cut off. Else up to 4 of t0, t0 + 4, ... that leave more than 4 tokens of
     the answer, drawn from one seed (MATH); none where the answer has at most 4 tokens.
     """
     rng, drawn = random.Random(SEED), []
     for tokens, start, _ in cases:
-        places = [start] if one else range(start, len(tokens) - STEP, STEP)
+        T = len(tokens)
+        places = range(start, min(start + 1, T)) if one else range(start, T - STEP, STEP)
         drawn.append(sorted(rng.sample(places, min(BOUNDARIES, len(places)))))
     return drawn
 
@@ -82,7 +83,8 @@ def depth_score(
         if progress:
             progress()
     if not effects:
-        raise UserError(f"none of the {len(cases)} answers is longer than {STEP} tokens")
+        least = "a token" if one else f"more than {STEP} tokens"
+        raise UserError(f"none of the {len(cases)} answers has {least} within the context")
     effect = np.mean([e for group in effects.values() for e in group], axis=0)
     groups = {name: expected_layer(np.mean(found, axis=0)) for name, found in effects.items()}
     return DepthScore(expected_layer(effect), effect, groups, len(cases) - skipped, skipped)

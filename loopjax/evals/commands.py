@@ -28,6 +28,13 @@ def add_text(add) -> None:
     add("--tokenizer", metavar="PATH|ID", help="if not the one beside the checkpoint")
 
 
+def add_tasks(add) -> None:
+    """... and how tasks are evaluated."""
+    add("--limit", type=positive, metavar="N", help="the first N items of each task")
+    add("--data-dir", metavar="DIR", help="read the tasks' files from here, not from the hub")
+    add("--batch-tokens", type=positive, metavar="N", help="tokens of a batch")
+
+
 def open_named(args, depth: str | None, **kwargs):
     """The model that the flags of `add_model` and `add_text` name."""
     from loopjax.evals.language_model import open_model
@@ -96,9 +103,7 @@ def evaluate(argv: list[str]) -> int:
     add_text(add)
     add("--tasks", required=True, metavar="NAME,...", help="tasks or groups")
     add("--num-fewshot", type=int, metavar="N", help="(default: as the task says)")
-    add("--limit", type=positive, metavar="N", help="the first N items of each task")
-    add("--data-dir", metavar="DIR", help="read the tasks' files from here, not from the hub")
-    add("--batch-tokens", type=positive, metavar="N", help="tokens of a batch")
+    add_tasks(add)
     add("--output", required=True, metavar="FILE.json")
     args = made.parse_args(argv)
     from loopjax.evals import evaluate as run
@@ -132,9 +137,7 @@ def icl(argv: list[str]) -> int:
     add_text(add)
     add("--tasks", default="reasoning_primitives", metavar="NAME,...", help="tasks or groups")
     add("--shots", metavar="N,...", help="(default: 0,1,2,4,5, multiples of 8, and the most)")
-    add("--limit", type=positive, metavar="N", help="the first N items of each task")
-    add("--data-dir", metavar="DIR", help="read the tasks' files from here, not from the hub")
-    add("--batch-tokens", type=positive, metavar="N", help="tokens of a batch")
+    add_tasks(add)
     add("--output", required=True, metavar="FILE.json")
     add("--plot", metavar="FILE.png", help="draw the curves")
     args = made.parse_args(argv)
