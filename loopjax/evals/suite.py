@@ -149,7 +149,7 @@ def _of_the_harness(names: list[str], files: local.Files | None, num_fewshot: in
         raise UserError(f"task {names[0]} is not read from files; leave the data_dir out")
     tasks = {}
     for name in names:
-        with _told(name, None):
+        with _told(name, None, instead=""):
             tasks |= _everything().load([name])["tasks"]
     for task in tasks.values():
         shots = task.get_config("num_fewshot") if num_fewshot is None else num_fewshot
@@ -203,7 +203,7 @@ def _local(name: str, config: dict, files: local.Files, shots: int) -> dict:
 
 
 @contextlib.contextmanager
-def _told(name: str, files: local.Files | None):
+def _told(name: str, files: local.Files | None, instead: str = "; name a data_dir"):
     """Turns whatever the hub, the network or documents of another form raise into one sentence."""
     try:
         yield
@@ -214,7 +214,7 @@ def _told(name: str, files: local.Files | None):
         if files:
             told = f"the documents below {files.root} do not have the fields that it uses ({told})"
         else:
-            told = f"the Hugging Face hub does not give its documents ({told}); name a data_dir"
+            told = f"the Hugging Face hub does not give its documents ({told}){instead}"
         raise UserError(f"task {name}: {told}") from error
 
 
