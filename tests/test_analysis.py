@@ -274,6 +274,8 @@ def test_batches_fit_and_chunks_cover():
         rows = np.concatenate(list(batches.chunks(n, size)))
         assert sorted(set(rows.tolist())) == list(range(n))
     assert batches.rows_that_fit(LM, 2**40, 100) == LM.batch_parts
+    five = 5 * LM.batch_parts  # what fits is never rounded up
+    assert batches.rows_that_fit(LM, batches.HOST_BYTES // 5, 100) == five
 
 
 def test_small_batches_give_what_large_ones_do(monkeypatch):

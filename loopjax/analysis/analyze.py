@@ -99,11 +99,11 @@ DIAGNOSTICS = {
         similarity.plot, 0, ("block",),
     ),
     "overlap": Diagnostic(
-        early_exit.Agreement, _overlap, early_exit.plot_agreement, 20, ("training",), True
+        early_exit.Agreement, _overlap, early_exit.plot_agreement, 20, ("training", "lens_data"), True
     ),
     "exit_accuracy": Diagnostic(
         early_exit.ExitAccuracy, _exit_accuracy, early_exit.plot_accuracy, 0,
-        ("training", "tasks", "limit", "data_dir"), True,
+        ("training", "lens_data", "tasks", "limit", "data_dir"), True,
     ),
 }  # fmt: skip
 TRAINING = lens.Training()
@@ -147,7 +147,7 @@ def analyze(
     output = pathlib.Path(output)
     options = {
         "block": block, "one_boundary": one_boundary, "training": dataclasses.asdict(training),
-        "tasks": list(tasks), "limit": limit, "data_dir": data_dir and str(data_dir), "say": say,
+        "lens_data": lens_data or {}, "tasks": list(tasks), "limit": limit, "data_dir": data_dir and str(data_dir), "say": say,
     }  # fmt: skip
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,9 @@ def analyze(
         if found is None:
             begun = time.monotonic()
             if diagnostic.needs_lens and "lens" not in options:
-                options["lens"] = lens.train(output / "lens.npz", lm, training, **(lens_data or {}))
+                options["lens"] = lens.train(
+                    output / "lens.npz", lm, training, **options["lens_data"]
+                )
             try:
                 with bar(len(chosen), f"{name} at {lm.plan}" if chosen else "") as shown:
                     found = diagnostic.run(lm, chosen, options, shown.update)

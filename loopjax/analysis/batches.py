@@ -27,7 +27,7 @@ def rows_that_fit(lm: LanguageModel, bytes_per_row: int, wanted: int) -> int:
     free = (stats["bytes_limit"] - stats["bytes_in_use"]) // 2 if "bytes_limit" in stats else None
     parts = lm.batch_parts
     most = parts * max(1, (free or HOST_BYTES) // max(1, bytes_per_row))
-    return parts * bucket(-(-min(wanted, most) // parts), least=1)
+    return min(most, parts * bucket(-(-wanted // parts), least=1))
 
 
 def chunks(n: int, size: int) -> Iterator[np.ndarray]:
