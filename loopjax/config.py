@@ -16,18 +16,24 @@ from loopjax.model_config import ModelConfig
 # What a resumed run may change without being another run.
 RUNTIME_FIELDS = (
     "checkpoint_every", "keep_last", "keep_every", "eval_every", "eval_batches", "log_every",
-    "data_dir", "data_threads", "microbatches", "mesh", "model.attention", "model.remat",
+    "data_dir", "tokenizer", "data_threads", "microbatches", "mesh", "model.attention", "model.remat",
 )  # fmt: skip
 # What may differ as long as the past (phases, learning rate) comes out the same.
-FUTURE_FIELDS = ("steps", "depth", "growth", "cooldown", "mixture")
+FUTURE_FIELDS = ("steps", "patience", "depth", "growth", "cooldown", "mixture")
+INIT_FIELDS = ("init_from", "init", "init_operator")  # how a run began
+INITS = ("state", "weights", "moments")
 
 
 def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # DIR or DIR@STEP: the run begins as that run was then, with another future (a cooldown, say).
+    # DIR or DIR@STEP: a checkpoint that the run begins from, and what it keeps of it. "state": it
+    # goes on as that run was then, with another future (a cooldown, say); "weights": a new run with
+    # its parameters; "moments": and with those of AdamW.
     config.init_from = ""
+    config.init = "state"
+    config.init_operator = ""  # "midas", "lidas", "untie", "tie": to this depth; not with "state"
 
     # Length and depth of the run.
     config.steps = 200_000
@@ -43,11 +49,13 @@ def default() -> ConfigDict:
     config.cooldown = ConfigDict()
     config.cooldown.steps = 30_000  # the last steps: the rate decays; -1: 15% of all
     config.cooldown.depth = ""  # plan from there on (retrofitted recurrence); empty: the same
+    config.cooldown.operator = ""  # "midas", "lidas", "untie", "tie": how the stack comes to it
     config.cooldown.mixture = ConfigDict()  # data from there on; empty: the same
 
     # Data: weights of built-in sources and of folders in data_dir (`loopjax prepare`).
     config.mixture = ConfigDict({"stdlib": 1.0})
     config.data_dir = ""
+    config.tokenizer = ""  # of text that is not prepared; empty: of prepared text, init_from; bytes
     config.data_threads = 4
 
     # Optimiser.
@@ -65,6 +73,7 @@ def default() -> ConfigDict:
     config.keep_every = 0  # checkpoints at multiples of this are kept for good; 0: none
     config.eval_every = 0  # held-out evaluation; 0: only at the end
     config.eval_batches = 16  # of batch_size sequences per source; 0: no evaluation
+    config.patience = 0  # evaluations without a better one that end the run; the best is kept; 0: off
     config.log_every = 10  # TensorBoard; metrics.jsonl gets a row for every step
 
     # Architecture: the fields of model.ModelConfig. init_depth=0: the depth above.
@@ -128,14 +137,25 @@ def model_config(config: ConfigDict) -> ModelConfig:
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that no run can have."""
+    if config.init not in INITS:
+        raise UserError(f"config.init={config.init!r} must be one of {', '.join(INITS)}")
+    if config.init_operator and (config.init == "state" or not config.init_from):
+        raise UserError(
+            f"config.init_operator={config.init_operator!r} goes with config.init_from and "
+            "config.init='weights' or 'moments' (where a run goes on, config.cooldown.operator)"
+        )
     at_least = {
         "batch_size": 1, "seq_len": 1, "microbatches": 1, "warmup_steps": 0, "checkpoint_every": 0,
         "keep_last": 0, "keep_every": 0, "eval_every": 0, "eval_batches": 0, "log_every": 1,
-        "data_threads": 0,
+        "data_threads": 0, "patience": 0,
     }  # fmt: skip
     for name, least in at_least.items():
         if config[name] < least:
             raise UserError(f"config.{name}={config[name]} must be at least {least}")
+    if config.patience and not (config.eval_every and config.eval_batches):
+        raise UserError(
+            f"config.patience={config.patience} needs config.eval_every and config.eval_batches"
+        )
     for name in ("learning_rate", "clip_norm", "eps"):
         if not 0 < config[name] < float("inf"):
             raise UserError(f"config.{name}={config[name]} must be positive")
@@ -168,7 +188,7 @@ def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[
     """
     # A field that a run knew nothing of had the value that is its default now.
     saved, current = flatten(default().to_dict()) | flatten(saved), flatten(current)
-    free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(("init_from",) if branch else ()))
+    free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(INIT_FIELDS if branch else ()))
     names = [n for n in {**saved, **current} if not any(f"{n}.".startswith(f"{f}.") for f in free)]
     return [
         f"config.{n}={current.get(n)} (the run has {saved.get(n)})"

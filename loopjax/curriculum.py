@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from loopjax.depth import GROWTH_OPERATORS, DepthPlan, prop_schedule
+from loopjax.depth import GROWTH_OPERATORS, DepthPlan, prop_schedule, restack
 from loopjax.errors import UserError, field
 
 
@@ -16,9 +16,9 @@ class Phase:
       start: updates done before the phase begins.
       stop: updates done when it ends.
       plan: in which order the layers run.
-      operator: how the plan was reached: "init"; "midas" or "lidas" (the stack is gathered by
-        `order`); "retrofit" (other plan, same stack); "data" (only the mixture changes).
-      order: old index of each unique layer, for growth; else None.
+      operator: how the plan was reached: "init"; "midas", "lidas", "untie" or "tie" (the stack is
+        gathered by `order`); "retrofit" (other plan, same stack); "data" (only the mixture changes).
+      order: old index of each unique layer where the stack is gathered; else None.
       mixture: sampling weight of each data source.
     """
 
@@ -95,31 +95,28 @@ def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
 
 def _with_cooldown(config, phases, start) -> list[Phase]:
     """Splits the last phase where the cooldown begins, if it changes the plan or the data."""
-    last = phases[-1]
+    last, cooldown = phases[-1], config.cooldown
     plan, mixture = last.plan, last.mixture
-    if config.cooldown.depth:
+    if cooldown.depth:
         with field("cooldown.depth"):
-            plan = DepthPlan.parse(config.cooldown.depth)
-        if plan.n_unique != last.plan.n_unique:
-            raise UserError(
-                f"config.cooldown.depth={config.cooldown.depth!r} has {plan.n_unique} unique "
-                f"layers, but the stack that it is to run has {last.plan.n_unique}"
-            )
-    if config.cooldown.mixture:
-        mixture = _mixture("cooldown.mixture", config.cooldown.mixture)
-    if (plan, mixture) == (last.plan, last.mixture):
+            plan = DepthPlan.parse(cooldown.depth)
+    with field("cooldown.operator" if cooldown.operator else "cooldown.depth"):
+        order = restack(cooldown.operator, last.plan, plan)
+    if cooldown.mixture:
+        mixture = _mixture("cooldown.mixture", cooldown.mixture)
+    if (plan, mixture, order) == (last.plan, last.mixture, None):
         return phases
-    if config.cooldown.steps < 1:
+    if cooldown.steps < 1:
         raise UserError(
             "config.cooldown.steps=0, but the cooldown changes the depth or the mixture"
         )
     if start == last.start:
         raise UserError(
-            f"config.cooldown.steps={config.cooldown.steps} leaves no step before the cooldown"
+            f"config.cooldown.steps={cooldown.steps} leaves no step before the cooldown"
         )
-    operator = "data" if plan == last.plan else "retrofit"
-    cooldown = Phase(start, config.steps, plan, operator, None, mixture)
-    return [*phases[:-1], dataclasses.replace(last, stop=start), cooldown]
+    operator = cooldown.operator or ("data" if plan == last.plan else "retrofit")
+    changed = Phase(start, config.steps, plan, operator, order, mixture)
+    return [*phases[:-1], dataclasses.replace(last, stop=start), changed]
 
 
 def _mixture(name: str, weights) -> dict[str, float]:

@@ -88,6 +88,11 @@ class DepthPlan:
         return tuple(i for s in self.segments for i in [*range(s.start, s.stop)] * s.repeats)
 
     @property
+    def first_uses(self) -> tuple[int, ...]:
+        """For each unique layer, the first executed layer that it is, [U]."""
+        return tuple(self.order.index(i) for i in range(self.n_unique))
+
+    @property
     def is_looped(self) -> bool:
         return self.n_effective > self.n_unique
 
@@ -133,6 +138,43 @@ GROWTH_OPERATORS = {"midas": midas, "lidas": lidas}
 def _duplicate(n_layers: int, start: int, block: int) -> tuple[int, ...]:
     stop = start + block
     return (*range(stop), *range(start, stop), *range(stop, n_layers))
+
+
+OPERATORS = (*GROWTH_OPERATORS, "untie", "tie")
+
+
+def restack(operator: str, before: DepthPlan, after: DepthPlan) -> tuple[int, ...] | None:
+    """Old index of each layer of the stack that `after` runs, made of the one that `before` runs.
+
+    "midas" and "lidas" add the layers by which `after` has more; "untie" gives each executed layer
+    of `before` weights of its own; "tie" keeps of an untied stack the first of the layers that
+    `after` makes one. Without an operator the stack stays as it is, and None is returned. Raises
+    ValueError where the plans do not fit.
+    """
+    old, new = before.n_unique, after.n_unique
+    if operator and operator not in OPERATORS:
+        raise ValueError(f"{operator!r} must be one of {', '.join(OPERATORS)}, or empty for none")
+    if operator in GROWTH_OPERATORS:
+        if new <= old:
+            raise ValueError(f"{operator} adds layers, but {old} are to become {new}")
+        return GROWTH_OPERATORS[operator](old, new - old)
+    if operator == "untie":
+        if new != before.n_effective:
+            raise ValueError(
+                f"untied, plan {before} has {before.n_effective} layers, but plan {after} has {new}"
+            )
+        return before.order
+    if operator == "tie":
+        if before.is_looped or old != after.n_effective:
+            raise ValueError(
+                f"tie makes plan {after} of {after.n_effective} untied layers, not of plan {before}"
+            )
+        return after.first_uses
+    if new != old:
+        raise ValueError(
+            f"plan {after} has {new} unique layers, but the stack that it is to run has {old}"
+        )
+    return None
 
 
 def starts(op: str, n_layers: int, size: int) -> range:

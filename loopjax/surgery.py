@@ -105,9 +105,9 @@ def tie(params, plan: DepthPlan, how: str = "first"):
     if how not in ("first", "mean"):
         raise ValueError(f"how={how!r} must be 'first' or 'mean'")
     _check_depth(params, plan.n_effective, f"plan {plan} executes {plan.n_effective} layers")
-    uses = [[e for e, u in enumerate(plan.order) if u == unique] for unique in range(plan.n_unique)]
     if how == "first":
-        return reorder(params, [use[0] for use in uses])
+        return reorder(params, plan.first_uses)
+    uses = [[e for e, u in enumerate(plan.order) if u == unique] for unique in range(plan.n_unique)]
     return map_stack(
         lambda leaf: jnp.stack([leaf[jnp.asarray(use)].mean(axis=0) for use in uses]), params
     )

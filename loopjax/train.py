@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import json
 import os
 import pathlib
 import signal
@@ -17,11 +18,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from loopjax import curriculum, flops, surgery
-from loopjax.checkpoint import Checkpoints, locate, versions
+from loopjax import branch, curriculum, flops, surgery
+from loopjax.checkpoint import Checkpoints, versions
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
 from loopjax.errors import UserError
+from loopjax.lock import Lock
 from loopjax.log import NoLog, RunLog, duration, read_rows, write_json
 from loopjax.run import Run, check_same_directory, check_same_run, on_mesh, plan_run
 from loopjax.step import abstract_state, eval_step, sharded_init
@@ -39,11 +41,14 @@ def train(config, workdir) -> dict | None:
         on_mesh(run),
         _stop_on_signal() as stop,
         _full_disk_told(workdir),
-        contextlib.closing(Trainer(run, workdir)) as trainer,
+        Lock(workdir) as lock,
+        contextlib.closing(Trainer(run, workdir, lock)) as trainer,
     ):
+        if trainer.ended:
+            return trainer.ended
         for phase in run.phases:
             if trainer.step < phase.stop and not trainer.run_phase(phase, stop):
-                say(f"stopped and saved at step {trainer.step}; the same command goes on")
+                say(f"stopped and saved at step {trainer.saved_step or 0}; the same command goes on")
                 return None
         return trainer.finish()
 
@@ -51,36 +56,39 @@ def train(config, workdir) -> dict | None:
 class Trainer:
     """The moving parts of a run: state, step, checkpoints, log."""
 
-    def __init__(self, run: Run, workdir: pathlib.Path):
+    def __init__(self, run: Run, workdir: pathlib.Path, lock: Lock):
         self.run, self.config, self.workdir = run, run.config, workdir
         self.writes = jax.process_index() == 0
         config = run.config
+        source, self.ancestry = None, branch.Ancestry()
         if config.init_from and not any((workdir / "checkpoints").glob("[0-9]*")):
-            _source(config)  # before anything is made
+            source = branch.find(config)  # before anything is made
+            branch.check(run, source)
         _check_writable(workdir)
+        if self.writes:
+            lock.take()
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.keep_last, config.keep_every)
-        self.branched_from = ""
         restored = self.checkpoints.restore_latest(self._accept, report=say)
-        self.saved_step = restored[1]["step"] if restored else None
-        if not restored:
-            check_same_directory(run, workdir)
-            restored = self._branch() if config.init_from else None
+        self.step, self.seconds_before = 0, 0.0
+        self.saved_step, self.best = None, {}
         if restored:
             self.state, meta = restored
-            self.step, self.seconds_before = meta["step"], meta["wall_clock_s"]
-            self.branched_from = self.branched_from or meta["branched_from"]
-            say(f"going on from step {self.step} of {self.branched_from or workdir}")
+            self.saved_step, self.best = meta["step"], meta.get("heldout", {})
+            self.ancestry = branch.Ancestry.saved(run, meta)
         else:
-            depth = run.phases[0].plan.n_unique
-            abstract = self._abstract(depth)
-            self.state = sharded_init(run.cfg, abstract, depth, run.optimizer, config.seed)
-            self.step, self.seconds_before = 0, 0.0
+            check_same_directory(run, workdir)
+            self.state, meta = self._first(source)
+        if meta:
+            self.step, self.seconds_before = meta["step"], meta["wall_clock_s"]
+            say(f"going on from step {self.step} of {self.ancestry.branched_from or workdir}")
         self.begun = self.last_time = time.monotonic()
         if self.writes:
             write_json(workdir / "config.json", config.to_dict())
             write_json(workdir / "phases.json", [phase.to_json() for phase in run.phases])
             run.stream.leave_tokenizer(workdir)
-        log_args = (workdir, self.step, config.steps, config.log_every)
+        self.ended = self._ended()
+        done = self.ended["stopped_at"] if self.ended else self.step
+        log_args = (workdir, done, config.steps, config.log_every)
         self.log = RunLog(*log_args) if self.writes else NoLog()
         self.eval_sets: dict[str, list] = {}
         self.plan, self.update = None, None  # the compiled update, and the plan it is for
@@ -96,17 +104,19 @@ class Trainer:
         check_same_run(run, meta)
         return self._abstract(run.phase_of(meta["step"]).plan.n_unique)
 
-    def _branch(self):
-        """(state, meta) of the checkpoint that `config.init_from` names."""
-        directory, step = _source(self.config)
-        source = Checkpoints(directory, read_only=True)
-        meta = source.meta(step)
-        check_same_run(self.run, meta, branch=True)
-        abstract = self._abstract(self.run.phase_of(step).plan.n_unique)
-        state = source.restore(step, abstract)
-        source.close()
-        self.branched_from = f"{directory}@{step}"
-        return state, meta
+    def _first(self, source: branch.Source | None):
+        """(state, meta) that a new run begins with; the meta of the run that it goes on from, if any."""
+        run = self.run
+        if source is None:
+            depth = run.phases[0].plan.n_unique
+            args = run.cfg, self._abstract(depth), depth, run.optimizer, self.config.seed
+            return sharded_init(*args), None
+        self.ancestry = branch.Ancestry.of(run, source)
+        state = branch.begin(run, source)
+        if self.config.init == "state":
+            return state, source.meta
+        say(f"begins with the {self.config.init} of {source}")
+        return state, None
 
     def run_phase(self, phase: Phase, stop) -> bool:
         """Runs the updates of a phase that are left; False when it was stopped."""
@@ -130,18 +140,46 @@ class Trainer:
             pending = (self.step, metrics, phase, compile_s)
             compile_s = None
             stopping = stop(self.step)
-            saving = stopping or _due(self.step, config.checkpoint_every)
             evaluating = _due(self.step, config.eval_every) and self.step < config.steps
+            if config.patience:  # checkpoints are of the best evaluations alone
+                saving, evaluating = False, evaluating or self.step == config.steps
+            else:
+                saving = stopping or _due(self.step, config.checkpoint_every)
             if saving or evaluating or self.step == phase.stop:
-                row = self._row(*pending)
-                self.log.row({**row, **(self.evaluate(phase) if evaluating else {})})
-                if saving:
-                    self.save(phase)
+                row, found = self._row(*pending), self.evaluate(phase) if evaluating else {}
+                self.log.row({**row, **found})
+                if saving or (config.patience and self._is_best(found)):
+                    self.save(phase, found)
                 pending, self.last_time = None, time.monotonic()
             if stopping and self.step < config.steps:
                 self.checkpoints.wait()
                 return False
+            if config.patience and self.step - (self.saved_step or 0) >= self._patience:
+                break
         return True
+
+    @property
+    def _patience(self) -> int:
+        """Steps without a better evaluation after which the run ends."""
+        return self.config.patience * self.config.eval_every
+
+    def _is_best(self, found: dict) -> bool:
+        better = bool(found) and not found["eval/nll"] >= self.best.get("eval/nll", np.inf)
+        if better:
+            self.best = found
+        return better
+
+    def _ended(self) -> dict | None:
+        """The result of a run that ended by its patience."""
+        if not (self.config.patience and self.saved_step):
+            return None
+        try:
+            result = json.loads((self.workdir / "result.json").read_text())
+        except (OSError, ValueError):
+            return None
+        stopped = result.get("stopped_at", 0)
+        over = stopped - self.step >= self._patience or stopped == self.config.steps
+        return result if result["steps"] == self.step and over else None
 
     def _compile(self, phase: Phase, batch) -> float | None:
         """Compiles the update of a plan; the seconds it took, None if it is there already."""
@@ -212,7 +250,7 @@ class Trainer:
             return {}
         return {"eval/nll": total["nll"], "eval/accuracy": total["accuracy"], **out}
 
-    def save(self, phase: Phase) -> None:
+    def save(self, phase: Phase, heldout: dict | None = None) -> None:
         """Begins to save the state, unless this step is saved already."""
         if self.saved_step == self.step:
             return
@@ -222,13 +260,15 @@ class Trainer:
             self.state,
             {
                 "plan": str(phase.plan),
-                "lineage": curriculum.lineage(run.phases, self.step),
+                "lineage": self.ancestry.lineage(run, self.step),
                 "phases": curriculum.past(run.phases, self.step),
                 "data": run.stream.fingerprint(self.step),
                 "tokenizer": run.stream.tokenizer,
                 "model": dataclasses.asdict(run.cfg),
                 "config": self.config.to_dict(),
-                "branched_from": self.branched_from,
+                "branched_from": self.ancestry.branched_from,
+                "flops_before": self.ancestry.flops,
+                "heldout": heldout or {},
                 "wall_clock_s": self.seconds(),
                 "versions": versions(),
             },
@@ -240,20 +280,23 @@ class Trainer:
         return self.seconds_before + time.monotonic() - self.begun
 
     def finish(self) -> dict:
-        """Saves, evaluates and writes result.json."""
-        run, phase = self.run, self.run.phases[-1]
-        self.save(phase)
-        metrics = self.evaluate(phase)
+        """Saves, evaluates and writes result.json; with patience, of the best evaluation."""
+        run, phase, patience = self.run, self.run.phases[-1], self.config.patience
+        if not patience:
+            self.save(phase)
+        metrics = self.best if patience else self.evaluate(phase)
         self.checkpoints.wait()
         rows = read_rows(self.workdir / "metrics.jsonl")
         result = {
-            "steps": self.step,
+            "steps": self.saved_step,
+            **({"stopped_at": self.step} if patience else {}),
             "tokens": self.step * run.tokens_per_step,
             "plan": str(phase.plan),
             "unique_layers": phase.plan.n_unique,
             "effective_layers": phase.plan.n_effective,
             "parameters": flops.count_params(run.cfg, phase.plan.n_unique),
             "training_flops": float(run.flops_until(self.step)),
+            "flops_before": self.ancestry.flops,  # spent on what it began from
             "wall_clock_s": self.seconds(),
             "compile_s": sum(row.get("compile_s", 0.0) for row in rows),
             "heldout": {key.removeprefix("eval/"): value for key, value in metrics.items()},
@@ -295,14 +338,6 @@ def _largest(grad_norms) -> str:
         return "all gradients nan"
     norm, name = max(found, key=lambda item: np.inf if np.isnan(item[0]) else item[0])
     return f"the largest gradient is that of {name} (norm {norm:.3g})"
-
-
-def _source(config) -> tuple[pathlib.Path, int]:
-    """Directory and step of the checkpoint that a run branches from."""
-    try:
-        return locate(config.init_from)
-    except UserError as error:
-        raise UserError(f"config.init_from={config.init_from!r}: {error}") from None
 
 
 def _check_writable(workdir: pathlib.Path) -> None:
