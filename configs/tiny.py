@@ -1,6 +1,7 @@
 """The SmolLM recipe scaled down to a laptop: 12 executed layers of width 64, bytes, 3,000 steps.
 
     loopjax train --config=configs/tiny.py:lidas --workdir=runs/lidas
+    loopjax sweep --config=configs/tiny.py --workdir=runs/tiny
 
 Variants: standard (12), loop (4x3: as deep, a third of the layers), midas and lidas (grown 4, 8,
 12). A scaled-down study: same protocol (PROP-1 growth until the cooldown, trapezoidal schedule
@@ -36,3 +37,10 @@ def get_config(variant: str = "standard"):
         remat="full",  # faster on a CPU, and half the memory
     )
     return config
+
+
+def sweep(add):
+    """Every variant with three seeds: differences, and the spread to hold them against."""
+    for variant in VARIANTS:
+        for seed in range(3):
+            add(arg=variant, seed=seed)

@@ -1,0 +1,88 @@
+"""How far the runs of a sweep are, on standard error."""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+
+from loopjax.log import duration
+from loopjax.sweep.points import Point
+
+TAIL = 16_384  # bytes of a log that are looked at: the last few dozen rows
+EVERY_S = 30.0  # between two looks where there is no terminal
+
+
+class Screen:
+    """Lines that stay, and below them, on a terminal, those that are drawn anew."""
+
+    def __init__(self):
+        self.tty, self.drawn, self.said = sys.stderr.isatty(), 0, time.monotonic()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def show(self, lines: list[str]) -> None:
+        """How things stand; without a terminal only every so often."""
+        if self.tty:
+            self._clear()
+            size = shutil.get_terminal_size()
+            lines = [line[: size.columns - 1] for line in lines[: size.lines - 2]]
+            self.drawn = len(lines)
+        elif time.monotonic() - self.said < EVERY_S:
+            return
+        self.said = time.monotonic()
+        if lines:
+            print("\n".join(lines), file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self.drawn:
+            print(f"\x1b[{self.drawn}F\x1b[J", end="", file=sys.stderr)
+            self.drawn = 0
+
+
+def tail(path: pathlib.Path) -> list[str]:
+    """The last whole lines of a file; none where there is no file."""
+    try:
+        with open(path, "rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - TAIL)
+            file.seek(start)
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return []
+    return lines[bool(start) : -1]
+
+
+def last_rows(workdir: pathlib.Path) -> list[dict]:
+    """The last rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in tail(workdir / "metrics.jsonl")]
+
+
+def status(point: Point) -> str:
+    """ "lidas,seed=1  step 40/100  loss 3.2100  ETA 0:12"."""
+    rows, total = last_rows(point.workdir), point.config.steps
+    if not rows:
+        return f"{point.name}  step 0/{total}"
+    row = rows[-1]
+    per_step = row["tokens"] / row["step"]
+    speeds = [r["tokens_per_s"] for r in rows if "compile_s" not in r] or [row["tokens_per_s"]]
+    seconds = sum(per_step / speed for speed in speeds) / len(speeds)
+    left = duration((total - row["step"]) * seconds)
+    return f"{point.name}  step {row['step']}/{total}  loss {row['loss']:.4f}  ETA {left}"
+
+
+def done(point: Point, result: dict) -> str:
+    """The line of a finished run."""
+    nll = result["heldout"].get("nll")
+    heldout = f"held-out NLL {nll:.4f}  " if nll is not None else ""
+    return f"done     {point.name}  {heldout}{duration(result['wall_clock_s'])}"
+
+
+def failure(point: Point, code: int) -> str:
+    """Why a run ended without a result: its last line, and where to read on."""
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    last = next((line for line in reversed(tail(point.log)) if line.strip()), "it said nothing")
+    return f"{how}: {last.strip()} (all of it: {point.log})"

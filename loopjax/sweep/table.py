@@ -1,0 +1,276 @@
+"""Runs as rows of a table: what was changed, what it cost, what came of it."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import statistics
+
+from ml_collections import ConfigDict
+
+from loopjax import config as config_lib
+from loopjax import flops
+from loopjax.depth import DepthPlan
+from loopjax.errors import UserError
+from loopjax.log import duration, write_text
+from loopjax.sweep.points import FILE, read_json
+from loopjax.sweep.progress import last_rows
+
+# Columns of every finished run: key, title, how Markdown shows it.
+COSTS = (
+    ("plan", "plan", str),
+    ("unique_layers", "unique layers", str),
+    ("effective_layers", "effective layers", str),
+    ("parameters", "parameters", "{:,}".format),
+    ("training_flops", "training FLOPs", "{:.3g}".format),
+    ("inference_flops_per_token", "inference FLOPs/token", "{:.3g}".format),
+    ("wall_clock_s", "wall-clock", duration),
+)
+
+
+def runs_below(directory) -> list[pathlib.Path]:
+    """The directories of runs at or below a directory, in order; raises UserError for none."""
+    found = []
+    for folder, below, files in os.walk(directory):
+        below.sort()
+        if {"config.json", "phases.json"} <= set(files):
+            found.append(pathlib.Path(folder))
+            below.clear()
+    if not found and not (pathlib.Path(directory) / FILE).is_file():
+        raise UserError(f"{directory} holds no runs")
+    return found
+
+
+def rows(directories) -> list[dict]:
+    """A row for each directory of a run.
+
+    Keys: `name` (the directory, from where they have in common), `directory`, `finished`, `step`
+    and `steps` (made and wanted), `config` ({field: value}); and of those that are finished also
+    `plan`, `unique_layers`, `effective_layers`, `parameters`, `training_flops` (what it began from
+    included), `inference_flops_per_token`, `wall_clock_s` and `metrics`: what `result.json` holds
+    as held out ("nll", "p_hop_2/accuracy", ...), and scores of `loopjax eval` files below the
+    directory ("copying_real/acc", "reasoning_primitives"; " at PLAN" where that is not the plan it
+    was trained with).
+    """
+    directories = [pathlib.Path(directory) for directory in directories]
+    if not directories:
+        return []
+    root = os.path.commonpath([directory.absolute().parent for directory in directories])
+    return [_row(directory, os.path.relpath(directory, root)) for directory in directories]
+
+
+def _row(directory: pathlib.Path, name: str) -> dict:
+    config = read_json(directory / "config.json")
+    if config is None:
+        raise UserError(f"{directory} is not the directory of a run")
+    result, made = read_json(directory / "result.json"), last_rows(directory)
+    row = {
+        "name": name,
+        "directory": str(directory),
+        "finished": _is_finished(config, result),
+        "step": made[-1]["step"] if made else 0,
+        "steps": config["steps"],
+        "config": _fields(config),
+    }
+    if not row["finished"]:
+        return row
+    return row | {
+        **{key: result[key] for key, *_ in COSTS if key in result},
+        "training_flops": result["training_flops"] + result.get("flops_before", 0.0),
+        "inference_flops_per_token": _inference_flops(config, result["plan"]),
+        "metrics": {**result["heldout"], **_scores(directory, result)},
+    }
+
+
+def _fields(config: dict) -> dict:
+    """{field: value} of a config; what its run knew nothing of had the value that is the default."""
+    known = config_lib.flatten(config_lib.default().to_dict())
+    return {f: v for f, v in known.items() if "mixture." not in f} | config_lib.flatten(config)
+
+
+def _is_finished(config: dict, result: dict | None) -> bool:
+    """Whether a result is that of the run: one that is prolonged keeps its first until it ends."""
+    return bool(result) and (bool(config.get("patience")) or result["steps"] == config["steps"])
+
+
+def _inference_flops(config: dict, plan: str) -> int:
+    whole = config_lib.default()
+    whole.update(ConfigDict({"model": config["model"], "depth": config["depth"]}))
+    cfg = config_lib.model_config(whole)
+    return flops.training_flops_per_token(cfg, DepthPlan.parse(plan), config["seq_len"]) // 3
+
+
+def _scores(directory: pathlib.Path, result: dict) -> dict[str, float]:
+    """Scores of the files that `loopjax eval` wrote below a run's directory."""
+    found = {}
+    for path in _json_files(directory):
+        about = read_json(path)
+        if not isinstance(about, dict) or not isinstance(about.get("plans"), dict):
+            continue
+        for plan, scored in about["plans"].items():
+            suffix = "" if plan == result["plan"] else f" at {plan}"
+            if scored["model"]["step"] != result["steps"]:
+                suffix += f" @{scored['model']['step']}"
+            for key, value in _of_plan(scored).items():
+                key += suffix
+                found[key if key not in found else f"{key} ({path.stem})"] = value
+    return found
+
+
+def _of_plan(scored: dict) -> dict[str, float]:
+    out = {group: score["value"] for group, score in scored["groups"].items()}
+    for task, of_task in scored["tasks"].items():
+        for key, value in of_task["metrics"].items():
+            metric = key.partition(",")[0]
+            if not metric.endswith("_stderr"):
+                out.setdefault(f"{task}/{metric}", value)
+    return out
+
+
+def _json_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    found = []
+    for folder, below, files in os.walk(directory):
+        below[:] = sorted(set(below) - {"checkpoints", "tensorboard"})
+        found += [pathlib.Path(folder) / name for name in sorted(files) if name.endswith(".json")]
+    return found
+
+
+def not_started(directory) -> list[str]:
+    """The points of a sweep's directory that have no run yet."""
+    about = read_json(pathlib.Path(directory) / FILE) or {"points": []}
+    names = [point["name"] for point in about["points"]]
+    return [n for n in names if not (pathlib.Path(directory) / n / "config.json").is_file()]
+
+
+def changed(found: list[dict]) -> list[str]:
+    """The fields of the config in which runs differ, but those that make no other run of it."""
+    fields = list(dict.fromkeys(field for row in found for field in row["config"]))
+    free = config_lib.RUNTIME_FIELDS
+    return [
+        field
+        for field in fields
+        if not any(f"{field}.".startswith(f"{name}.") for name in free)
+        and len({json.dumps(row["config"].get(field)) for row in found}) > 1
+    ]
+
+
+def groups(found: list[dict], over: list[str]) -> dict[str, list[dict]]:
+    """Finished runs that differ in the fields `over` alone, together under what names them.
+
+    That is what their own names have in common: "lidas" of "lidas,seed=0" and "lidas,seed=1".
+    """
+    fields = [field for field in changed(found) if field not in over]
+    by_key: dict[str, list[dict]] = {}
+    for row in found:
+        by_key.setdefault(json.dumps([row["config"].get(f) for f in fields]), []).append(row)
+    named: dict[str, list[dict]] = {}
+    for group in by_key.values():
+        name = first = group[0]["name"]
+        if len(group) > 1:
+            parts = [p for p in first.split(",") if p.partition("=")[0] not in over]
+            name = ",".join(parts) or "default"
+        named[first if name in named else name] = group
+    return named
+
+
+def metrics(found: list[dict]) -> list[str]:
+    """The metrics that any of the finished runs has, in order of appearance."""
+    return list(dict.fromkeys(name for row in found for name in row.get("metrics", ())))
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation of the sample; one value has none."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def check_over(found: list[dict], over: list[str]) -> None:
+    """Raises UserError unless `over` are fields of the config."""
+    for name in over:
+        if found and not any(name in row["config"] for row in found):
+            raise UserError("--over: " + config_lib.unknown_field(config_lib.default(), name))
+
+
+def markdown(found: list[dict], missing: list[str], over: list[str]) -> str:
+    """The table of runs, that of means over fields, and what is not finished."""
+    check_over(found, over)
+    finished = [row for row in found if row["finished"]]
+    parts = []
+    if finished:
+        parts.append(_as_markdown(*_by_run(finished, shown=True)))
+    if any(len(group) > 1 for group in groups(finished, over).values()):
+        parts.append(f"Mean ± standard deviation over {', '.join(over)}:")
+        parts.append(_as_markdown(*_by_group(finished, over)))
+    left = [f"- {r['name']}: step {r['step']} of {r['steps']}" for r in found if not r["finished"]]
+    left += [f"- {name}: not started" for name in missing]
+    if left:
+        parts.append("\n".join(["Not finished:", "", *left]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_run(finished: list[dict], *, shown: bool) -> tuple[list[str], list[list]]:
+    """(titles, rows) of the runs: as shown, or with all digits and keys for titles."""
+    fields, scores = changed(finished), metrics(finished)
+    heads = ["run", *fields, *(title if shown else key for key, title, _ in COSTS), *scores]
+    body = [
+        [
+            row["name"],
+            *(row["config"].get(field, "") for field in fields),
+            *(show(row[key]) if shown else row[key] for key, _, show in COSTS),
+            *(_cell(row["metrics"].get(name), shown) for name in scores),
+        ]
+        for row in finished
+    ]
+    return heads, body
+
+
+def _cell(value: float | None, shown: bool):
+    if value is None:
+        return ""
+    return f"{value:.4f}" if shown else value
+
+
+def _by_group(finished: list[dict], over: list[str]) -> tuple[list[str], list[list[str]]]:
+    fields, scores = [f for f in changed(finished) if f not in over], metrics(finished)
+    costs = [cost for cost in COSTS if cost[0] != "wall_clock_s"]
+    heads = ["runs", "n", *fields, *(title for _, title, _ in costs), *scores]
+    body = []
+    for name, group in groups(finished, over).items():
+        cells = [name, str(len(group))]
+        cells += [group[0]["config"].get(field, "") for field in fields]
+        cells += [show(group[0][key]) for key, _, show in costs]
+        for score in scores:
+            values = [row["metrics"][score] for row in group if score in row["metrics"]]
+            cells.append(_spread(values))
+        body.append(cells)
+    return heads, body
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+
+
+def _as_markdown(heads: list[str], body: list[list]) -> str:
+    """A table in columns of equal width."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [heads, *body]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    lines = [" | ".join(f"{c:<{w}}" for c, w in zip(r, widths, strict=True)) for r in cells]
+    rule = " | ".join("-" * max(width, 3) for width in widths)
+    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def write(prefix, found: list[dict], text: str) -> None:
+    """Writes PREFIX.csv, with all digits, and PREFIX.md."""
+    finished = [row for row in found if row["finished"]]
+    heads, body = _by_run(finished, shown=False)
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows([heads, *body])
+    try:
+        pathlib.Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        for suffix, content in ((".csv", buffer.getvalue()), (".md", text)):
+            write_text(pathlib.Path(f"{prefix}{suffix}"), content)
+    except OSError as error:
+        raise UserError(f"--output {prefix} cannot be written: {error.strerror}") from None
