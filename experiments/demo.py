@@ -5,7 +5,7 @@
 (a) p-hop induction with plans 1, 1x4 and 4: the loop reaches what the deep model reaches with a
 quarter of its layers, and the shallow model cannot.
 (b) Text (the source of Python's standard library, in bytes): a standard, a looped and a
-LIDAS-grown model of 12 executed layers.
+LIDAS-grown model of 12 executed layers, and what their layers do.
 
 Both are scaled far down from the papers. Runs that are finished are not run again.
 """
@@ -16,7 +16,9 @@ import pathlib
 import subprocess
 import sys
 
-from loopjax import report
+from loopjax import figure
+from loopjax.plots import runs
+from loopjax.report import models, page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOPS = {f"plan {plan}": f"configs/p_hop.py:{plan}" for plan in ("1", "1x4", "4")}
@@ -28,11 +30,21 @@ def train(name: str, config: str, output: pathlib.Path, overrides=()) -> pathlib
     """Trains one run by the command that a user would type, unless its result is there."""
     workdir = output / name
     if not (workdir / "result.json").is_file():
-        command = [sys.executable, "-m", "loopjax", "train", f"--config={config}"]
-        command += [f"--workdir={workdir}", *(f"--config.{override}" for override in overrides)]
-        print(f"\n{' '.join(command[1:])}", flush=True)
-        subprocess.run(command, check=True, cwd=ROOT)
+        changed = (f"--config.{override}" for override in overrides)
+        run("train", f"--config={config}", f"--workdir={workdir}", *changed)
     return workdir
+
+
+def dissect(workdir: pathlib.Path) -> None:
+    """The depth signature of a run; what is there already is not computed again."""
+    what = "--what=norms,future_local,similarity"
+    run("analyze", f"--checkpoint={workdir}", f"--output={workdir / 'signature'}", what)
+
+
+def run(*words: str) -> None:
+    """A command of loopjax."""
+    print(f"\nloopjax {' '.join(words)}", flush=True)
+    subprocess.run([sys.executable, "-m", "loopjax", *words], check=True, cwd=ROOT)
 
 
 def hops_finding(runs: list[pathlib.Path]) -> str:
@@ -62,32 +74,55 @@ def text_finding(runs: list[pathlib.Path]) -> str:
     )
 
 
+def draw(path: pathlib.Path, groups: list[page.Group]) -> None:
+    """The picture of the README: a row for each group, its metric against steps and FLOPs."""
+    rows, colours = [], {}
+    for group in groups:
+        curves = {}
+        for entry in models.collect(group.paths)[0]:
+            label = f"{entry.label}: {entry.model.way}, {entry.parameters / 1000:.0f}k parameters"
+            curves[label] = entry.model.curve(group.metric)
+        rows.append(runs.Row(group.title, group.label, curves))
+        colours |= figure.colours(curves)
+    figure.save(runs.training(rows, colours), path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "demo")
     output = parser.parse_args().output.absolute()
     hops = [train(name.replace("plan ", "p_hop-"), c, output) for name, c in HOPS.items()]
     text = [train(name, config, output, TEXT_LENGTH) for name, config in TEXT.items()]
-    accuracies = tuple((f"p_hop_{p}", f"accuracy, {p} hop{'s' * (p > 1)}") for p in (1, 2, 4))
-    report.write_report(
+    for workdir in text:
+        dissect(workdir)
+    groups = [
+        page.Group(
+            "Four hops: a loop does what depth does",
+            hops_finding(hops),
+            hops,
+            metric="eval/p_hop_4/accuracy",
+            label="held-out accuracy at 4 hops",
+            accuracies=tuple(
+                (f"p_hop_{p}", f"accuracy, {p} hop{'s' * (p > 1)}") for p in (1, 2, 4)
+            ),
+            wanted=False,
+        ),
+        page.Group(
+            "Text: looped and grown at equal executed depth",
+            text_finding(text),
+            text,
+            label="held-out NLL (nats per byte)",
+            wanted=False,
+        ),
+    ]
+    page.write_report(
         output / "report.html",
-        [
-            report.Group(
-                "Four hops: a loop does what depth does",
-                hops_finding(hops),
-                hops,
-                metric="eval/p_hop_4/accuracy",
-                label="held-out accuracy at 4 hops",
-                accuracies=accuracies,
-            ),
-            report.Group(
-                "Text: looped and grown at equal executed depth", text_finding(text), text
-            ),
-        ],
+        groups,
         title="Iterative computation in depth, in miniature",
         lead="A scaled-down demonstration: widths of 64, minutes of training, one seed. It shows "
         "the effects and the tool, not the papers' numbers.",
     )
+    draw(output / "report.png", groups)
     print(f"\nopen {output / 'report.html'}")
 
 

@@ -61,6 +61,11 @@ def _digest(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
+def weights_digest(meta: dict) -> str:
+    """Which parameters they are, from the checksums of a checkpoint."""
+    return _digest({k: v for k, v in meta["checksums"].items() if k.startswith("params/")})
+
+
 def _signed(step: int, meta: dict, sums: dict[str, int]) -> dict:
     """What is saved as `meta`."""
     meta = {"format": FORMAT, "step": step, **meta, "checksums": sums}

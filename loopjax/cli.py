@@ -11,11 +11,14 @@ from loopjax.errors import UserError
 
 VERBS = {
     "train": "train a model, or go on with a run that was stopped",
+    "finetune": "train a checkpoint on prompts and completions",
+    "sweep": "train all points of a sweep, here or on a cluster",
+    "results": "collect runs in one table, and draw trade-offs",
     "flops": "parameters and FLOPs of a config",
     "plan": "sharding, memory and time of a config on devices that need not be there",
     "prepare": "turn text into token shards",
     "data": "show what was prepared",
-    "report": "compare runs in one HTML page",
+    "report": "compare models in one HTML page",
     "inspect": "show what a checkpoint holds, or compare two",
     "eval": "run tasks of lm-evaluation-harness on a checkpoint",
     "icl": "accuracy against the number of examples in the prompt",
@@ -52,30 +55,78 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    import jax
+    from loopjax.flags import parse
+
+    config, values = parse("train", VERBS["train"], argv, _run_flags, required=("workdir",))
+    _meet(values)
+    return _trained(config, values)
+
+
+def _finetune(argv: list[str]) -> int:
     from absl import flags
-    from jax.experimental import multihost_utils
 
     from loopjax.flags import parse
 
     def define(values):
         one = {"flag_values": values}
-        flags.DEFINE_string("workdir", None, "directory of the run", **one)
-        flags.DEFINE_string("coordinator", None, "host:port of process 0, for several", **one)
-        flags.DEFINE_integer("num_processes", None, "how many processes", **one)
-        flags.DEFINE_integer("process_id", None, "which one this is", **one)
-        flags.DEFINE_bool("distributed", False, "several, found by the cluster (TPU, Slurm)", **one)
+        flags.DEFINE_string("checkpoint", None, "DIR[@STEP] of a run, or imported", **one)
+        flags.DEFINE_string("pairs", None, "FILE.jsonl,... or PRIMITIVE:N,...", **one)
+        _run_flags(values)
 
-    config, values = parse("train", VERBS["train"], argv, define, required=("workdir",))
+    def make(values):
+        from loopjax.finetune import config_for
+
+        _meet(values)  # reading a checkpoint brings JAX up
+        return config_for(values.checkpoint, values.pairs)
+
+    required = ("checkpoint", "pairs", "workdir")
+    return _trained(*parse("finetune", VERBS["finetune"], argv, define, required, make))
+
+
+def _run_flags(values) -> None:
+    from absl import flags
+
+    one = {"flag_values": values}
+    flags.DEFINE_string("workdir", None, "directory of the run", **one)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, for several", **one)
+    flags.DEFINE_integer("num_processes", None, "how many processes", **one)
+    flags.DEFINE_integer("process_id", None, "which one this is", **one)
+    flags.DEFINE_bool("distributed", False, "several, found by the cluster (TPU, Slurm)", **one)
+
+
+def _meet(values) -> None:
+    """Brings several processes together."""
+    import jax
+    from jax.experimental import multihost_utils
+
     if values.coordinator or values.distributed:
         jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
         # The first collective has to be entered by all within 30 s on the CPU (Gloo): make it
         # here, where the processes have just met, not after each has opened its data.
         multihost_utils.sync_global_devices("start")
+
+
+def _trained(config, values) -> int:
     from loopjax.train import train
 
     train(config, values.workdir)
     return 0
+
+
+def _sweep(argv: list[str]) -> int:
+    import jax
+
+    # The accelerators of this machine are for the runs.
+    jax.config.update("jax_platforms", "cpu")
+    from loopjax.sweep import commands
+
+    return commands.sweep(argv)
+
+
+def _results(argv: list[str]) -> int:
+    from loopjax.sweep import commands
+
+    return commands.results(argv)
 
 
 def _flops(argv: list[str]) -> int:
@@ -221,13 +272,29 @@ def _data(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    from loopjax import report
+    """Compare any number of models in one HTML page that needs nothing beside it.
 
-    parser = arguments.parser("report", report.__doc__)
-    parser.add_argument("output", metavar="OUT.html")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of finished runs")
+    Results below a run's directory are found by themselves; others go to the model that they say
+    they are of. The page ends with the commands for what is missing.
+    """
+    import jax
+
+    # The accelerators of this machine may belong to the runs that are looked at.
+    jax.config.update("jax_platforms", "cpu")
+    from loopjax.report import page
+
+    parser = arguments.parser("report", _report.__doc__)
+    add = parser.add_argument
+    add("output", metavar="OUT.html")
+    add(
+        "paths", nargs="+", metavar="[LABEL=]PATH",
+        help="a run, a checkpoint (DIR or DIR@STEP), or results of analyze, intervene, eval, icl, nll",
+    )  # fmt: skip
+    add("--title", default="Models compared", help="of the page")
+    add("--figures", metavar="DIR", help="write each figure there too, as PDF and PNG")
     args = parser.parse_args(argv)
-    report.write_report(args.output, [report.Group("Runs", "", args.runs)])
+    group = page.Group("", "", args.paths)
+    page.write_report(args.output, [group], args.title, figures=args.figures)
     print(args.output)
     return 0
 

@@ -10,11 +10,16 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
-def write_json(path: pathlib.Path, value) -> None:
-    """Writes a JSON file in one go: a reader sees the old file or the new one."""
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file in one go: a reader sees the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value) -> None:
+    """Writes a JSON file, in one go too."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:

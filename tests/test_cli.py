@@ -147,7 +147,10 @@ def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
         (["prepare", "--recipe", "smol", "--output", "w"], "smol is not known: smollm, smollm-"),
         (["prepare", "--input", "x", "--subset", "en", "--output", "w"], "goes with --dataset"),
         (["data", "none"], "none holds nothing that loopjax prepare wrote"),
-        (["report", "out.html", "w"], "is not the directory of a finished run"),
+        (
+            ["report", "out.html", "w"],
+            "w is not the directory of a run, a checkpoint (DIR or DIR@STEP), nor results",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence_with_exit_code_2(

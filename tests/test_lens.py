@@ -13,12 +13,13 @@ from loopjax import model, surgery
 from loopjax.analysis import early_exit, lens
 from loopjax.analysis.activations import activations
 from loopjax.checkpoint import checksums
-from loopjax.data.synthetic import PHop
+from loopjax.data.hops import PHop
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.evals import evaluate, score, suite
 from loopjax.evals.harness import LoopjaxLM
 from loopjax.figure import png
+from loopjax.plots import accuracy, diagnostics
 from tests.test_score import language_model, random_requests
 
 T = 24
@@ -232,13 +233,12 @@ def test_the_model_agrees_with_itself():
 
 
 def test_prompts_weigh_the_same_however_long_and_whatever_stands_beside_them():
-    some, counted = some_lens(LM), []
-    together = early_exit.agreement(LM, some, PROMPTS, counted.append)
+    some = some_lens(LM)
+    together = early_exit.agreement(LM, some, PROMPTS)
     alone = [early_exit.agreement(LM, some, [prompt]) for prompt in PROMPTS]
     for name in ("overlap", "kl_early_final", "kl_final_early"):
         mean = np.mean([getattr(a, name) for a in alone], axis=0)
         np.testing.assert_allclose(getattr(together, name), mean, rtol=1e-5)
-    assert sum(counted) == 4
     elsewhere = early_exit.agreement(ONE, some_lens(ONE), PROMPTS, batch_tokens=1)
     np.testing.assert_allclose(elsewhere.kl_final_early, together.kl_final_early, rtol=1e-5)
     np.testing.assert_allclose(elsewhere.overlap, together.overlap, atol=1e-6)
@@ -318,11 +318,11 @@ def test_curves_of_several_models_are_drawn():
     curve = np.linspace(0, 1, E)
     agrees = early_exit.Agreement(curve, curve, curve, 3, 40)
     short = early_exit.Agreement(curve[:2], curve[:2], curve[:2], 3, 40)
-    assert png(early_exit.plot_agreement({"a": agrees, "b": short}))[:4] == b"\x89PNG"
+    assert png(diagnostics.agreement({"a": agrees, "b": short}))[:4] == b"\x89PNG"
     rows = np.stack([curve, np.full(E, np.nan)])
     scores = early_exit.ExitAccuracy(("x", "y"), rows, np.ones(2), rows, np.array([9, 9]))
     one = early_exit.ExitAccuracy(("y",), rows[:1], np.ones(1), rows[:1], np.array([9]))
-    assert png(early_exit.plot_accuracy({"a": scores, "b": one}))[:4] == b"\x89PNG"
+    assert png(accuracy.exits({"a": scores, "b": one}))[:4] == b"\x89PNG"
 
 
 def test_a_lens_of_something_else_is_refused_in_a_sentence(trained, tmp_path):

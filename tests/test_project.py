@@ -18,10 +18,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "depth", "kernels", "rope", "model_config", "model", "config", "surgery", "flops",
-    "curriculum", "optim", "sharding", "step", "log", "data.tokenizers", "data.text",
-    "data.synthetic", "data.pipeline", "data.pieces", "data.hub", "data.fetch", "data.shards",
+    "curriculum", "optim", "sharding", "step", "log", "lock", "data.tokenizers", "data.text",
+    "data.instances", "data.addition", "data.hops", "data.igsm", "data.synthetic", "data.pairs", "data.pipeline", "data.pieces", "data.hub", "data.fetch", "data.shards",
     "data.workers", "data.progress", "data.recipes", "data.prepare", "data.show", "checkpoint",
-    "run", "memory", "cost", "train", "figure", "report", "inspect.lineage", "inspect.saved",
+    "run", "branch", "memory", "cost", "train", "finetune", "figure", "inspect.lineage",
+    "plots.accuracy", "plots.diagnostics", "plots.runs", "plots.ancestry", "inspect.saved",
     "inspect.against", "inspect.numbers", "inspect.text", "inspect.plot", "arguments",
     "interop.files", "interop.tensors", "interop.architectures", "interop.import_hf",
     "interop.export_hf", "interop.commands", "evals.language_model", "evals.score",
@@ -30,7 +31,9 @@ LAYERS = [
     "evals.commands", "analysis.activations", "analysis.batches", "analysis.norms",
     "analysis.effects", "analysis.depth_score", "analysis.similarity",
     "analysis.lens", "analysis.early_exit", "analysis.results", "analysis.prompts", "analysis.interventions",
-    "analysis.analyze", "analysis.commands", "flags", "cli", "__main__",
+    "analysis.analyze", "analysis.commands", "analysis.signature", "report.results", "report.models",
+    "report.parts", "report.summary", "report.drawn", "report.sections", "report.svg", "report.page", "flags", "sweep.points", "sweep.progress", "sweep.local", "sweep.slurm",
+    "sweep.table", "sweep.tradeoffs", "sweep.commands", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -74,6 +77,9 @@ def test_the_readme_shows_the_files_that_there_are():
         "loopjax/interop",
         "loopjax/evals",
         "loopjax/analysis",
+        "loopjax/plots",
+        "loopjax/report",
+        "loopjax/sweep",
         "configs",
         "experiments",
     ):
@@ -89,6 +95,9 @@ _RETROFITS = ["", ",8-4x2-12", ",12-4x2-8"]
 VARIANTS = {
     "tiny": ["standard", "loop", "midas", "lidas"],
     "p_hop": ["1", "1x4", "4"],
+    "addition": ["1x4", "4,lidas", "paper,12", "paper,12,midas"],
+    "igsm": ["1x4", "4,lidas", "paper,8", "paper,8,midas"],
+    "hops": ["1x4", "4,lidas", "sanford,6", "p16,1x6", "p32,6,lidas"],
     "smollm": [
         *(f"360m,{row}" for row in _ROWS + _SMALL),
         *(f"1.7b,{row}" for row in _ROWS + _LARGE),

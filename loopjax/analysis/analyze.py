@@ -1,23 +1,24 @@
 """`loopjax analyze`: the depth signature of a checkpoint, as numbers and pictures.
 
 Each diagnostic leaves NAME-PROMPTS.json (and .npz for what is long) and .png; one that is there
-already, of the same model, prompts and settings, is not computed again.
+already, of the same model, prompts and settings, is not computed again. One that was stopped goes
+on from the prompts that are done (NAME-PROMPTS.partial.npz), to the same result, bit for bit.
 """
 
 import dataclasses
 import hashlib
 import json
 import pathlib
-import time
 from collections.abc import Callable
 
 from loopjax import figure
 from loopjax.analysis import depth_score, early_exit, effects, lens, norms, results, similarity
+from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.evals.evaluate import weights_digest
 from loopjax.evals.language_model import LanguageModel
-from loopjax.evals.score import bar
 from loopjax.log import duration
+from loopjax.plots.diagnostics import PLOTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Diagnostic:
 
     Attributes:
       kind: the dataclass of its result.
-      run: (model, cases, options, progress) -> result; a case is (tokens, answer start, group).
-      plot: ({label: result}) -> figure.
+      run: (model, cases, options, each) -> result; a case is (tokens, answer start, group), and
+        `each` is `results.Parts.each`.
       prompts: how many of the prompts it takes, from the first; 0: none, None: all.
       settings: what of the options it depends on.
       needs_lens: whether a lens is read, or trained, for it.
@@ -35,7 +36,6 @@ class Diagnostic:
 
     kind: type
     run: Callable
-    plot: Callable
     prompts: int | None
     settings: tuple[str, ...] = ()
     needs_lens: bool = False
@@ -46,63 +46,59 @@ def _texts(cases):
 
 
 def _future(measure):
-    def run(lm, cases, options, progress):
+    def run(lm, cases, options, each):
         prompts = _texts(cases)
-        return measure(lm, prompts, effects.draw_boundaries(prompts), progress=progress)
+        return measure(lm, prompts, effects.draw_boundaries(prompts), each=each)
 
     return run
 
 
-def _current_attention(lm, cases, options, progress):
-    return effects.propagated(lm, _texts(cases), None, "attention", progress)
+def _current_attention(lm, cases, options, each):
+    return effects.propagated(lm, _texts(cases), None, "attention", each)
 
 
-def _depth_score(lm, cases, options, progress):
-    return depth_score.depth_score(lm, cases, one=options["one_boundary"], progress=progress)
+def _depth_score(lm, cases, options, each):
+    return depth_score.depth_score(lm, cases, one=options["one_boundary"], each=each)
 
 
-def _overlap(lm, cases, options, progress):
-    return early_exit.agreement(lm, options["lens"], _texts(cases), progress)
+def _overlap(lm, cases, options, each):
+    return early_exit.agreement(lm, options["lens"], _texts(cases), each)
 
 
-def _exit_accuracy(lm, cases, options, progress):
+def _exit_accuracy(lm, cases, options, each):
     return early_exit.accuracy(
         lm, options["lens"], options["tasks"], limit=options["limit"],
-        data_dir=options["data_dir"], say=options["say"],
+        data_dir=options["data_dir"], say=options["say"], each=each,
     )  # fmt: skip
-
-
-def _titled(title):
-    return lambda found: effects.plot(found, title)
 
 
 # The numbers of prompts are those of the papers (analysis of effects: 10 and 20 of GSM8K).
 DIAGNOSTICS = {
     "norms": Diagnostic(
-        norms.Norms, lambda lm, cases, o, p: norms.norms(lm, _texts(cases), p), norms.plot, 20
+        norms.Norms, lambda lm, cases, o, p: norms.norms(lm, _texts(cases), p), 20
     ),
     "future_local": Diagnostic(
-        effects.Effects, _future(effects.local), _titled("Effects on future tokens, local"), 10
+        effects.Effects, _future(effects.local), 10
     ),
     "future": Diagnostic(
-        effects.Effects, _future(effects.propagated), _titled("Effects on future tokens"), 10
+        effects.Effects, _future(effects.propagated), 10
     ),
     "current_attention": Diagnostic(
-        effects.Effects, _current_attention, _titled("Effects of erasing attention"), 20
+        effects.Effects, _current_attention, 20
     ),
     "depth_score": Diagnostic(
-        depth_score.DepthScore, _depth_score, depth_score.plot, None, ("one_boundary",)
+        depth_score.DepthScore, _depth_score, None, ("one_boundary",)
     ),
     "similarity": Diagnostic(
         similarity.Similarity,
         lambda lm, cases, o, p: similarity.block_similarity(lm, o["block"]),
-        similarity.plot, 0, ("block",),
+        0, ("block",),
     ),
     "overlap": Diagnostic(
-        early_exit.Agreement, _overlap, early_exit.plot_agreement, 20, ("training", "lens_data"), True
+        early_exit.Agreement, _overlap, 20, ("training", "lens_data"), True
     ),
     "exit_accuracy": Diagnostic(
-        early_exit.ExitAccuracy, _exit_accuracy, early_exit.plot_accuracy, 0,
+        early_exit.ExitAccuracy, _exit_accuracy, 0,
         ("training", "lens_data", "tasks", "limit", "data_dir"), True,
     ),
 }  # fmt: skip
@@ -163,26 +159,32 @@ def analyze(
         if chosen:
             about["prompts"] = {**prompts, "n": len(chosen), "sha256": _digest(chosen)}
         found = None if again else results.load(output, file, diagnostic.kind, about)
+        parts = results.Parts(
+            output / f"{file}.partial.npz", {"about": about, **_machine(lm)},
+            f"{name} at {lm.plan}" if chosen else "",
+        )  # fmt: skip
+        if again:
+            parts.remove()
         if found is None:
-            begun = time.monotonic()
-            if diagnostic.needs_lens and "lens" not in options:
-                options["lens"] = lens.train(
-                    output / "lens.npz", lm, training, **options["lens_data"]
-                )
             try:
-                with bar(len(chosen), f"{name} at {lm.plan}" if chosen else "") as shown:
-                    found = diagnostic.run(lm, chosen, options, shown.update)
+                if diagnostic.needs_lens and "lens" not in options:
+                    file_of_lens = output / "lens.npz"
+                    options["lens"] = lens.train(file_of_lens, lm, training, **options["lens_data"])
+                found = diagnostic.run(lm, chosen, options, parts.each)
+            except KeyboardInterrupt:
+                goes_on = "" if again else ": the same command goes on"
+                raise UserError(f"stopped in {file}{goes_on}") from None
             except UserError as error:
                 if not leave_out:
                     raise
                 say(f"{file}: left out, {error}")
                 continue
-            seconds = time.monotonic() - begun
-            results.save(output, file, about, found, seconds)
-            say(f"{file}: {duration(seconds)}")
+            results.save(output, file, about, found, parts.seconds)
+            say(f"{file}: {duration(parts.seconds)}")
         else:
             say(f"{file}: is there already")
-        figure.save(diagnostic.plot({f"plan {lm.plan}": found}), output / f"{file}.png")
+        parts.remove()
+        figure.save(PLOTS[name]({f"plan {lm.plan}": found}), output / f"{file}.png")
         done[name] = found
     return done
 
@@ -193,6 +195,12 @@ def _about(lm: LanguageModel) -> dict:
         "checkpoint": str(lm.path), "step": lm.meta["step"], "weights": weights_digest(lm),
         "depth": str(lm.plan), "dtype": lm.cfg.dtype,
     }  # fmt: skip
+
+
+def _machine(lm: LanguageModel) -> dict:
+    """What else the bits of its numbers depend on."""
+    mesh = {axis: size for axis, size in lm.mesh.shape.items() if size > 1}
+    return {"devices": lm.mesh.devices.flat[0].device_kind, "mesh": mesh, "versions": versions()}
 
 
 def _digest(cases) -> str:

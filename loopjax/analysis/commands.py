@@ -7,6 +7,7 @@ from loopjax.arguments import parser, positive
 from loopjax.depth import INTERVENTIONS
 from loopjax.errors import UserError
 from loopjax.evals.commands import add_model, add_tasks, add_text, mixture_of, open_named, say
+from loopjax.plots import accuracy
 
 
 def intervene(argv: list[str]) -> int:
@@ -32,7 +33,10 @@ def intervene(argv: list[str]) -> int:
         data_dir=args.data_dir, batch_tokens=args.batch_tokens, say=say,
     )  # fmt: skip
     if args.plot:
-        figure.save(run.plot(result), args.plot)
+        label = f"step {lm.meta['step']:,}, plan {lm.plan}"
+        fig = accuracy.interventions({label: result})
+        fig.suptitle(args.op, x=0.01, ha="left", color=figure.INK, fontsize=12, fontweight="bold")
+        figure.save(fig, args.plot)
     print(args.output)
     return 0
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loopjax import figure
 from loopjax.analysis.effects import erase
 from loopjax.errors import UserError
 from loopjax.evals.language_model import LanguageModel
@@ -65,41 +64,29 @@ def depth_score(
     cases: Sequence[tuple[Sequence[int], int, str]],
     *,
     one: bool = False,
-    progress=None,
+    each=map,
 ) -> DepthScore:
     """The score over (tokens, answer start, group) of prompts with answers.
 
     Args:
       one: whether the boundary is the start of the answer alone.
+      each: `results.Parts.each`, to keep what is done.
 
     Raises UserError when no prompt has a boundary.
     """
-    effects: dict[str, list] = {}
-    skipped = 0
-    for (tokens, _, group), cuts in zip(cases, draw_boundaries(cases, one), strict=True):
-        if cuts:
-            effects.setdefault(str(group), []).append(erase(lm, tokens, cuts)[1])
-        skipped += not cuts
-        if progress:
-            progress()
-    if not effects:
+    cut = zip(cases, draw_boundaries(cases, one), strict=True)
+    todo = [(tokens, cuts, str(group)) for (tokens, _, group), cuts in cut if cuts]
+    if not todo:
         least = "a token" if one else f"more than {STEP} tokens"
         raise UserError(f"none of the {len(cases)} answers has {least} within the context")
+
+    def of_prompt(case):
+        tokens, cuts, _ = case
+        return {"output": erase(lm, tokens, cuts)[1]}
+
+    effects: dict[str, list] = {}
+    for (_, _, group), found in zip(todo, each(of_prompt, todo), strict=True):
+        effects.setdefault(group, []).append(found["output"])
     effect = np.mean([e for group in effects.values() for e in group], axis=0)
     groups = {name: expected_layer(np.mean(found, axis=0)) for name, found in effects.items()}
-    return DepthScore(expected_layer(effect), effect, groups, len(cases) - skipped, skipped)
-
-
-def plot(results: dict[str, DepthScore]):
-    """m(s) by layer, and the score as a line."""
-    fig = figure.new(7.5, 4.2)
-    axis = fig.subplots()
-    for colour, (label, result) in zip(figure.COLOURS * 9, results.items(), strict=False):
-        text = f"{label}: {result.score:.2f}"
-        axis.plot(range(len(result.effect)), result.effect, ".-", color=colour, label=text)
-        axis.axvline(result.score, color=colour, linestyle="--", linewidth=1)
-    figure.plain(axis)
-    axis.set_xlabel("executed layer that is erased", color=figure.INK)
-    axis.set_ylabel("change of later distributions (L2)", color=figure.INK)
-    axis.legend(frameon=False, fontsize=9, labelcolor=figure.INK)
-    return fig
+    return DepthScore(expected_layer(effect), effect, groups, len(todo), len(cases) - len(todo))

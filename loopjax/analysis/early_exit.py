@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import figure
 from loopjax.analysis import lens as lens_lib
 from loopjax.analysis.lens import Lens
 from loopjax.errors import UserError
@@ -68,14 +67,14 @@ def agreement(
     lm: LanguageModel,
     lens: Lens,
     prompts: Sequence[Sequence[int]],
-    progress=None,
+    each=map,
     batch_tokens: int | None = None,
 ) -> Agreement:
     """Top-5 overlap and KL of every exit with the model, at all positions of prompts of token ids.
 
     Args:
       lens: `lens.load`, or `lens.logit_lens` for untranslated residuals.
-      progress: called with the number of prompts that were finished.
+      each: `results.Parts.each`, to keep what is done; its parts are batches.
       batch_tokens: tokens per batch, over all devices; by default what suits the platform.
 
     Raises UserError for a prompt that is longer than the context.
@@ -85,20 +84,22 @@ def agreement(
     longest = max(map(len, prompts))
     if longest > lm.context:
         raise UserError(f"a prompt of {longest} tokens is longer than the context of {lm.context}")
+
+    def of_batch(tokens_BT):
+        compare = _comparison(lm.cfg, lm.plan, lens_lib.positions_at_once(lm, *tokens_BT.shape))
+        found_EB3 = jax.device_get(compare(lm.params, lens, lm.put(tokens_BT)))
+        return {"sums": found_EB3.sum(axis=1, dtype=np.float64)}  # rows of padding are 0
+
     sums_E3 = np.zeros((lm.plan.n_effective, 3))
+    batches = _batches(prompts, lm, batch_tokens or score.default_batch_tokens(lm))
     with lm.on_mesh():
-        for n, tokens_BT in _batches(prompts, lm, batch_tokens or score.default_batch_tokens(lm)):
-            chunk = lens_lib.positions_at_once(lm, *tokens_BT.shape)
-            compare = _comparison(lm.cfg, lm.plan, chunk)
-            found_EB3 = jax.device_get(compare(lm.params, lens, lm.put(tokens_BT)))
-            sums_E3 += found_EB3.sum(axis=1, dtype=np.float64)  # rows of padding are 0
-            if progress:
-                progress(n)
+        for found in each(of_batch, batches):
+            sums_E3 += found["sums"]
     return Agreement(*sums_E3.T / len(prompts), len(prompts), sum(map(len, prompts)))
 
 
 def _batches(prompts, lm: LanguageModel, batch_tokens: int):
-    """(number of prompts, int32 [B, T]), the longest first, -1 for padding; few shapes."""
+    """The prompts as int32 [B, T], the longest first, -1 for padding; few shapes."""
 
     def length(prompt):
         return score.bucket(len(prompt))
@@ -110,7 +111,7 @@ def _batches(prompts, lm: LanguageModel, batch_tokens: int):
             tokens_BT = np.full((B, T), -1, np.int32)
             for row_T, prompt in zip(tokens_BT, batch, strict=False):
                 row_T[: len(prompt)] = prompt
-            yield len(batch), tokens_BT
+            yield tokens_BT
 
 
 @functools.lru_cache(maxsize=16)
@@ -178,6 +179,7 @@ def accuracy(
     data_dir=None,
     batch_tokens: int | None = None,
     say=print,
+    each=map,
 ) -> ExitAccuracy:
     """Accuracy of tasks at every exit; one forward pass gives those of all exits.
 
@@ -185,6 +187,7 @@ def accuracy(
       tasks: names of tasks and groups whose answers are scored, not decoded.
       num_fewshot, limit, data_dir, batch_tokens: as for `evaluate.evaluate`.
       say: told of each task when it is finished.
+      each: `results.Parts.each`, to keep the tasks that are done.
 
     Raises UserError for a task that is decoded, or has no accuracy.
     """
@@ -192,21 +195,21 @@ def accuracy(
     for name, task in loaded.items():
         if task.OUTPUT_TYPE not in SCORED or "acc" not in task.aggregation():
             raise UserError(f"task {name} has no accuracy (acc) of answers that are scored")
-    harness, rows, n_items = ExitLM(lm, lens, batch_tokens), [], []
-    for name, task in loaded.items():
+    harness = ExitLM(lm, lens, batch_tokens)
+
+    def of_task(named):
         harness.answers.clear()
-        found = run_task(harness, name, task, limit)
-        items = _items(task)
-        rows.append(
-            [_accuracy(task, items, harness.answers, i) for i in range(lm.plan.n_effective + 1)]
-        )
-        n_items.append(found["n_samples"])
-        say(f"{name}  " + "  ".join(f"{value:.4f}" for value in rows[-1]))
-    accuracy_KE, unmodified_K = np.array(rows)[:, :-1], np.array(rows)[:, -1]
+        n_items, items = run_task(harness, *named, limit)["n_samples"], _items(named[1])
+        exits = range(lm.plan.n_effective + 1)
+        found = [_accuracy(named[1], items, harness.answers, i) for i in exits]
+        say(f"{named[0]}  " + "  ".join(f"{value:.4f}" for value in found))
+        return {"accuracy": np.array(found), "n_items": np.array(n_items)}
+
+    found = list(each(of_task, loaded.items()))
+    accuracy_KX, n_items_K = (np.stack([f[k] for f in found]) for k in ("accuracy", "n_items"))
+    accuracy_KE, unmodified_K = accuracy_KX[:, :-1], accuracy_KX[:, -1]
     of = np.where(unmodified_K > 0, unmodified_K, np.nan)[:, None]
-    return ExitAccuracy(
-        tuple(loaded), accuracy_KE, unmodified_K, accuracy_KE / of, np.array(n_items)
-    )
+    return ExitAccuracy(tuple(loaded), accuracy_KE, unmodified_K, accuracy_KE / of, n_items_K)
 
 
 def _items(task) -> list[list]:
@@ -224,43 +227,3 @@ def _accuracy(task, items, answers, i: int) -> float:
         for item in items
     ]
     return float(task.aggregation()["acc"](hits))
-
-
-def plot_agreement(results: dict[str, Agreement]):
-    """A figure of overlap and both divergences against the exit, of several models by label."""
-    fig = figure.new(13, 4)
-    panels = {
-        "overlap": "Overlap of the 5 likeliest tokens",
-        "kl_final_early": "KL(model ‖ exit), nats",
-        "kl_early_final": "KL(exit ‖ model), nats",
-    }
-    for axis, (name, title) in zip(fig.subplots(1, 3), panels.items(), strict=True):
-        curves = {label: getattr(result, name) for label, result in results.items()}
-        _curves(axis, title, curves)
-    return fig
-
-
-def plot_accuracy(results: dict[str, ExitAccuracy]):
-    """A figure of relative accuracy against the exit, of several models; a panel for each task."""
-    tasks = list(dict.fromkeys(task for result in results.values() for task in result.tasks))
-    fig = figure.new(6.5 * len(tasks), 4)
-    for axis, task in zip(fig.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        curves = {}
-        for label, result in results.items():
-            if task in result.tasks:
-                k = result.tasks.index(task)
-                curves[f"{label} (all layers: {result.unmodified[k]:.3f})"] = result.relative[k]
-        _curves(axis, f"Relative accuracy, {task}", curves)
-        axis.axhline(1, color=figure.PALE, linewidth=1.5, zorder=0)
-    return fig
-
-
-def _curves(axis, title: str, curves: dict) -> None:
-    for colour, (label, curve_E) in zip(figure.COLOURS * 9, curves.items(), strict=False):
-        axis.plot(range(len(curve_E)), curve_E, "o-", markersize=3, color=colour, label=label)
-    figure.plain(axis)
-    axis.set_ylim(0, 1.02 * axis.get_ylim()[1])
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel("exit before layer", color=figure.INK)
-    axis.set_title(title, loc="left", color=figure.INK, fontsize=11, fontweight="bold")
-    axis.legend(frameon=False, fontsize=9, labelcolor=figure.INK)

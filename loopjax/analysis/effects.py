@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import figure, model
-from loopjax.analysis.activations import activations, gates_without
-from loopjax.analysis.batches import chunks, padded, rows_that_fit
+from loopjax import kernels, model
+from loopjax.analysis.activations import activations
+from loopjax.analysis.batches import chunks, padded, rows_at_once
 from loopjax.errors import UserError
 from loopjax.evals.language_model import LanguageModel
 
@@ -73,19 +73,21 @@ def propagated(
     prompts: Sequence[Sequence[int]],
     boundaries: Sequence[Sequence[int]] | None = None,
     sublayer: str = "layer",
-    progress=None,
+    each=map,
 ) -> Effects:
     """Effects when everything after the erased layer (or its attention, or its MLP) is recomputed.
 
-    `boundaries` of each prompt make it "future", None makes it "current"; a prompt with an empty
-    list is left out.
+    Args:
+      boundaries: of each prompt, "future"; a prompt with an empty list is left out. None: "current".
+      sublayer: what is erased, of `SUBLAYERS`.
+      each: `results.Parts.each`, to keep what is done.
     """
-    per_prompt = []
-    for prompt, cuts in _cases(prompts, boundaries):
-        per_prompt.append(erase(lm, prompt, cuts, sublayer))
-        if progress:
-            progress()
-    return _merged(per_prompt, boundaries)
+
+    def of_prompt(case):
+        matrix, output = erase(lm, *case, sublayer)
+        return {"matrix": matrix, "output": output}
+
+    return _merged(each(of_prompt, _cases(prompts, boundaries)), boundaries)
 
 
 def erase(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = "layer"):
@@ -93,17 +95,20 @@ def erase(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = 
 
     `boundaries` are positions, or None for "current".
     """
-    E = lm.plan.n_effective
-    tokens_1T = padded(prompt)
-    pairs = _pairs(range(E), boundaries, len(prompt), tokens_1T.shape[1])
-    run = _program(lm.cfg, lm.plan)
+    E, tokens_1T = lm.plan.n_effective, padded(prompt)
+    pairs = _pairs(range(E), boundaries, len(prompt))
+
+    def cost(rows):
+        """Layers of each batch, from the first source on, and a head, which is like one."""
+        return rows * np.sum(E + 1 - pairs["source"][:: rows - 1])
+
+    run, size = _program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1])
+    rows = rows_at_once(lm, tokens_1T.shape[1], size, len(pairs["source"]) + 1, cost)
+    matrix, output = np.zeros((E, E)), np.zeros(E)
     with lm.on_mesh():
-        per_row = 4 * tokens_1T.shape[1] * (3 * E * lm.cfg.d_model + 2 * lm.cfg.d_ff)
-        per_row += 4 * min(READ_CHUNK, tokens_1T.shape[1]) * lm.cfg.vocab_size
-        matrix, output = np.zeros((E, E)), np.zeros(E)
-        for batch in _batches(lm, pairs, per_row):
-            tokens_BT = np.repeat(tokens_1T, len(batch["source"]), 0)
-            args = (lm.params, *map(lm.put, (tokens_BT, batch)))
+        clean = _clean(lm, tokens_1T)["residual"]
+        for batch in _batches(pairs, rows):
+            args = (lm.params, clean, batch["source"][1], lm.put(batch), len(prompt))
             change_EB, out_B = jax.device_get(run(*args, sublayers=SUBLAYERS[sublayer]))
             np.maximum.at(matrix, batch["source"][1:], change_EB.T[1:])
             np.maximum.at(output, batch["source"][1:], out_B[1:])
@@ -114,47 +119,54 @@ def local(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
     boundaries: Sequence[Sequence[int]] | None = None,
-    progress=None,
+    each=map,
 ) -> Effects:
     """Effects of each layer on each later one alone; of whole layers."""
-    per_prompt = []
-    for prompt, cuts in _cases(prompts, boundaries):
-        per_prompt.append((_local(lm, prompt, cuts), None))
-        if progress:
-            progress()
-    return _merged(per_prompt, boundaries)
+
+    def of_prompt(case):
+        return {"matrix": _local(lm, *case)}
+
+    return _merged(each(of_prompt, _cases(prompts, boundaries)), boundaries)
 
 
 def _local(lm: LanguageModel, prompt, boundaries) -> np.ndarray:
     E, tokens_1T = lm.plan.n_effective, padded(prompt)
-    T = tokens_1T.shape[1]
-    one = _local_program(lm.cfg)
+    targets = {l: _pairs(range(l), boundaries, len(prompt)) for l in range(1, E)}  # noqa: E741
+    counts = np.array([len(pairs["source"]) for pairs in targets.values()])
+
+    def cost(rows):
+        return rows * np.sum(-(-counts // (rows - 1)))
+
+    run, size = _local_program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1], False)
+    rows = rows_at_once(lm, tokens_1T.shape[1], size, counts.max(initial=0) + 1, cost)
     matrix = np.zeros((E, E))
     with lm.on_mesh():
-        tokens_BT = lm.put(np.repeat(tokens_1T, lm.batch_parts, 0))
-        clean = _clean_program(lm.cfg, lm.plan)(lm.params, tokens_BT)
-        for target in range(1, E):
-            pairs = _pairs(range(target), boundaries, len(prompt), T)
-            layer = lm.layers[lm.plan.order[target]]
-            for batch in _batches(lm, pairs, 4 * T * (8 * lm.cfg.d_model + 2 * lm.cfg.d_ff)):
-                change_B = jax.device_get(one(layer, clean, target, lm.put(batch)))
+        clean = _clean(lm, tokens_1T)
+        for target, pairs in targets.items():
+            for batch in _batches(pairs, rows):
+                args = (lm.params, clean, target, lm.put(batch), len(prompt))
+                change_B = jax.device_get(run(*args))
                 np.maximum.at(matrix[:, target], batch["source"][1:], change_B[1:])
     return matrix
 
 
-def _cases(prompts, boundaries):
+def _clean(lm: LanguageModel, tokens_1T) -> dict:
+    """Residuals [E + 1, 1, T, D] and updates [E, 1, T, D] of a prompt of which nothing is erased."""
+    tokens_BT = np.repeat(tokens_1T, lm.batch_parts, 0)
+    return _clean_program(lm.cfg, lm.plan)(lm.params, lm.put(tokens_BT))
+
+
+def _cases(prompts, boundaries) -> list[tuple]:
     """(prompt, its boundaries or None) of the prompts that are not left out."""
     if boundaries is None:
-        yield from ((prompt, None) for prompt in prompts)
-        return
-    for prompt, cuts in zip(prompts, boundaries, strict=True):
-        if cuts:
-            yield prompt, cuts
+        return [(prompt, None) for prompt in prompts]
+    return [(prompt, cuts) for prompt, cuts in zip(prompts, boundaries, strict=True) if cuts]
 
 
-def _merged(per_prompt: list, boundaries) -> Effects:
-    matrices = np.stack([matrix for matrix, _ in per_prompt])
-    outputs = [output for _, output in per_prompt if output is not None]
+def _merged(per_prompt, boundaries) -> Effects:
+    per_prompt = list(per_prompt)
+    matrices = np.stack([found["matrix"] for found in per_prompt])
+    outputs = [found["output"] for found in per_prompt if "output" in found]
     return Effects(
         matrix=matrices.max(0),
         mean=matrices.mean(0),
@@ -164,34 +176,27 @@ def _merged(per_prompt: list, boundaries) -> Effects:
     )
 
 
-def _pairs(sources, boundaries, length: int, T: int):
-    """(sources [N], hidden [N, T], measured [N, T]) of every source at every boundary."""
-    position = np.arange(T)
-    inside = position < length
-    found = []
-    for source in sources:
-        for t in [None] if boundaries is None else boundaries:
-            hidden = inside & (position >= 1) & (position < (length if t is None else t))
-            measured = inside if t is None else inside & (position >= t)
-            found.append((source, hidden, measured))
-    source, hidden, measured = zip(*found, strict=True)
-    return np.array(source, np.int32), np.array(hidden), np.array(measured)
+def _pairs(sources, boundaries, length: int) -> dict[str, np.ndarray]:
+    """Every source at every boundary: erased at tokens 1 .. until - 1, measured at since .. length - 1.
+
+    int32 [N] each, by ascending source.
+    """
+    cuts = [(length, 0)] if boundaries is None else [(t, t) for t in boundaries]
+    found = [(source, *cut) for source in sources for cut in cuts]
+    columns = np.array(found, np.int32).reshape(-1, 3).T
+    return dict(zip(("source", "until", "since"), columns, strict=True))
 
 
-def _batches(lm: LanguageModel, pairs, bytes_per_row: int):
+def _batches(pairs: dict, rows: int):
     """Batches of pairs, each behind a row that erases nothing (source -1).
 
     What is measured is a difference to that row: both come from one program, so that a layer that
     changes nothing has an effect of exactly 0.
     """
-    n = len(pairs[0])
-    size = rows_that_fit(lm, bytes_per_row, n + 1)
-    for rows in chunks(n, max(1, size - 1)):
-        source, hidden, measured = (np.concatenate([x[:1], x[rows]]) for x in pairs)
-        source[0] = -1
-        short = -len(source) % lm.batch_parts
-        batch = {"source": source, "hidden": hidden, "measured": measured}
-        yield {k: np.concatenate([v, np.repeat(v[-1:], short, 0)]) for k, v in batch.items()}
+    for chosen in chunks(len(pairs["source"]), rows - 1):
+        batch = {k: np.concatenate([x[:1], x[chosen]]) for k, x in pairs.items()}
+        batch["source"][0] = -1
+        yield batch
 
 
 @functools.lru_cache(maxsize=16)
@@ -200,13 +205,57 @@ def _program(cfg, plan):
     return jax.jit(erased, static_argnames="sublayers")
 
 
-def _erased(params, tokens_BT, batch, *, cfg, plan, sublayers):
-    """(relative change [E, B], change of the output [B]), the largest over the measured tokens."""
-    gates = gates_without(batch["source"], batch["hidden"], plan.n_effective, sublayers)
-    found = activations(params, tokens_BT, cfg, plan, gates)
-    change_EBT = _relative(found.update, found.update[:, :1])
-    change_EB = jnp.where(batch["measured"][None], change_EBT, 0.0).max(-1)
-    return change_EB, _output_change(params, found.residual[-1], batch["measured"], cfg)
+def _erased(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
+    """(relative change [E, B], change of the output [B]), the largest over the measured tokens.
+
+    Layers before `first`, the first that is erased, are not run: what they give is in `clean_X1TD`.
+    """
+    (B,), T, E = batch["source"].shape, clean_X1TD.shape[2], plan.n_effective
+    hidden_BT, measured_BT = _where(batch, T, length)
+    angles, order = model.angles_of(cfg, jnp.arange(T)), jnp.array(plan.order)
+    block = model.Block(cfg)
+
+    def run_layer(e, carry):
+        x_BTD, change_EB = carry
+        layer = jax.tree.map(lambda leaf: leaf[order[e]], params["layers"])
+        gate_BT = jnp.where(hidden_BT & (batch["source"] == e)[:, None], 0.0, 1.0)
+        kept_BT = jnp.ones_like(gate_BT)
+        gates = {name: gate_BT if name in sublayers else kept_BT for name in SUBLAYERS["layer"]}
+        x_BTD, c_BTD = _run_block(block, layer, x_BTD, angles, gates)
+        change_BT = _relative(c_BTD, c_BTD[:1])
+        return x_BTD, change_EB.at[e].set(jnp.where(measured_BT, change_BT, 0.0).max(-1))
+
+    x_BTD = jnp.broadcast_to(clean_X1TD[first], (B, *clean_X1TD.shape[2:])).astype(cfg.dtype)
+    carry = x_BTD, jnp.zeros((E, B))
+    x_BTD, change_EB = jax.lax.fori_loop(first, E, run_layer, carry)
+    return change_EB, _output_change(params, x_BTD, measured_BT, cfg)
+
+
+def _run_block(block, layer, x_BTD, angles, gates=None):
+    """(the residual behind a layer, its update c in float32), [B, T, D] each."""
+    (x_BTD, _), sown = block.apply(
+        {"params": layer}, x_BTD, angles, None, gates, mutable=["intermediates"]
+    )
+    a, m = (sown["intermediates"][name][0].astype(jnp.float32) for name in SUBLAYERS["layer"])
+    return x_BTD, a + m
+
+
+def _where(batch, T: int, length):
+    """(where each row is erased, where it is measured), bool [B, T]."""
+    position_T, until, since = jnp.arange(T), batch["until"][:, None], batch["since"][:, None]
+    erased_BT = (position_T >= 1) & (position_T < until)
+    return erased_BT, (position_T >= since) & (position_T < length)
+
+
+def bytes_of_row(cfg, T: int, reads: bool = True) -> int:
+    """Of a program that erases, on top of the parameters: a layer at work, or logits if it `reads`.
+
+    Attention is counted as XLA computes it, all logits of a query at once, in chunks on a CPU.
+    """
+    queries = max(64, T // 8) if kernels.platform() == "cpu" else T
+    layer = T * (6 * cfg.d_model + 2 * cfg.d_ff) + 2 * cfg.n_heads * min(queries, T) * T
+    head = T * cfg.d_model + 2 * min(T, READ_CHUNK) * cfg.vocab_size
+    return 4 * max(layer, head if reads else 0)
 
 
 def _relative(changed, clean):
@@ -220,9 +269,13 @@ def _output_change(params, x_BTD, measured_BT, cfg):
 
     def distance(chunk):
         x_BtD, measured_Bt = chunk
-        q_BtV = jax.nn.softmax(model.unembed(params, x_BtD.astype(cfg.dtype), cfg))
+        q_BtV = jax.nn.softmax(model.unembed(params, x_BtD, cfg))
         found_Bt = jnp.linalg.norm(q_BtV - q_BtV[:1], axis=-1)
         return jnp.where(measured_Bt, found_Bt, 0.0).max(-1)
+
+    def distance_if_measured(chunk):
+        nothing_B = jnp.zeros(len(measured_BT))
+        return jax.lax.cond(jnp.any(chunk[1]), distance, lambda _: nothing_B, chunk)
 
     # Logits are [..., V]: of a few positions of each row at a time.
     T = x_BTD.shape[1]
@@ -230,13 +283,11 @@ def _output_change(params, x_BTD, measured_BT, cfg):
     parts = tuple(
         x.reshape(x.shape[0], T // n, n, *x.shape[2:]).swapaxes(0, 1) for x in (x_BTD, measured_BT)
     )
-    return jax.lax.map(distance, parts).max(0)
+    return jax.lax.map(distance_if_measured, parts).max(0)
 
 
 @functools.lru_cache(maxsize=16)
 def _clean_program(cfg, plan):
-    """Residuals [E + 1, 1, T, D] and updates [E, 1, T, D] of a prompt, whose rows are all the same."""
-
     def clean(params, tokens_BT):
         found = activations(params, tokens_BT, cfg, plan)
         return {"residual": found.residual[:, :1], "update": found.update[:, :1]}
@@ -245,34 +296,18 @@ def _clean_program(cfg, plan):
 
 
 @functools.lru_cache(maxsize=16)
-def _local_program(cfg):
-    return jax.jit(functools.partial(_erased_for_one, cfg=cfg))
+def _local_program(cfg, plan):
+    return jax.jit(functools.partial(_erased_for_one, cfg=cfg, plan=plan))
 
 
-def _erased_for_one(layer, clean, target, batch, *, cfg):
+def _erased_for_one(params, clean, target, batch, length, *, cfg, plan):
     """Relative change of the update of one layer that is fed h_l - c_s, [B]."""
-    hidden_BT = batch["hidden"] & (batch["source"] >= 0)[:, None]
+    T = clean["update"].shape[2]
+    hidden_BT, measured_BT = _where(batch, T, length)
+    hidden_BT &= (batch["source"] >= 0)[:, None]
     erased_BTD = clean["update"][batch["source"], 0] * hidden_BT[..., None]
     x_BTD = (clean["residual"][target] - erased_BTD).astype(cfg.dtype)
-    angles = model.angles_of(cfg, jnp.arange(x_BTD.shape[1]))
-    block = model.Block(cfg)
-    _, sown = block.apply({"params": layer}, x_BTD, angles, mutable=["intermediates"])
-    a, m = (sown["intermediates"][name][0].astype(jnp.float32) for name in ("attention", "mlp"))
-    change_BT = _relative(a + m, (a + m)[:1])
-    return jnp.where(batch["measured"], change_BT, 0.0).max(-1)
-
-
-def plot(results: dict[str, Effects], title: str = ""):
-    """A heat map for each model; the colours run from 0 to 1 in all."""
-    fig = figure.new(4.6 * len(results) + 0.6, 4.6)
-    for axis, (label, result) in zip(
-        np.atleast_1d(fig.subplots(1, len(results))), results.items(), strict=True
-    ):
-        image = axis.imshow(result.matrix, vmin=0, vmax=1, cmap="viridis")
-        axis.set_title(label, loc="left", color=figure.INK, fontsize=10, fontweight="bold")
-        axis.set_xlabel("layer that changes", color=figure.INK)
-        axis.set_ylabel("layer that is erased", color=figure.INK)
-    fig.colorbar(image, ax=fig.axes, shrink=0.8)
-    if title:
-        fig.suptitle(title, x=0.01, ha="left", color=figure.INK, fontsize=12, fontweight="bold")
-    return fig
+    layer = jax.tree.map(lambda leaf: leaf[jnp.array(plan.order)[target]], params["layers"])
+    angles = model.angles_of(cfg, jnp.arange(T))
+    _, c_BTD = _run_block(model.Block(cfg), layer, x_BTD, angles)
+    return jnp.where(measured_BT, _relative(c_BTD, c_BTD[:1]), 0.0).max(-1)

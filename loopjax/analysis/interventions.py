@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loopjax import figure
 from loopjax.depth import INTERVENTIONS, starts
 from loopjax.errors import UserError
 from loopjax.evals import suite
@@ -215,54 +214,3 @@ def keep_requests(task) -> None:
             instance.resps, instance.filtered_resps = [], {}
 
     task.build_all_requests = once
-
-
-def plot(result: dict):
-    """Accuracy against the start: a panel for each task, a curve for each size and times."""
-    names = list(result["metrics"])
-    columns = min(3, len(names))
-    n_rows = -(-len(names) // columns)
-    fig = figure.new(4.6 * columns + 1.6, 3.4 * n_rows + 0.4)
-    axes = list(fig.subplots(n_rows, columns, squeeze=False).flat)
-    shown = {}  # label -> line
-    for axis, name in zip(axes, names, strict=False):
-        shown |= _panel(axis, name, result)
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
-    axes[0].set_ylabel("accuracy", color=figure.INK)
-    fig.legend(
-        shown.values(), shown.keys(), loc="outside right upper", frameon=False, fontsize=9,
-        labelcolor=figure.INK,
-    )  # fmt: skip
-    about = result["model"]
-    title = f"{result['settings']['op']}, step {about['step']:,}, plan {about['depth']}"
-    fig.suptitle(title, x=0.01, ha="left", color=figure.INK, fontsize=12, fontweight="bold")
-    return fig
-
-
-def _panel(axis, name: str, result: dict) -> dict:
-    """The curves of a task; returns its lines by label."""
-
-    def curve(row):
-        return row["size"], row["times"] or 0
-
-    rows = [row for row in result["rows"] if name in row["tasks"]]
-    rows.sort(key=lambda row: (curve(row), row["start"]))
-    shown = {}
-    groups = itertools.groupby(rows, curve)
-    for colour, ((size, times), members) in zip(figure.COLOURS * 9, groups, strict=False):
-        points = [(row["start"], row["tasks"][name]["accuracy"]) for row in members]
-        label = f"{size} layer{'s' * (size > 1)}" + (f", {times} more" if times else "")
-        style = {"color": colour, "markersize": 4, "clip_on": False, "label": label}
-        (shown[label],) = axis.plot(*zip(*points, strict=True), "o-", **style)
-    levels = {"unmodified": (result["unmodified"][name]["accuracy"], "--")}
-    if result["chance"][name]:
-        levels["chance"] = (result["chance"][name], ":")
-    for label, (value, style) in levels.items():
-        shown[label] = axis.axhline(value, color=figure.INK, linestyle=style, linewidth=1.2)
-    figure.plain(axis)
-    axis.set_title(name, loc="left", color=figure.INK, fontsize=10, fontweight="bold")
-    axis.set_xlabel("first layer of the sub-block", color=figure.INK)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylim(bottom=0)
-    return shown

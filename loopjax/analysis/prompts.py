@@ -22,7 +22,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from loopjax.data import synthetic
+from loopjax.data.instances import instance_rng
 from loopjax.errors import UserError, first_line
 from loopjax.evals import primitives
 from loopjax.evals.local import Files
@@ -351,7 +351,7 @@ _STEPS = {  # sentences of the problem, the line of the solution
 
 def arithmetic(steps: int, index: int) -> Prompt:
     """A word problem of so many steps of calculation, always the same one for an index."""
-    rng = synthetic.instance_rng(primitives.SEED, "heldout", steps << 32 | index, 0)
+    rng = instance_rng(primitives.SEED, "heldout", steps << 32 | index, 0)
     who, where, things, kept = _pick(rng, _SCENES)
     boxes, each = int(rng.integers(3, 10)), int(rng.integers(4, 13))
     x = boxes * each

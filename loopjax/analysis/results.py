@@ -2,20 +2,97 @@
 
 `about` is everything that is needed to repeat a result (model, prompts, settings). A result is
 reused where it says the same; what depends on the machine (versions, seconds) stands beside it.
+
+What an unfinished diagnostic has found so far is NAME.partial.npz.
 """
 
 import dataclasses
 import json
+import os
 import pathlib
+import time
 import typing
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from loopjax.checkpoint import versions
+from loopjax.evals.score import bar
 from loopjax.log import write_json
 
 FORMAT = 1
 SHORT = 1024  # numbers that a JSON file holds as text
+EVERY = 10.0  # seconds between two writes of what is unfinished
+
+
+class Parts:
+    """What a diagnostic finds part by part (prompt by prompt), kept so that it can go on."""
+
+    def __init__(self, path, about: dict, text: str = ""):
+        """The parts of one diagnostic.
+
+        Args:
+          path: of its file.
+          about: what they are parts of, machine included; a file of something else is replaced.
+          text: what the progress bar says; empty for none.
+        """
+        self.path, self.about, self.text = pathlib.Path(path), _plain(about), text
+        self.begun, self.earlier = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made, and of the calls before that it goes on from."""
+        return self.earlier + time.monotonic() - self.begun
+
+    def each(self, compute: Callable, cases: Iterable) -> list[dict[str, np.ndarray]]:
+        """`compute` of each case, as `map` has it, less what the file holds; in order.
+
+        All parts are arrays by the same names and of the same shapes. The file is written every 10
+        seconds, and when something stops it.
+        """
+        cases = list(cases)
+        about = {**self.about, "parts": len(cases)}
+        found = self._read(about)
+        with bar(len(cases), self.text) as shown:
+            if found:
+                shown.n = shown.initial = len(found)
+                shown.refresh()
+            written = time.monotonic()
+            try:
+                for case in cases[len(found) :]:
+                    found.append(compute(case))
+                    shown.update()
+                    if time.monotonic() - written > EVERY:
+                        self._write(about, found)
+                        written = time.monotonic()
+            finally:
+                if found:
+                    self._write(about, found)
+        return found
+
+    def remove(self) -> None:
+        """Removes the file: the result is written, or wanted anew."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self, about: dict) -> list[dict[str, np.ndarray]]:
+        try:
+            arrays = _read_arrays(self.path)
+            said = json.loads(str(arrays.pop("about")))
+            seconds = said.pop("seconds")
+        except (OSError, ValueError, KeyError):
+            return []
+        if said != about:
+            return []
+        self.earlier = seconds
+        columns = zip(*arrays.values(), strict=True)
+        return [dict(zip(arrays, column, strict=True)) for column in columns]
+
+    def _write(self, about: dict, found: list[dict[str, np.ndarray]]) -> None:
+        arrays = {name: np.stack([part[name] for part in found]) for name in found[0]}
+        said = json.dumps({**about, "seconds": self.seconds})
+        _write_arrays(self.path, {"about": np.array(said), **arrays})
 
 
 def save(directory, name: str, about: dict, result, seconds: float) -> pathlib.Path:
@@ -28,7 +105,8 @@ def save(directory, name: str, about: dict, result, seconds: float) -> pathlib.P
             arrays[key], fields[key] = value, f"{name}.npz"
     path = directory / f"{name}.json"
     if arrays:
-        np.savez_compressed(directory / f"{name}.npz", **arrays)
+        said = np.array(json.dumps(_plain(about)))
+        _write_arrays(directory / f"{name}.npz", {"about": said, **arrays})
     kind = type(result).__name__
     write_json(path, {"format": FORMAT, "kind": kind, "about": about, "versions": versions(),
                       "seconds": seconds, "result": _plain(fields)})  # fmt: skip
@@ -47,13 +125,33 @@ def load(directory, name: str, kind: type, about: dict | None = None):
         fields = dict(found["result"])
         for key, hint in typing.get_type_hints(kind).items():
             if fields[key] == f"{name}.npz":
-                with np.load(directory / f"{name}.npz") as arrays:
-                    fields[key] = arrays[key]
+                arrays = _read_arrays(directory / f"{name}.npz")
+                # A process that was killed in between has written one of the two files.
+                if json.loads(str(arrays["about"])) != found["about"]:
+                    return None
+                fields[key] = arrays[key]
             elif "ndarray" in str(hint) and fields[key] is not None:
                 fields[key] = np.array(fields[key])
         return kind(**fields)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _write_arrays(path: pathlib.Path, arrays: dict) -> None:
+    """Writes an .npz file in one go: a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(temporary, path)
+
+
+def _read_arrays(path: pathlib.Path) -> dict:
+    """The arrays of an .npz file; raises ValueError where it is damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged") from error
 
 
 def _plain(value):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import figure
 from loopjax.errors import UserError
 from loopjax.evals.language_model import LanguageModel
 
@@ -51,21 +50,3 @@ def _gram(leaf_UIO):
     leaf_UIO = leaf_UIO.astype(jnp.float32)
     precision = jax.lax.Precision.HIGHEST
     return jnp.einsum("uio,vio->uv", leaf_UIO, leaf_UIO, precision=precision)
-
-
-def plot(results: dict[str, Similarity]):
-    """A heat map of i < j for each model."""
-    fig = figure.new(4.4 * len(results) + 0.6, 4.4)
-    for axis, (label, result) in zip(
-        np.atleast_1d(fig.subplots(1, len(results))), results.items(), strict=True
-    ):
-        n = len(result.matrix)
-        shown = np.where(np.tri(n, dtype=bool), np.nan, result.matrix)
-        image = axis.imshow(shown, vmin=0, vmax=1, cmap="viridis")
-        for i, j in zip(*np.triu_indices(n, 1), strict=True):
-            axis.text(j, i, f"{result.matrix[i, j]:.2f}", ha="center", va="center", fontsize=8,
-                      color="white" if result.matrix[i, j] < 0.6 else "black")  # fmt: skip
-        axis.set_title(label, loc="left", color=figure.INK, fontsize=10, fontweight="bold")
-        axis.set_xlabel(f"block of {result.block} layers", color=figure.INK)
-    fig.colorbar(image, ax=fig.axes, shrink=0.8)
-    return fig

@@ -9,6 +9,7 @@ from loopjax import figure
 from loopjax.arguments import parser, positive
 from loopjax.errors import UserError
 from loopjax.log import write_json
+from loopjax.plots import accuracy
 
 
 def say(text: str) -> None:
@@ -155,7 +156,9 @@ def icl(argv: list[str]) -> int:
         limit=args.limit, data_dir=args.data_dir, batch_tokens=args.batch_tokens, say=say,
     )  # fmt: skip
     if args.plot:
-        run.plot(args.plot, result)
+        about = result["model"]
+        label = f"step {about['step']:,}, plan {about['depth']}"
+        figure.save(accuracy.icl({label: result}), args.plot)
     print(args.output)
     return 0
 

@@ -5,7 +5,6 @@ stopped.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import math
@@ -17,6 +16,7 @@ from importlib import metadata
 
 import numpy as np
 
+from loopjax import checkpoint
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.evals import suite
@@ -112,8 +112,7 @@ def begin(output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
 
 def weights_digest(lm: LanguageModel) -> str:
     """Which parameters they are, from the checksums of the checkpoint."""
-    sums = {k: v for k, v in lm.meta["checksums"].items() if k.startswith("params/")}
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    return checkpoint.weights_digest(lm.meta)
 
 
 def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:

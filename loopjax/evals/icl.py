@@ -7,7 +7,6 @@ fits (Kapl et al. 2026, Figures 7 and 16).
 import math
 import pathlib
 
-from loopjax import figure
 from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, metric_of, run_task
@@ -105,25 +104,3 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def plot(path, result: dict) -> None:
-    """Draws the curves of a sweep with their confidence intervals."""
-    fig = figure.new(7.5, 4.4)
-    axis = fig.subplots()
-    for colour, (name, curve) in zip(figure.COLOURS * 9, result["curves"].items(), strict=False):
-        rows = sorted(curve["rows"], key=lambda row: row["shots"])
-        shots = [row["shots"] for row in rows]
-        low, high = zip(*(row["interval"] for row in rows), strict=True)
-        axis.fill_between(shots, low, high, color=colour, alpha=0.15, linewidth=0)
-        label = f"{name} (at most {curve['most_shots']})"
-        axis.plot(shots, [row["accuracy"] for row in rows], "o-", color=colour, label=label)
-    figure.plain(axis)
-    axis.set_xlabel("examples in the prompt", color=figure.INK)
-    axis.set_ylabel("accuracy", color=figure.INK)
-    axis.set_ylim(0, 1)
-    axis.legend(frameon=False, fontsize=9, labelcolor=figure.INK)
-    about = result["model"]
-    title = f"step {about['step']:,}, plan {about['depth']}"
-    axis.set_title(title, loc="left", color=figure.INK, fontsize=11, fontweight="bold")
-    figure.save(fig, path)

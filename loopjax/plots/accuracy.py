@@ -1,0 +1,137 @@
+"""Pictures of accuracies: against examples in the prompt, layers that are edited, exits."""
+
+import numpy as np
+
+from loopjax import figure
+
+COLUMNS = 4  # panels side by side
+
+
+def icl(results: dict, colours: dict | None = None):
+    """Accuracy with its confidence interval against the examples in the prompt, a panel a task.
+
+    A result is what `loopjax icl` writes: {"curves": {task: {"rows": [...], ...}}, ...}.
+    """
+    tasks = _union(result["curves"] for result in results.values())
+    fig, axes = figure.grid(len(tasks), 3, 4.2, 3.2, 0.3)
+    colours, lines = figure.colours(results, colours), {}
+    for axis, task in zip(axes, tasks, strict=True):
+        for label, result in results.items():
+            if task not in result["curves"]:
+                continue
+            rows = sorted(result["curves"][task]["rows"], key=lambda row: row["shots"])
+            shots = [row["shots"] for row in rows]
+            low, high = zip(*(row["interval"] for row in rows), strict=True)
+            band = {"color": colours[label], "alpha": 0.13, "linewidth": 0}
+            figure.own(axis.fill_between(shots, low, high, **band), label)
+            values = [row["accuracy"] for row in rows]
+            lines[label] = _line(axis, shots, values, label, colours)
+        _panel(axis, task, "examples in the prompt")
+        axis.set_ylim(0, 1)
+        if axis.dataLim.width == 0:
+            axis.set_xlim(axis.dataLim.x0 - 1, axis.dataLim.x0 + 1)
+    axes[0].set_ylabel("accuracy", color=figure.INK, fontsize=9)
+    figure.legend(fig, lines)
+    return fig
+
+
+def interventions(results: dict, colours: dict | None = None):
+    """Accuracy against the start of the edited sub-block: a panel for each task and size.
+
+    A result is what `loopjax intervene` writes, all of one operation. The unmodified model is a
+    dashed line of its colour, guessing a dotted one.
+    """
+    panels = _union(
+        ((task, row["size"], row["times"]) for task in result["metrics"] for row in result["rows"])
+        for result in results.values()
+    )
+    tasks = _union(result["metrics"] for result in results.values())
+    panels.sort(key=lambda panel: (tasks.index(panel[0]), panel[1], panel[2] or 0))
+    # The sizes of a task stand side by side, and tasks too where there is room.
+    per_task = len(panels) // len(tasks)
+    columns = min(len(panels), max(1, COLUMNS // per_task) * per_task if per_task else 1)
+    columns = min(columns, COLUMNS)
+    fig, axes = figure.grid(len(panels), columns, min(5, 13 / columns), 3, 0.3)
+    colours, lines = figure.colours(results, colours), {}
+    for axis, panel in zip(axes, panels, strict=True):
+        lines |= _edited(axis, panel, results, colours)
+    for task in tasks:
+        same = [axis for axis, panel in zip(axes, panels, strict=True) if panel[0] == task]
+        top = 1.05 * max((axis.dataLim.y1 for axis in same), default=1)
+        for axis in same:
+            axis.set_ylim(0, top or 1)
+    for axis in axes[::columns]:
+        axis.set_ylabel("accuracy", color=figure.INK, fontsize=9)
+    figure.legend(fig, lines)
+    return fig
+
+
+def _edited(axis, panel, results: dict, colours: dict) -> dict:
+    """The curves of a task, a size and a number of extra passes; returns its lines by label."""
+    task, size, times = panel
+    lines, chance = {}, None
+    for label, result in results.items():
+        if task not in result["metrics"]:
+            continue
+        points = sorted(
+            (row["start"], row["tasks"][task]["accuracy"])
+            for row in result["rows"]
+            if (row["size"], row["times"]) == (size, times) and task in row["tasks"]
+        )
+        if points:
+            lines[label] = _line(axis, *zip(*points, strict=True), label, colours)
+        if task in result["unmodified"]:
+            plain = result["unmodified"][task]["accuracy"]
+            style = {"color": colours[label], "linestyle": "--", "linewidth": 1}
+            figure.own(axis.axhline(plain, **style), label)
+        chance = result["chance"].get(task) or chance
+    if chance:
+        style = {"color": figure.INK, "linestyle": ":", "linewidth": 1.2}
+        lines["guessing"] = axis.axhline(chance, **style)
+    text = f"{size} layer{'s' * (size > 1)}" + (f", {times} more" if times else "")
+    _panel(axis, f"{task}\n{text}", "")
+    most = max(result["model"]["effective_layers"] for result in results.values())
+    figure.layers(axis, most, "first layer of the sub-block")
+    return lines
+
+
+def exits(results: dict, colours: dict | None = None):
+    """Accuracy at each exit as a share of the whole model's; a panel for each task.
+
+    A result has the attributes of `early_exit.ExitAccuracy`.
+    """
+    tasks = _union(result.tasks for result in results.values())
+    fig, axes = figure.grid(len(tasks), 2, 6.3, 3.4, 0.3)
+    colours, lines = figure.colours(results, colours), {}
+    for axis, task in zip(axes, tasks, strict=True):
+        most = 0
+        for label, result in results.items():
+            if task in result.tasks:
+                values = np.asarray(result.relative[list(result.tasks).index(task)], float)
+                lines[label] = _line(axis, range(len(values)), values, label, colours)
+                most = max(most, len(values))
+        axis.axhline(1, color=figure.PALE, linewidth=1.5, zorder=0)
+        _panel(axis, task, "exit before layer")
+        figure.layers(axis, most, "exit before layer")
+        axis.set_ylim(0, 1.02 * axis.get_ylim()[1])
+    axes[0].set_ylabel("accuracy / whole model's", color=figure.INK, fontsize=9)
+    figure.legend(fig, lines)
+    return fig
+
+
+def _line(axis, x, y, label: str, colours: dict):
+    style = {"color": colours[label], "markersize": 4, "clip_on": False, "label": label}
+    (line,) = axis.plot(x, y, "o-", **style)
+    return figure.own(line, label)
+
+
+def _panel(axis, title: str, xlabel: str) -> None:
+    figure.plain(axis)
+    figure.title(axis, title)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel(xlabel, color=figure.INK, fontsize=9)
+
+
+def _union(lists) -> list:
+    """What stands in any of them, each once, in order."""
+    return list(dict.fromkeys(item for one in lists for item in one))

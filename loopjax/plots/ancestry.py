@@ -1,0 +1,128 @@
+"""The picture of a lineage: which layers were copied from which, and in which order they run."""
+
+import colorsys
+import dataclasses
+
+from loopjax import figure
+from loopjax.depth import DepthPlan
+from loopjax.figure import COLOURS, INK
+from loopjax.inspect.lineage import Stage
+
+BOX = 0.36  # half the width of a box, in layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestry:
+    """What is drawn of a model.
+
+    Attributes:
+      stages: its stacks, oldest first.
+      plans: plans by which the last stack is run.
+    """
+
+    stages: list[Stage]
+    plans: list[DepthPlan]
+
+    @property
+    def looped(self) -> list[DepthPlan]:
+        """The plans that execute something else than the stack in turn, each once."""
+        return [plan for plan in dict.fromkeys(self.plans) if plan.is_looped]
+
+    @property
+    def columns(self) -> int:
+        """Boxes of the longest row."""
+        stacks = [len(stage.order) for stage in self.stages]
+        return max(*stacks, *(plan.n_effective for plan in self.looped), 1)
+
+    @property
+    def rows(self) -> int:
+        return len(self.stages) + len(self.looped)
+
+    @property
+    def origins(self) -> list[tuple[int, ...]]:
+        """For each stage, the ancestor of each layer in the first stack."""
+        found = [self.stages[0].order]
+        for stage in self.stages[1:]:
+            found.append(tuple(found[-1][i] for i in stage.order))
+        return found
+
+
+def lineages(models: dict[str, Ancestry]):
+    """A panel for each model, one below the other."""
+    rows = [model.rows + 0.7 for model in models.values()]
+    columns = max(model.columns for model in models.values())
+    fig = figure.new(min(12.5, max(4.5, 0.36 * columns + 2)), 0.62 * sum(rows))
+    axes = fig.subplots(len(models), 1, height_ratios=rows, squeeze=False)[:, 0]
+    for axis, (label, model) in zip(axes, models.items(), strict=True):
+        draw(axis, model, columns)
+        figure.title(axis, label)
+        figure.own(axis, label)
+    return fig
+
+
+def draw(axis, model: Ancestry, columns: int | None = None) -> None:
+    """Stacks as rows of boxes in the colour of their ancestor, lines to their copies.
+
+    Below them what each looped plan executes, passes underlined. `columns` is the width of the
+    axis in boxes.
+    """
+    columns = columns or model.columns
+    origins, first = model.origins, len(model.stages[0].order)
+    colours = _colours(first)
+    # Where a box is narrow its number has to be small: of 12 inches, at 72 points.
+    size = min(8.0, 72 * 11 / columns / 2.4)
+
+    def left(n):
+        return (columns - n) / 2
+
+    for k, stage in enumerate(model.stages):
+        n = len(stage.order)
+        for i, parent in enumerate(stage.order if k else ()):
+            original = i == stage.order.index(parent)
+            before = left(len(model.stages[k - 1].order))
+            axis.plot(
+                [before + parent, left(n) + i], [1 - k - 0.26, -k + 0.26],
+                color=colours[origins[k][i]], linewidth=1.2 if original else 2,
+                alpha=0.3 if original else 1, solid_capstyle="round",
+            )  # fmt: skip
+        for i, origin in enumerate(origins[k]):
+            _box(axis, left(n) + i, -k, i, colours[origin], size)
+    labels = [f"step {stage.step:,}\n{stage.operator}" for stage in model.stages]
+    for k, plan in enumerate(model.looped, len(model.stages)):
+        _executed(axis, plan, left(plan.n_effective), -k, origins[-1], colours, size)
+        labels.append(f"executed\nby {plan}")
+    axis.set_yticks([-k for k in range(len(labels))], labels)
+    axis.set_xticks([])
+    axis.tick_params(colors=INK, labelsize=9, length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xlim(-0.7, columns - 0.3)
+    axis.set_ylim(-len(labels) + 0.4, 0.5)
+
+
+def _executed(axis, plan: DepthPlan, x: float, y: float, origins, colours, size) -> None:
+    for e, layer in enumerate(plan.order):
+        _box(axis, x + e, y, layer, colours[origins[layer]], size)
+    for segment in plan.segments:
+        for _ in range(segment.repeats):
+            if segment.repeats > 1:
+                ends = [x - BOX, x + segment.layers - 1 + BOX]
+                axis.plot(ends, [y - 0.34] * 2, color=INK, linewidth=1.6)
+            x += segment.layers
+
+
+def _box(axis, x: float, y: float, text, colour, size: float) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    box = FancyBboxPatch(
+        (x - BOX, y - 0.2), 2 * BOX, 0.4, boxstyle="round,pad=0,rounding_size=0.12",
+        mutation_aspect=0.5, facecolor=colour, edgecolor="none",
+    )  # fmt: skip
+    axis.add_patch(box)
+    axis.text(x, y - 0.01, text, ha="center", va="center", color="white", fontsize=size)
+
+
+def _colours(n: int) -> list:
+    """A colour for each layer of the first stack: of many, from blue over green and red to purple."""
+    if n <= len(COLOURS):
+        return list(COLOURS[:n])
+    return [colorsys.hls_to_rgb((0.62 - 0.84 * i / (n - 1)) % 1, 0.42, 0.6) for i in range(n)]

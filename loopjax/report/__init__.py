@@ -1,0 +1,1 @@
+"""`loopjax report`: any number of models in one HTML page."""

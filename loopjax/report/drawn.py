@@ -1,0 +1,227 @@
+"""The pictures of a page: which results go into which figure.
+
+Results are in one figure where they are of one kind and were made under the same conditions.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from loopjax.analysis import signature
+from loopjax.plots import accuracy, ancestry, runs
+from loopjax.plots.diagnostics import PLOTS
+from loopjax.report import summary
+from loopjax.report.parts import Picture, Table, number
+
+NLL = "held-out NLL (nats per token)"
+OPERATIONS = ("swap", "skip", "reverse", "repeat")
+
+
+def _pictures(entries, colours, kind: str, plot, caption: str) -> list:
+    """A picture for each condition under which there are results; `caption` takes the condition."""
+    made = []
+    for of in summary.conditions(entries, kind):
+        held = summary.held(entries, kind, of)
+        text = caption.format(of=of).replace(" ()", "")
+        name = "-".join(part for part in (kind, of) if part)
+        made.append(Picture(name, text, plot(held, colours)))
+    return made
+
+
+def lineages(entries, colours) -> list:
+    held: dict[int, list] = {}
+    for entry in entries:
+        if entry.model.events:
+            held.setdefault(id(entry.model), []).append(entry)
+    drawn = {
+        group[0].label: ancestry.Ancestry(group[0].model.stages, [e.plan for e in group])
+        for group in held.values()
+    }
+    if not drawn:
+        return []
+    caption = "Stacks by training step, and below them what looped plans execute."
+    return [Picture("lineage", caption, ancestry.lineages(drawn))]
+
+
+def training(entries, colours, metric: str = "eval/nll", label: str = NLL) -> list:
+    """`metric` is the column of metrics.jsonl that is drawn above the loss, `label` what it is."""
+    rows = []
+    for column, title, ylabel, cut in (
+        (metric, "held-out", label, False),
+        ("loss", "training batches", "loss (nats per token)", True),
+    ):
+        curves = {e.label: e.model.curve(column) for e in entries if e.plan == e.model.plan}
+        curves = {name: curve for name, curve in curves.items() if curve}
+        if cut:
+            curves = {name: _means(curve) for name, curve in curves.items()}
+        if curves:
+            rows.append(runs.Row(title, ylabel, curves, cut))
+    made = []
+    if rows:
+        caption = (
+            f"{label[:1].upper()}{label[1:]}, and training loss, each point the mean of a hundredth of the "
+            "steps; the first 5% may lie above the panel."
+        )
+        made.append(Picture("training", caption, runs.training(rows, colours)))
+    return made + _checkpoints(entries, colours)
+
+
+def _means(curve) -> tuple:
+    """A curve of at most a hundred points, each the mean of its part."""
+    parts = np.array_split(np.array(curve, float), min(100, len(curve[0])), axis=1)
+    return tuple(np.array([part.mean(1) for part in parts]).T)
+
+
+def _checkpoints(entries, colours) -> list:
+    """`loopjax nll --all`: a run's checkpoints."""
+    curves = {}
+    for entry in entries:
+        rows = {row["step"]: row for row in entry.results.get("nll", {}).values()}
+        rows = {
+            s: r for s, r in entry.model.history.items() if r["depth"] == str(entry.plan)
+        } | rows
+        flops = {row["step"]: row["flops"] for row in entry.model.rows}
+        steps = sorted(step for step in rows if step in flops)
+        if len(steps) > 1:
+            values = [rows[step]["nll"] for step in steps]
+            curves[entry.label] = (steps, [flops[step] for step in steps], values)
+    if not curves:
+        return []
+    row = runs.Row("by checkpoint", NLL, curves)
+    caption = "Held-out NLL of saved checkpoints, by loopjax nll."
+    return [Picture("checkpoints", caption, runs.training([row], colours))]
+
+
+def costs(entries, colours, accuracies=()) -> list:
+    """`accuracies` are (source, title) of held-out accuracies that count beside the NLL."""
+    known = {
+        "unique parameters": {e.label: e.parameters for e in entries},
+        "inference FLOPs per token": {e.label: e.inference_flops for e in entries},
+        "training FLOPs": {e.label: e.model.training_flops for e in entries},
+    }
+    known = {name: {k: v for k, v in values.items() if v} for name, values in known.items()}
+    made = []
+    for name, (ylabel, values) in _achieved(entries, accuracies).items():
+        axes = {cost: have for cost, have in known.items() if len(have.keys() & values) > 1}
+        if len(values) > 1 and axes:
+            fig = runs.trade_off(values, axes, ylabel, colours)
+            made.append(Picture(f"trade-off-{name}", f"{name} against the costs.", fig))
+    return made + summary.tasks(entries)
+
+
+def _achieved(entries, accuracies) -> dict:
+    """{name: (axis, {label: value})} of NLL, task scores and depth scores."""
+    nll = {e.label: e.nll for e in entries if e.nll is not None}
+    found = {"Held-out NLL": ("nats per token", nll)}
+    own = {e.label: e.model.heldout() for e in entries if e.plan == e.model.plan}
+    for source, title in accuracies:
+        name = f"{source}/accuracy"
+        values = {label: heldout[name] for label, heldout in own.items() if name in heldout}
+        found[title[:1].upper() + title[1:]] = ("accuracy", values)
+    for of in summary.conditions(entries, "eval"):
+        held = summary.held(entries, "eval", of)
+        # Groups stand for their tasks; without a group each task stands for itself.
+        groups = {label: one["groups"] for label, one in held.items()}
+        if not any(groups.values()):
+            groups = {
+                label: {name: summary.scored(task) for name, task in one["tasks"].items()}
+                for label, one in held.items()
+            }
+        for name in dict.fromkeys(name for scores in groups.values() for name in scores):
+            values = {k: s[name] for k, s in groups.items() if s.get(name)}
+            metric = next(iter(values.values()))["metric"] if values else ""
+            of_name = f"{name} ({of})" if of else name
+            found[of_name] = (metric, {label: s["value"] for label, s in values.items()})
+    for of in summary.conditions(entries, "depth_score"):
+        scores = {k: found.score for k, found in summary.held(entries, "depth_score", of).items()}
+        held = {label: score for label, score in scores.items() if np.isfinite(score)}
+        found[f"Depth score ({of})"] = ("executed layers", held)
+    return found
+
+
+def depth(entries, colours) -> list:
+    caption = "Change of the answer's predictions when a layer is erased before it ({of})."
+    return summary.depth_scores(entries) + _pictures(
+        entries, colours, "depth_score", PLOTS["depth_score"], caption
+    )
+
+
+def exits(entries, colours) -> list:
+    agree = "Share of the 5 likeliest tokens in common with the model, and divergence ({of})."
+    right = "Accuracy of the exits as a share of the whole model's ({of})."
+    made = _pictures(entries, colours, "overlap", PLOTS["overlap"], agree)
+    made += _pictures(entries, colours, "exit_accuracy", PLOTS["exit_accuracy"], right)
+    return made + _whole(entries)
+
+
+def _whole(entries) -> list:
+    """What the shares of the exits are of."""
+    made = []
+    for of in summary.conditions(entries, "exit_accuracy"):
+        held = summary.held(entries, "exit_accuracy", of)
+        names = list(dict.fromkeys(task for one in held.values() for task in one.tasks))
+        rows = []
+        for label, one in held.items():
+            values = dict(zip(one.tasks, map(float, one.unmodified), strict=True))
+            rows.append((label, [label, *(number(values.get(name), ".3f") for name in names)]))
+        caption = f"Accuracy of the whole models in the same evaluation{of and f' ({of})'}."
+        made.append(Table(caption, ["model", *names], rows))
+    return made
+
+
+def norms(entries, colours) -> list:
+    curves = {
+        "attention / residual": lambda found: _without_first(found.attention),
+        "layer / residual": lambda found: _without_first(found.layer),
+    }
+    caption = "Norms, contributions and cosines, means over tokens ({of})."
+    made = _pictures(entries, colours, "norms", PLOTS["norms"], caption)
+    return made + summary.cycles(entries, "norms", curves)
+
+
+def _without_first(values) -> np.ndarray:
+    """The first layer reads the bare embedding and is off the scale of all others."""
+    return np.array([np.nan, *np.asarray(values, float)[1:]])
+
+
+def effects(entries, colours) -> list:
+    captions = {
+        "future_local": "Effects on later tokens, each layer alone seeing what is missing ({of}).",
+        "future": "Effects on later tokens, everything after the erased layer computed anew ({of}).",
+        "current_attention": "Effects of erasing a layer's attention at all tokens ({of}).",
+    }
+    made = []
+    for kind, caption in captions.items():
+        made += _pictures(entries, colours, kind, PLOTS[kind], caption)
+        if kind == "future_local":
+            curve = {"mean of a column": lambda found: signature.column_means(found.matrix)}
+            made += summary.cycles(entries, kind, curve)
+    return made
+
+
+def interventions(entries, colours) -> list:
+    made = []
+    for op in OPERATIONS:
+        caption = f"{op.capitalize()}: accuracy against the first layer of the sub-block ({{of}})."
+        kind = f"intervene {op}"
+        made += _pictures(entries, colours, kind, accuracy.interventions, caption)
+    return made
+
+
+def icl(entries, colours) -> list:
+    caption = "Accuracy by number of examples, up to what the context holds ({of})."
+    return _pictures(entries, colours, "icl", accuracy.icl, caption)
+
+
+def similarity(entries, colours) -> list:
+    caption = (
+        "Feed-forward weights of blocks above the diagonal ({of}); one block alone is left out."
+    )
+    entries = [
+        dataclasses.replace(e, results={"similarity": {
+            of: found for of, found in e.results.get("similarity", {}).items()
+            if len(found.matrix) > 1
+        }})
+        for e in entries
+    ]  # fmt: skip
+    return _pictures(entries, colours, "similarity", PLOTS["similarity"], caption)

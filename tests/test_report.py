@@ -1,0 +1,423 @@
+"""The page that compares models: what it finds, what it shows, what can be done with it."""
+
+import html.parser
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from loopjax import checkpoint, cli, figure
+from loopjax.errors import UserError
+from loopjax.report import models, page, results, svg
+from loopjax.report.sections import SECTIONS
+from tests import report_material as material
+
+OWN = {"depth_score", "norms"}
+
+
+def labels(paths):
+    return [entry.label for entry in models.collect(paths)[0]]
+
+
+def written(tmp_path, paths, **kwargs):
+    out = tmp_path / "new" / "report.html"
+    page.write_report(out, [page.Group("", "", paths)], **kwargs)
+    return out.read_text()
+
+
+def numbers_of(text):
+    return json.loads(re.search(r'id="numbers">(.*?)</script>', text, re.S)[1])
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three runs with all results."""
+    place = tmp_path_factory.mktemp("three")
+    kinds = {"standard": material.STANDARD, "loop": material.LOOP, "lidas": material.LIDAS}
+    for k, (name, phases) in enumerate(kinds.items()):
+        run = material.run(place / name, phases, 2 + k / 10)
+        material.everything(run, phases[-1]["plan"], k / 10)
+    return place
+
+
+@pytest.fixture(scope="module")
+def full(three):
+    """Their page."""
+    out = three / "report.html"
+    paths = [str(three / name) for name in ("standard", "loop", "lidas")]
+    page.write_report(out, [page.Group("", "", paths)], "Three & <models>")
+    return out.read_text()
+
+
+# Finding
+
+
+def test_results_below_a_run_are_its_own_and_runs_below_it_are_not(tmp_path):
+    run, other = material.run(tmp_path / "a"), material.run(tmp_path / "a" / "b")
+    material.diagnose(run / "signature", run, which=OWN)
+    material.diagnose(other / "signature", other, which={"future"})
+    (run / "checkpoints.damaged").mkdir()
+    (run / "checkpoints.damaged" / "x.json").write_text("{}")
+    (entry,), notes = models.collect([run])
+    assert set(entry.results) == OWN and notes == []
+    assert list(entry.results["norms"]) == ["arithmetic, 20 prompts"]
+
+
+def test_results_elsewhere_go_to_the_model_that_they_are_of(tmp_path):
+    run, other = material.run(tmp_path / "a"), material.run(tmp_path / "b")
+    material.diagnose(tmp_path / "results", other, which=OWN)
+    material.evaluated(tmp_path / "e.json", run)
+    entries, _ = models.collect([run, other, tmp_path / "results", tmp_path / "e.json"])
+    assert [set(entry.results) for entry in entries] == [{"eval"}, OWN]
+
+
+def test_another_plan_is_a_variant_and_an_unnamed_model_one_of_its_own(tmp_path):
+    run, other = material.run(tmp_path / "a"), tmp_path / "gone"
+    material.diagnose(run / "signature", run, which=OWN)
+    material.diagnose(run / "looped", run, "4-4x2-4", 16, which=OWN)
+    material.shown_examples(tmp_path / "icl.json", other)
+    assert labels([run, tmp_path / "icl.json"]) == ["a", "a at 4-4x2-4", "gone@20"]
+    entries, _ = models.collect([f"mine={tmp_path / 'icl.json'}"])
+    assert [entry.label for entry in entries] == ["mine"]
+    assert entries[0].parameters and entries[0].inference_flops
+    assert entries[0].model.training_flops is None and entries[0].nll is None
+
+
+def test_a_variant_costs_what_it_executes_and_has_no_loss_of_the_training(tmp_path):
+    run = material.run(tmp_path / "a")
+    material.diagnose(run / "looped", run, "4-4x2-4", 16, which=OWN)
+    own, looped = models.collect([run])[0]
+    assert own.parameters == looped.parameters and own.nll == 2.0 and looped.nll is None
+    assert looped.inference_flops > 1.2 * own.inference_flops
+
+
+def test_labels_are_given_or_made_distinct(tmp_path):
+    for place in ("x", "y"):
+        material.run(tmp_path / place / "a")
+    paths = [tmp_path / "x" / "a", tmp_path / "y" / "a"]
+    assert labels(paths) == ["x/a", "y/a"]
+    assert labels([f"one={paths[0]}", f"one={paths[1]}"]) == ["x/one", "y/one"]
+    assert labels([f"one={paths[0]}", paths[1]]) == ["one", "a"]
+    entries, notes = models.collect([paths[0], paths[0]])
+    assert len(entries) == 1 and "once more" in notes[0]
+
+
+def test_results_of_other_prompts_or_settings_are_kept_apart_and_other_tasks_joined(tmp_path):
+    run = material.run(tmp_path / "a")
+    material.diagnose(run / "s", run, which=OWN)
+    material.diagnose(run / "s", run, which=OWN, prompts="chains", n=7)
+    material.intervened(run / "swap.json", run, sizes=(1,))
+    material.intervened(run / "swap4.json", run, sizes=(4,))
+    (entry,), notes = models.collect([run])
+    assert set(entry.results["norms"]) == {"arithmetic, 20 prompts", "chains, 7 prompts"}
+    (swaps,) = entry.results["intervene swap"].values()
+    assert {row["size"] for row in swaps["rows"]} == {1, 4} and notes == []
+    shutil.copytree(run / "s", run / "twice")
+    assert len(models.collect([run])[1]) == 4
+
+
+def test_foreign_files_are_noted_where_found_and_refused_where_named(tmp_path):
+    run = material.run(tmp_path / "a")
+    (run / "notes.json").write_text('{"a": 1}')
+    (run / "cut.json").write_text('{"kind": "Norms", "about"')
+    (run / "list.json").write_text("[]")
+    entries, notes = models.collect([run])
+    assert len(entries) == 1
+    assert sorted(note.split("/")[-1] for note in notes) == [
+        "cut.json was left out: it is not JSON",
+        "list.json was left out: it holds no result",
+        "notes.json was left out: it holds no result",
+    ]
+    assert "notes.json was left out" in written(tmp_path, [run])
+    with pytest.raises(UserError, match=r"notes.json is no result of loopjax: it holds no result"):
+        models.collect([run, run / "notes.json"])
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty", "other"])
+def test_no_report_for_nothing(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("{}")
+    assert cli.main(["report", "out.html", path]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"loopjax report: {path} is not the directory of a run")
+    assert said.count("\n") == 1 and not (tmp_path / "out.html").exists()
+
+
+def test_a_run_with_checkpoints_is_known_by_its_weights_wherever_it_lies(tmp_path):
+    run = material.run(tmp_path / "run", material.LIDAS)
+    material.saved(run, 6, "8", material.LIDAS)
+    material.saved(run, material.STEPS, "12", material.LIDAS, seed=1)
+    last, before = models.open_model(str(run)), models.open_model(f"{run}@6")
+    assert (last.step, str(last.plan), last.way) == (20, "12", "4 → 8 → 12 (lidas)")
+    assert len(last.stages) == 3 and last.training_flops == 2000 and last.seconds == 61
+    assert (before.name, str(before.plan), before.way) == ("run@6", "8", "4 → 8 (lidas)")
+    assert before.training_flops == 600 and before.seconds == 30 and not before.result
+    assert before.weights != last.weights
+    material.diagnose(run / "s", run, which=OWN, weights=last.weights)
+    material.diagnose(run / "t", run, "8", 8, which={"future"}, weights=before.weights, step=6)
+    material.measured(run / "nll.json", run)
+    run.rename(tmp_path / "moved")
+    entries, notes = models.collect([tmp_path / "moved"])
+    assert [entry.label for entry in entries] == ["moved", "run@6"] and notes == []
+    assert [set(entry.results) for entry in entries] == [OWN | {"nll"}, {"future"}]
+    assert list(entries[0].model.history) == [10]
+    both, _ = models.collect([tmp_path / "moved", f"half={tmp_path / 'moved'}@6"])
+    assert [entry.label for entry in both] == ["moved", "half"]
+    assert [set(entry.results) for entry in both] == [OWN | {"nll"}, {"future"}]
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_is(tmp_path):
+    run = material.run(tmp_path / "run")
+    material.saved(run, 10)
+    (run / "result.json").unlink()
+    (entry,), _ = models.collect([run])
+    assert (entry.label, entry.model.step, entry.nll) == ("run", 10, 2.5)
+    assert entry.model.training_flops == 1000 and entry.parameters
+
+
+def test_the_digest_is_that_of_the_results():
+    meta = {"checksums": {"params/a": 1, "optimizer/b": 2}}
+    same = {"checksums": {"params/a": 1, "optimizer/b": 3}}
+    other = {"checksums": {"params/a": 2}}
+    assert checkpoint.weights_digest(meta) == checkpoint.weights_digest(same)
+    assert checkpoint.weights_digest(meta) != checkpoint.weights_digest(other)
+
+
+def test_all_kinds_of_files_are_read(three):
+    kinds = {found.kind for file in results.below(three / "lidas") for found in results.read(file)}
+    needed = {kind for section in SECTIONS for kind in section.needs}
+    assert needed == kinds
+
+
+# Showing
+
+
+class Outline(html.parser.HTMLParser):
+    """Checks that elements are closed in order, and keeps what tests ask for."""
+
+    VOID = ("meta", "link", "input", "br", "img")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.figures, self.counts, self.ids = [], [], {}, []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        if tag == "figure":
+            self.figures.append({})
+        if tag == "svg":
+            self.figures[-1]["alt"] = attrs["aria-label"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "figcaption":
+            self.figures[-1]["caption"] = data
+
+
+def test_a_page_has_every_section_with_its_sentences(full):
+    for section in SECTIONS:
+        assert f"<h2>{section.title}</h2>" in full
+        assert section.shows in full or section.shows.replace("'", "&#x27;") in full
+    assert full.count("Look for:") == len(SECTIONS)
+    assert "What could be added" not in full and "Left out" not in full
+    assert "Three &amp; &lt;models&gt;" in full
+
+
+def test_the_html_is_whole_and_every_figure_says_what_it_is(full):
+    outline = Outline(full)
+    assert outline.counts["svg"] == len(numbers_of(full)) >= 17
+    assert len(set(outline.ids)) == len(outline.ids)
+    for drawn in outline.figures:
+        assert drawn["caption"].endswith(".") and len(drawn["caption"]) > 20
+        assert drawn.get("alt", "Models: standard, loop, lidas.").endswith("loop, lidas.")
+    assert full.count("<text") > 100  # text stays text
+
+
+def test_nothing_is_loaded_from_elsewhere(full):
+    assert "http" not in full and "@import" not in full and "//www" not in full
+    sources = re.findall(r'(?:src|href)="([^"]*)"|url\(([^)]*)\)', full)
+    assert all(a.startswith(("data:", "#")) or b.startswith("#") for a, b in sources)
+
+
+def test_a_section_without_data_is_left_out_and_its_command_told(tmp_path):
+    run = material.run(tmp_path / "a run")
+    material.diagnose(run / "signature", run, which={"norms"})
+    material.diagnose(run / "looped", run, "4-4x2-4", 16, which={"norms"})
+    text = written(tmp_path, [run])
+    assert "<h2>Residual stream</h2>" in text and "<h2>Early exits</h2>" not in text
+    place = f"'{run}" if " " in str(run) else str(run)
+    for command in (
+        f"loopjax analyze --checkpoint {place}' --what depth_score --output {place}/signature'",
+        f"loopjax analyze --checkpoint {place}' --depth 4-4x2-4 --what overlap,exit_accuracy "
+        f"--output {place}/signature-4-4x2-4'",
+        f"loopjax intervene --checkpoint {place}' --op swap --size 1,2,4 --output {place}/swap.json'",
+        f"loopjax eval --checkpoint {place}' --tasks paper_suite --output {place}/eval.json'",
+        f"loopjax nll --checkpoint {place}' --depth 4-4x2-4 --output {place}/nll-4-4x2-4.json'",
+    ):
+        assert command.replace("'", "&#x27;") in text
+    assert f"nll --checkpoint &#x27;{run}&#x27; --output" not in text
+
+
+def test_the_commands_that_are_told_can_be_parsed(tmp_path):
+    from loopjax.analysis.commands import _analyze_parser, _intervene_parser
+
+    entry = models.collect([material.run(tmp_path / "a")])[0][0]
+    told = [c.split() for lines in page.wanted(entry and [entry]).values() for c in lines]
+    assert {words[1] for words in told} == {"analyze", "intervene", "eval", "icl"}
+    for _, verb, *flags in told:
+        if verb in ("analyze", "intervene"):
+            {"analyze": _analyze_parser, "intervene": _intervene_parser}[verb]().parse_args(flags)
+
+
+def test_a_colour_belongs_to_a_model_in_all_figures(tmp_path):
+    a, b = material.run(tmp_path / "a"), material.run(tmp_path / "b")
+    material.diagnose(b / "signature", b, which={"norms"})
+    material.evaluated(a / "eval.json", a)
+    text = written(tmp_path, [a, b])
+    lines = re.findall(r'<g data-model="(m\d)">.{0,400}?stroke: (#\w+)', text, re.S)
+    assert {model: {c for m, c in lines if m == model} for model in ("m0", "m1")} == {
+        "m0": {figure.COLOURS[0]}, "m1": {figure.COLOURS[1]},
+    }  # fmt: skip
+    shades = list(figure.colours(range(24)).values())
+    assert len(set(shades)) == 24 and tuple(shades[:8]) == figure.COLOURS
+
+
+def test_numbers_lie_where_the_figure_draws_them(full):
+    for key, drawn in numbers_of(full).items():
+        svg_text = re.search(rf'<figure id="{key}">.*?</svg>', full, re.S)[0]
+        for axis in drawn["axes"]:
+            left, top, right, bottom = axis["box"]
+            (x0, x1, _), (y0, y1, _) = axis["x"], axis["y"]
+            for line in (line for line in axis["lines"] if "points" in line):
+                x, y = (values[-1] for values in line["points"])
+                if y is None or not y0 <= y <= y1:
+                    continue
+                at = (left + (x - x0) / (x1 - x0) * (right - left),
+                      bottom - (y - y0) / (y1 - y0) * (bottom - top))  # fmt: skip
+                ends = re.findall(
+                    rf'data-model="{line["model"]}">\s*<path d="[^"]*?([\d.]+) ([\d.]+)\s*"',
+                    svg_text,
+                )
+                gaps = [np.hypot(float(a) - at[0], float(b) - at[1]) for a, b in ends]
+                assert min(gaps) < 0.5, (key, axis["title"], line["label"])
+
+
+def test_cycles_and_depth_scores_are_numbers_of_the_page(full):
+    rows = re.findall(r"<tr data-model=.*?</tr>", full)
+    loop = next(row for row in rows if "mean of a column" in row and ">loop<" in row)
+    assert '<td data-value="4">4</td>' in loop and '<td data-value="3">3</td>' in loop
+    assert re.search(r"Depth scores.*", full) and "3.25" in full and "3.35" in full
+
+
+def test_a_model_without_costs_is_in_no_panel_of_them(tmp_path):
+    run = material.run(tmp_path / "a")
+    material.evaluated(run / "eval.json", run)
+    for name in ("x", "y"):
+        material.evaluated(tmp_path / f"{name}.json", tmp_path / name, value=0.7)
+    drawn = numbers_of(written(tmp_path, [run, tmp_path / "x.json", tmp_path / "y.json"]))
+    spots = [axis for one in drawn.values() for axis in one["axes"] if axis["lines"][:1]
+             and "spot" in axis["lines"][0]]  # fmt: skip
+    panels = {axis["xlabel"]: [line["label"] for line in axis["lines"]] for axis in spots}
+    assert panels == {
+        "unique parameters": ["a", "x@20", "y@20"], "inference FLOPs per token": ["a", "x@20", "y@20"],
+    }  # fmt: skip
+
+
+def test_long_lines_keep_their_extremes(tmp_path):
+    run = material.run(tmp_path / "a")
+    rows = [{"step": s, "loss": 2.0, "flops": 1.0 * s, "eval/nll": 2.0} for s in range(1, 5001)]
+    rows[1234]["eval/nll"], rows[4321]["eval/nll"] = 9.0, 0.5
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = written(tmp_path, [run])
+    assert "points are thinned, extremes kept" in text
+    x, y = numbers_of(text)["f1"]["axes"][0]["lines"][0]["points"]
+    assert len(x) <= svg.POINTS and max(y) == 9.0 and min(y) == 0.5 and x[y.index(9.0)] == 1235
+
+
+def test_a_label_may_hold_anything(tmp_path):
+    run = material.run(tmp_path / "a")
+    material.diagnose(run / "s", run, which=OWN)
+    text = written(tmp_path, [f'<b>"x" & <i>={run}'])
+    Outline(text)
+    assert "<b>&quot;" not in text and '<b>"' not in text
+    assert numbers_of(text)["f1"]["axes"][0]["lines"][0]["label"] == '<b>"x" & <i>'
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A run with one diagnostic."""
+    run = material.run(tmp_path_factory.mktemp("small") / "lidas", material.LIDAS)
+    material.diagnose(run / "signature", run, which={"depth_score"})
+    return run
+
+
+def test_figures_are_written_for_publication_too(small, tmp_path, capsys):
+    argv = ["report", str(tmp_path / "r.html"), str(small), "--title", "Mine"]
+    assert cli.main([*argv, "--figures", str(tmp_path / "figures")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'r.html'}\n"
+    assert "<title>Mine</title>" in (tmp_path / "r.html").read_text()
+    names = {path.stem for path in (tmp_path / "figures").glob("*.pdf")}
+    assert names == {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert names == {"lineage", "training", "depth_score-arithmetic-20-prompts"}
+    for path in (tmp_path / "figures").iterdir():
+        assert path.read_bytes()[:4] in (b"%PDF", b"\x89PNG")
+
+
+def test_groups_have_their_own_models_and_titles(small, tmp_path):
+    loop = material.run(tmp_path / "loop", material.LOOP)
+    groups = [
+        page.Group("First", "some <b>text</b>", [loop], accuracies=(("web", "of web"),)),
+        page.Group("Second", "", [small], metric="loss", label="the loss", wanted=False),
+    ]
+    page.write_report(tmp_path / "r.html", groups)
+    text = (tmp_path / "r.html").read_text()
+    assert "<h2>First</h2>\n<p>some <b>text</b></p>" in text and "<h3>Models</h3>" in text
+    assert text.index("<h2>First</h2>") < text.index("<h2>Second</h2>") and "The loss, and" in text
+    assert text.count("What could be added") == 1
+    models_of = {
+        line["model"] for one in numbers_of(text).values() for axis in one["axes"]
+        for line in axis["lines"]
+    }  # fmt: skip
+    assert models_of == {"m0", "m1"}
+
+
+def test_a_page_needs_matplotlib_and_a_place(small, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    group = page.Group("", "", [small])
+    with pytest.raises(UserError, match=r"file/r.html cannot be written: "):
+        page.write_report(tmp_path / "file" / "r.html", [group])
+    with pytest.raises(UserError, match=r"--figures .*file/f cannot be written: Not a directory"):
+        page.write_report(tmp_path / "r.html", [group], figures=tmp_path / "file" / "f")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="a picture needs matplotlib"):
+        page.write_report(tmp_path / "r.html", [group])
+
+
+def test_a_page_does_not_need_the_harness(three, tmp_path):
+    """Results that were computed elsewhere can be looked at without `loopjax[eval]`."""
+    import subprocess
+
+    code = (
+        "import sys; sys.modules['lm_eval'] = None\n"
+        "from loopjax import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    argv = [sys.executable, "-c", code, "report", str(tmp_path / "r.html"), str(three / "loop")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Layer interventions" in (tmp_path / "r.html").read_text()
