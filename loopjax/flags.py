@@ -12,28 +12,30 @@ from loopjax import config as config_lib
 from loopjax.errors import UserError
 
 
-def parse(verb: str, text: str, argv: list[str], define=lambda values: None, required=()):
+def parse(
+    verb: str, text: str, argv: list[str], define=lambda values: None, required=(), make=None
+):
     """(config, flags) of a command line; raises UserError in one sentence.
 
     Args:
       verb, text: name of the command, and its help.
       define: defines the flags of the verb on an `absl.flags.FlagValues`.
       required: names of those that must be given, beside --config.
+      make: of these flags makes the config that is overridden, where no file has it.
     """
     values = flags.FlagValues()
     argv = [f"loopjax {verb}", *argv]
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="a file of configs/, with a variant behind a colon",
-        flag_values=values,
-        sys_argv=argv,
-        lock_config=True,
-    )
     define(values)
+    made = _made(argv, define, required, make) if make else None
+    required = required if make else ("config", *required)
+    try:
+        _define_config(values, argv, made)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_explain(argv, error)) from None
     if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
         print(text, *map(values.module_help, values.flags_by_module_dict()), sep="\n")
         raise SystemExit(0)
-    usage = "write " + " ".join(f"--{name}={_EXAMPLES[name]}" for name in ("config", *required))
+    usage = _usage(required)
     try:
         rest = values(argv)[1:]
         config = values.config
@@ -43,13 +45,48 @@ def parse(verb: str, text: str, argv: list[str], define=lambda values: None, req
         raise UserError(_explain(argv, error)) from None
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag; {usage}")
-    for name in ("config", *required):
+    for name in required:
         if values[name].value is None:
             raise UserError(f"--{name} is missing; {usage}")
     return config, values
 
 
-_EXAMPLES = {"config": "FILE", "workdir": "DIR"}
+def _define_config(values, argv: list[str], made: ConfigDict | None) -> None:
+    if made is not None:
+        config_flags.DEFINE_config_dict("config", made, flag_values=values, sys_argv=argv)
+        return
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="a file of configs/, with a variant behind a colon",
+        flag_values=values,
+        sys_argv=argv,
+        lock_config=True,
+    )
+
+
+def _made(argv: list[str], define, required, make) -> ConfigDict:
+    """The config that the flags beside it make; the defaults where only help is asked for."""
+    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
+        return config_lib.default()
+    values = flags.FlagValues()
+    define(values)
+    try:
+        values(argv, known_only=True)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
+    for name in required:
+        if values[name].value is None:
+            raise UserError(f"--{name} is missing; {_usage(required)}")
+    return make(values)
+
+
+def _usage(required) -> str:
+    return "write " + " ".join(f"--{name}={_EXAMPLES[name]}" for name in required)
+
+
+_EXAMPLES = {
+    "config": "FILE", "workdir": "DIR", "checkpoint": "DIR", "pairs": "FILE.jsonl",
+}  # fmt: skip
 
 
 _KINDS = {
@@ -73,7 +110,7 @@ def _explain(argv, error) -> str:
     if isinstance(error, OSError) and path:
         reason = re.search(r"\[Errno \d+\] ([^:']+)", text)
         return f"--config={path} cannot be loaded: {reason[1] if reason else text}"
-    if path and isinstance(error, AttributeError | KeyError):
+    if isinstance(error, AttributeError | KeyError):
         for arg in argv:
             match = re.match(r"--config\.([\w.]+)", arg)
             if match and _known(match[1]) is None:

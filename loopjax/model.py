@@ -211,8 +211,8 @@ class Transformer(nn.Module):
             init = nn.with_logical_partitioning(_fan_in_normal(), ("embed", "vocab"))
             self.head = self.param("head", init, (cfg.d_model, cfg.vocab_size))
 
-    def __call__(self, tokens_BT):
-        return self.unembed(self.run(tokens_BT))
+    def __call__(self, tokens_BT, placement=None):
+        return self.unembed(self.run(tokens_BT, placement))
 
     def table(self):
         # The width is gathered before the look-up: cut along D, the result would have to be
@@ -303,9 +303,10 @@ def cut_segments(params, plan: DepthPlan):
 # Canonical (unboxed) parameters run by a plan:
 
 
-def forward(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan) -> jax.Array:
+def forward(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=None) -> jax.Array:
     """Logits, float32 [B, T, V]."""
-    return Transformer(cfg, plan).apply({"params": cut_segments(params, plan)}, tokens_BT)
+    args = {"params": cut_segments(params, plan)}, tokens_BT, placement
+    return Transformer(cfg, plan).apply(*args)
 
 
 def residual(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=None) -> jax.Array:

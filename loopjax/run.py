@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
 from loopjax import curriculum, flops, model, sharding
+from loopjax.checkpoint import locate, run_directory
 from loopjax.curriculum import Phase
-from loopjax.data import pipeline
+from loopjax.data import pipeline, tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.optim import make_optimizer
@@ -92,14 +93,20 @@ def outline(config) -> tuple[ConfigDict, list[Phase], model.ModelConfig]:
 def plan_run(config) -> Run:
     """The run of a config; raises UserError with one sentence about what is wrong with it."""
     config, phases, cfg = outline(config)
+    if config.patience and len(phases) > 1:
+        raise UserError(
+            f"config.patience={config.patience} goes with a run of one plan and mixture; this one "
+            f"has {len(phases)} phases"
+        )
     if cfg.attention == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(f"config.model.attention='cudnn' wants a GPU, not {jax.default_backend()}")
     mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
     sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
     optimizer, schedule = make_optimizer(config)
-    heldout = {}
+    tokenizer, heldout = _tokenizer(config), {}
     if config.eval_batches:
-        heldout = pipeline.open_sources(config, list(phases[-1].mixture), "heldout")
+        names = list(phases[-1].mixture)
+        heldout = pipeline.open_sources(config, names, "heldout", tokenizer)
     return Run(
         config=config,
         phases=phases,
@@ -108,10 +115,21 @@ def plan_run(config) -> Run:
         rules=rules,
         optimizer=optimizer,
         schedule=schedule,
-        stream=pipeline.TrainStream(config, phases),
+        stream=pipeline.TrainStream(config, phases, tokenizer),
         heldout=heldout,
         batch_sharding=sharding.batch_sharding(mesh, rules),
     )
+
+
+def _tokenizer(config) -> str:
+    """What text that is not prepared is tokenised by: as told, else as where the run began."""
+    if config.tokenizer or not config.init_from:
+        return config.tokenizer
+    try:
+        beside = run_directory(locate(config.init_from)[0])
+    except UserError:
+        return ""  # it is gone: text would be bytes, and then the data not what they were
+    return str(beside) if (beside / tokenizers.FILE).is_file() else ""
 
 
 @contextlib.contextmanager

@@ -53,12 +53,20 @@ def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int)
 
 def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Negative log-likelihood, hit of the argmax, and whether there is a target; each [B, T]."""
-    logits_BTV = model.forward(params, batch["inputs"], cfg, plan)
+    logits_BTV = model.forward(params, batch["inputs"], cfg, plan, _placement(batch))
     targets = batch["targets"]
     scored = targets >= 0
     nll = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(targets, 0))
     hits = (jnp.argmax(logits_BTV, axis=-1) == targets) & scored
     return jnp.where(scored, nll, 0.0), hits, scored
+
+
+def _placement(batch) -> model.Placement | None:
+    """Packed rows: every token sees its own segment, from position 0 on."""
+    if "segments" not in batch:
+        return None
+    segments_BT = batch["segments"]
+    return model.Placement(batch["positions"], segments_BT[:, :, None] == segments_BT[:, None, :])
 
 
 def train_step(

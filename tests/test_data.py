@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax.curriculum import Phase
-from loopjax.data import pipeline, synthetic, text, tokenizers
+from loopjax.data import hops, instances, pipeline, synthetic, text, tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 
@@ -148,11 +148,11 @@ def hops_by_definition(letters, p):
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.integers(1, 5))
 def test_p_hop_is_its_definition(letters, p):
-    assert synthetic.p_hop(np.array(letters), p).tolist() == hops_by_definition(letters, p)
+    assert hops.p_hop(np.array(letters), p).tolist() == hops_by_definition(letters, p)
 
 
 def test_heldout_p_hop_scores_the_last_position_and_is_never_trained_on():
-    train, heldout = (synthetic.PHop(2, split, 5, seed=0) for split in ("train", "heldout"))
+    train, heldout = (hops.PHop(2, split, 5, seed=0) for split in ("train", "heldout"))
     seen = {train[i]["inputs"].tobytes() for i in range(2000)}
     for i in range(200):
         example = heldout[i]
@@ -178,7 +178,7 @@ def solve(prompt):
 def test_variable_assignment_has_the_answer_that_substitution_finds(style, depth):
     places = []
     for i in range(100):
-        rng = synthetic.instance_rng(0, "train", i, 0)
+        rng = instances.instance_rng(0, "train", i, 0)
         item = synthetic.variable_assignment(rng, style, depth)
         assert solve(item.prompt) == item.answer
         assert len(set(item.options)) == 5 and item.answer in item.options
@@ -189,7 +189,7 @@ def test_variable_assignment_has_the_answer_that_substitution_finds(style, depth
 @pytest.mark.parametrize("words", ["random", "real"])
 def test_copying_asks_for_the_word_behind_the_repeated_run(words):
     for i in range(100):
-        item = synthetic.copying(synthetic.instance_rng(0, "train", i, 0), words)
+        item = synthetic.copying(instances.instance_rng(0, "train", i, 0), words)
         body = item.prompt.split("\n\n")[1].split()
         first, again = body[:10], body[10:15]
         assert body[15:] == ["___.", "->"] and len(set(first)) == 10
@@ -199,7 +199,7 @@ def test_copying_asks_for_the_word_behind_the_repeated_run(words):
 
 def test_only_answers_are_targets_of_a_text_task():
     codec = tokenizers.ByteTokenizer()
-    source = synthetic.open_synthetic("var_assign_basic_1", "train", 300, 0, codec)
+    source = synthetic.open_synthetic("var_assign_basic_1", "train", 300, 0, lambda: codec)
     for i in range(20):
         example = source[i]
         scored = example["targets"][example["targets"] >= 0]
@@ -208,4 +208,4 @@ def test_only_answers_are_targets_of_a_text_task():
         answers = answers[: len(codec.decode(scored).split())]
         assert codec.decode(scored).split() == answers and answers
     with pytest.raises(UserError, match="seq_len=30 is too short for var_assign_basic_1"):
-        synthetic.open_synthetic("var_assign_basic_1", "train", 30, 0, codec)
+        synthetic.open_synthetic("var_assign_basic_1", "train", 30, 0, lambda: codec)

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from loopjax.data import synthetic
+from loopjax.data import instances, synthetic
 from loopjax.evals import primitives, suite
 
 VARIABLES = [f"var_assign_{style}_{depth}" for style in ("basic", "math", "code") for depth in (0, 1, 2)]  # fmt: skip
@@ -100,8 +100,8 @@ def test_a_thousand_items_differ_and_none_is_ever_trained_on(name):
     items = primitives.items(name, "heldout", primitives.SEED)
     prompts = {item.prompt for item in items}
     assert len(prompts) == len(items) == 1000
-    # `synthetic.draw` gives training, of any seed, what lies on the other side of this hash.
-    assert all(zlib.crc32(p.encode()) % synthetic.HELDOUT_EVERY == 0 for p in prompts)
+    # `instances.draw` gives training, of any seed, what lies on the other side of this hash.
+    assert all(zlib.crc32(p.encode()) % instances.HELDOUT_EVERY == 0 for p in prompts)
     pool = {item.prompt for item in primitives.items(name, "train", primitives.SEED)}
     assert len(pool) == 1000 and not pool & prompts
 
@@ -118,7 +118,7 @@ def test_an_item_that_is_drawn_again_does_not_count(monkeypatch):
         return synthetic.Item(str(rng.integers(0, 100)), "a", ("a",))
 
     monkeypatch.setattr(synthetic, "copying", copying)
-    prompts = [item.prompt for item in primitives.items("copying_few", "train", 0, 50)]
+    prompts = [item.prompt for item in primitives.items("copying_real", "train", 0, 50)]
     assert len(set(prompts)) == len(prompts) == 50
 
 

@@ -12,44 +12,49 @@ import zlib
 import grain
 import numpy as np
 
-from loopjax.data import synthetic, text, tokenizers
+from loopjax.data import pairs, synthetic, text, tokenizers
 from loopjax.errors import UserError
 
 BLOCK = 10_000  # examples over which the mixture is exact: weights of four decimals are kept
 
 
-def open_sources(config, names, split: str) -> dict:
-    """The sources of a mixture by name: built-in ones, else folders of `config.data_dir`."""
+def open_sources(config, names, split: str, tokenizer: str = "") -> dict:
+    """The sources of a mixture by name: built-in ones, else what lies in `config.data_dir`.
+
+    `tokenizer` (as `tokenizers.load` takes it) reads pairs and synthetic text where no prepared
+    source settles that; bytes by default.
+    """
     sources, folder = {}, pathlib.Path(config.data_dir or ".")
     for name in names:
         if (folder / name / text.MANIFEST).is_file():
             sources[name] = text.TokenShards(folder / name, split, config.seq_len)
         elif name == "stdlib":
             sources[name] = text.StandardLibrary(split, config.seq_len)
-    codec = _shared_codec(folder, sources)
+    codec = functools.cache(functools.partial(_codec, folder, dict(sources), tokenizer))
     for name in names:
         if name not in sources:
             made = synthetic.open_synthetic(name, split, config.seq_len, config.seed, codec)
+            made = made or pairs.open_pairs(name, split, folder, config.seq_len, config.seed, codec)
             if made is None:
                 where = f"in config.data_dir={config.data_dir!r}" if config.data_dir else "known"
                 raise UserError(
                     f"config.mixture: no source {name!r} is {where}; built-in are stdlib, "
                     f"{synthetic.NAMES}; others are folders of config.data_dir made by "
-                    "loopjax prepare"
+                    "loopjax prepare, or its files NAME.jsonl of prompts and completions"
                 )
             sources[name] = made
     _check_vocabulary(config, sources)
     return {name: sources[name] for name in names}
 
 
-def _shared_codec(folder: pathlib.Path, sources: dict):
-    """The tokenizer of the prepared sources, for the synthetic text beside them; else bytes."""
+def _codec(folder: pathlib.Path, sources: dict, tokenizer: str):
+    """The tokenizer of the prepared sources, for the other text beside them; else the given one."""
     for name, source in sources.items():
-        path = folder / name / "tokenizer.json"
+        path = folder / name / tokenizers.FILE
         if source.tokenizer != tokenizers.ByteTokenizer.name and path.is_file():
             eos = text.read_manifest(folder / name)["eos"]
             return tokenizers.FileTokenizer(path, eos)
-    return tokenizers.ByteTokenizer()
+    return tokenizers.load(tokenizer or tokenizers.ByteTokenizer.name)
 
 
 def _check_vocabulary(config, sources: dict) -> None:
@@ -130,10 +135,11 @@ class _Batches:
     """Step -> the rows of its batch that one process holds; random access, for grain."""
 
     def __init__(
-        self, parents: list, mixing: Mixing, rows: np.ndarray, batch_size: int, steps: int
-    ):
+        self, parents: list, mixing: Mixing, rows: np.ndarray, batch_size: int, steps: int,
+        packed: bool,
+    ):  # fmt: skip
         self.parents, self.mixing, self.rows = parents, mixing, rows
-        self.batch_size, self.steps = batch_size, steps
+        self.batch_size, self.steps, self.packed = batch_size, steps, packed
 
     def __len__(self) -> int:
         return self.steps
@@ -141,21 +147,24 @@ class _Batches:
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         places = [self.mixing[step * self.batch_size + row] for row in self.rows.tolist()]
         examples = [self.parents[source][position] for source, position in places]
+        if self.packed:
+            examples = [pairs.unpacked(example) for example in examples]
         return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
 class TrainStream:
     """The batches of a run, from any step on."""
 
-    def __init__(self, config, phases):
+    def __init__(self, config, phases, tokenizer: str = ""):
         changes = [(p.start, dict(p.mixture)) for p in phases]
         changes = [c for i, c in enumerate(changes) if i == 0 or c[1] != changes[i - 1][1]]
         names = sorted({name for _, mixture in changes for name in mixture})
         self.config, self.phases = config, phases
-        self.sources = open_sources(config, names, "train")
+        self.sources = open_sources(config, names, "train", tokenizer)
         self.mixing = Mixing(changes, names, config.batch_size, config.seed)
 
         self.parents = [self._shuffled(name) for name in names]
+        self.packed = any(isinstance(s, pairs.Pairs) for s in self.sources.values())
         self.tokenizer = next(iter(self.sources.values())).tokenizer
 
     def _shuffled(self, name: str):
@@ -168,7 +177,7 @@ class TrainStream:
 
     def _batches(self, rows: np.ndarray) -> _Batches:
         # One step more than the run has, so that the batch after its last one can be probed.
-        args = (self.config.batch_size, self.config.steps + 1)
+        args = (self.config.batch_size, self.config.steps + 1, self.packed)
         return _Batches(self.parents, self.mixing, rows, *args)
 
     def batches(self, rows: np.ndarray, step: int):
@@ -181,10 +190,14 @@ class TrainStream:
         return iterator
 
     def leave_tokenizer(self, directory: pathlib.Path) -> None:
-        """Copies the tokenizer that made the shards, so that a run can be read by itself."""
+        """Copies the tokenizer of the text, so that a run can be read by itself."""
         for source in self.sources.values():
+            codec = getattr(source, "codec", None)
             if isinstance(source, text.TokenShards) and source.eos:
                 tokenizers.copy(source.directory, directory, source.eos)
+                return
+            if codec and codec.path:
+                tokenizers.copy(codec.path.parent, directory, codec.eos, codec.bos)
                 return
 
     def fingerprint(self, step: int) -> dict:

@@ -1,19 +1,18 @@
-"""Synthetic tasks, generated on demand: p-hop induction, copying, variable assignment.
-
-An instance is a pure function of (seed, split, index). Whether it may be used for training or is
-held out is decided by a hash of its content, so the two never overlap, whatever the index.
-"""
+"""Synthetic tasks by name, and those that are text: copying, variable assignment."""
 
 import dataclasses
+import functools
+import itertools
 import re
-import zlib
 
 import numpy as np
 
+from loopjax.data.addition import Addition
+from loopjax.data.hops import Chain, HopText, PHop, Sanford, hop_question
+from loopjax.data.igsm import IGSM
+from loopjax.data.instances import LENGTH, draw
 from loopjax.errors import UserError
 
-LENGTH = 2**31 - 1  # of a source that never repeats
-HELDOUT_EVERY = 16  # one instance in 16 is held out
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = (  # common short words, about one token each
     "the and you that was for are with his they one have this from had hot but some what there "
@@ -32,94 +31,18 @@ WORDS = (  # common short words, about one token each
 ).split()
 
 
-def instance_rng(seed: int, split: str, index: int, attempt: int) -> np.random.Generator:
-    """A generator of its own for every instance; the stream of Philox is stable across releases."""
-    lane = {"train": 0, "heldout": 1}[split]
-    key = (seed % 2**32) << 32 | lane << 24 | attempt
-    return np.random.Generator(np.random.Philox(key=[key, index]))
-
-
-def draw(make, split: str, seed: int, index: int):
-    """The first instance of `make(rng)` that lies in the split; `make` may give None to redraw.
-
-    `make` returns (content as bytes, instance).
-    """
-    for attempt in range(2**20):
-        made = make(instance_rng(seed, split, index, attempt))
-        if made and (zlib.crc32(made[0]) % HELDOUT_EVERY == 0) == (split == "heldout"):
-            return made[1]
-    raise RuntimeError("no instance found; the generator gives too few different ones")
-
-
-def hop_pointers(letters: np.ndarray) -> np.ndarray:
-    """find_1 of p-hop induction for every position, int [n + 1] with 1-based positions.
-
-    find_1(v, i) = max({0} or {j <= i : v_{j-1} = v_i}): the position behind the last earlier
-    occurrence of the letter at i, 0 where there is none (Saunshi et al. 2025, section 2.1).
-    """
-    pointers, behind_last = [0], {}
-    for i, letter in enumerate(letters.tolist(), 1):
-        pointers.append(behind_last.get(letter, 0))
-        behind_last[letter] = i + 1
-    return np.array(pointers)
-
-
-def p_hop(letters: np.ndarray, p: int) -> np.ndarray:
-    """The letter p hops back from every position, -1 where the hop does not exist. int [n]."""
-    pointers = hop_pointers(letters)
-    position = np.arange(len(letters) + 1)
-    for _ in range(p):
-        position = pointers[position]
-    reached = position[1:]
-    return np.where(reached > 0, letters[reached - 1], -1)
-
-
-class PHop:
-    """p-hop induction: a token for p, then uniform letters; the target at each is its p-hop.
-
-    In training every position whose hop exists is a target. Held-out instances have a hop at the
-    last position and only that one is scored.
-    """
-
-    finite = False
-    tokenizer = "symbols"
-    alphabet = 4
-    max_hops = 32
-    vocab_size = alphabet + max_hops
-
-    def __init__(self, p: int, split: str, seq_len: int, seed: int):
-        if not 1 <= p <= self.max_hops:
-            raise UserError(f"source p_hop_{p}: the number of hops must lie within 1..32")
-        if seq_len < 3:
-            raise UserError(f"config.seq_len={seq_len} must be at least 3 for p_hop_{p}")
-        self.p, self.split, self.seq_len, self.seed = p, split, seq_len, seed
-        self.fingerprint = {"task": "p_hop", "version": 1, "p": p, "seed": seed}
-
-    def __len__(self) -> int:
-        return LENGTH
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return draw(self._make, self.split, self.seed, index)
-
-    def _make(self, rng):
-        letters = rng.integers(0, self.alphabet, self.seq_len - 1)
-        answers = p_hop(letters, self.p)
-        if self.split == "heldout":
-            if answers[-1] < 0:
-                return None
-            answers[:-1] = -1
-        inputs = np.concatenate([[self.alphabet + self.p - 1], letters]).astype(np.int32)
-        targets = np.concatenate([[-1], answers]).astype(np.int32)
-        return inputs.tobytes(), {"inputs": inputs, "targets": targets}
-
-
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A question with a closed set of answers; the answer follows the prompt after a space."""
+    """A question with a closed set of answers; the answer follows the prompt after a space, if any."""
 
     prompt: str
     answer: str
     options: tuple[str, ...]
+    space: str = " "
+
+    @property
+    def completion(self) -> str:
+        return self.space + self.answer
 
 
 def copying(rng: np.random.Generator, words: str) -> Item:
@@ -194,7 +117,7 @@ class Items:
 
         item = draw(make, self.split, self.seed, index * 1024 + nth)
         prompt = ("\n\n" if nth else "") + item.prompt
-        return [ids.tolist() for ids in self.codec.encode_batch([prompt, " " + item.answer])]
+        return [ids.tolist() for ids in self.codec.encode_batch([prompt, item.completion])]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         tokens, scored = [self.codec.eos_id], [False]
@@ -210,22 +133,61 @@ class Items:
         return {"inputs": tokens[:-1], "targets": np.where(scored, tokens, -1)[1:]}
 
 
-_NAMES = re.compile(r"p_hop_(\d+)|copying_(random|real)|var_assign_(basic|math|code)_([012])")
-NAMES = "p_hop_<1..32>, copying_<random|real>, var_assign_<basic|math|code>_<0|1|2>"
+# Where a name has numbers, the source is made of these.
+_NUMBERED = {
+    re.compile(r"addition_(\d+)"): Addition,
+    re.compile(r"hops_(\d+)x(\d+)"): Chain,
+    re.compile(r"igsm_(\d+)"): IGSM,
+    re.compile(r"p_hop_(\d+)"): PHop,
+    re.compile(r"hop_text_(\d+)"): HopText,
+    re.compile(r"sanford_(\d+)"): Sanford,
+}
+_PRIMITIVE = re.compile(r"copying_(random|real)|var_assign_(basic|math|code)_([0-4])")
+NAMES = (
+    "p_hop_<1..32>, hop_text_<1..9>, hops_<1..32>x<letters>, sanford_<0..16>, addition_<2..32>, igsm_<1..21>, "
+    "copying_<random|real>, var_assign_<basic|math|code>_<0..4>"
+)
 
 
-def open_synthetic(name: str, split: str, seq_len: int, seed: int, tokenizer):
-    """The synthetic source of this name, or None."""
-    match = _NAMES.fullmatch(name)
-    if not match:
-        return None
-    p, words, style, depth = match.groups()
-    if p:
-        return PHop(int(p), split, seq_len, seed)
-    if words:
-        return Items(name, lambda rng: copying(rng, words), split, seq_len, seed, tokenizer)
+def is_primitive(name: str) -> bool:
+    """Whether a name is that of a reasoning primitive."""
+    return bool(_PRIMITIVE.fullmatch(name))
+
+
+def has_items(name: str) -> bool:
+    """Whether `items` knows the name: a primitive's, or that of p-hop induction as text."""
+    return is_primitive(name) or bool(re.fullmatch(r"hop_text_[1-9]", name))
+
+
+def primitive(name: str, rng: np.random.Generator) -> Item:
+    """An item of the reasoning primitive of this name, or of p-hop induction as text."""
+    if name.startswith("hop_text_"):
+        prompt, answer = hop_question(rng, int(name.removeprefix("hop_text_")))
+        return Item(prompt, answer, tuple("abcd"), space="")
+    words, style, depth = _PRIMITIVE.fullmatch(name).groups()
+    return copying(rng, words) if words else variable_assignment(rng, style, int(depth))
+
+
+def items(name: str, split: str, seed: int, count: int) -> list[Item]:
+    """The first `count` different items of a primitive in a split."""
 
     def make(rng):
-        return variable_assignment(rng, style, int(depth))
+        item = primitive(name, rng)
+        return item.prompt.encode(), item
 
-    return Items(name, make, split, seq_len, seed, tokenizer)
+    found: dict[str, Item] = {}
+    for index in itertools.count():
+        item = draw(make, split, seed, index)
+        found.setdefault(item.prompt, item)
+        if len(found) == count:
+            return list(found.values())
+
+
+def open_synthetic(name: str, split: str, seq_len: int, seed: int, codec):
+    """The synthetic source of this name, or None; `codec()` gives the tokenizer of text."""
+    for pattern, source in _NUMBERED.items():
+        if numbers := pattern.fullmatch(name):
+            return source(*map(int, numbers.groups()), split, seq_len, seed)
+    if is_primitive(name):
+        return Items(name, functools.partial(primitive, name), split, seq_len, seed, codec())
+    return None

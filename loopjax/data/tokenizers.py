@@ -77,6 +77,7 @@ class FileTokenizer:
         self.eos = known[0]
         self.eos_id = self.tokenizer.token_to_id(self.eos)
         bos_id = self.tokenizer.token_to_id(bos) if bos else None
+        self.bos = None if bos_id is None else bos
         self.bos_id = self.eos_id if bos_id is None else bos_id
 
     def encode(self, text: str) -> list[int]:
@@ -112,11 +113,12 @@ def load(spec: str, eos: str | None = None):
     )
 
 
-def copy(source: pathlib.Path, directory: pathlib.Path, eos: str) -> None:
-    """Copies a tokenizer file, if it is there, with the token that ends a document beside it."""
+def copy(source: pathlib.Path, directory: pathlib.Path, eos: str, bos: str | None = None) -> None:
+    """Copies a tokenizer file, if it is there, with the tokens that end and begin a text beside it."""
     if (source / FILE).is_file():
         shutil.copyfile(source / FILE, directory / FILE)
-        (directory / CONFIG).write_text(json.dumps({"eos_token": eos}) + "\n")
+        special = {"eos_token": eos} | ({"bos_token": bos} if bos else {})
+        (directory / CONFIG).write_text(json.dumps(special) + "\n")
 
 
 def _from_hub(repository: str) -> pathlib.Path:

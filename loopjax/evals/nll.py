@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from loopjax import config as config_lib
-from loopjax.checkpoint import locate, versions
-from loopjax.data import pipeline
+from loopjax.checkpoint import locate, run_directory, versions
+from loopjax.data import pipeline, tokenizers
 from loopjax.errors import UserError
 from loopjax.evals.language_model import LanguageModel, open_model
 from loopjax.step import eval_step
@@ -82,7 +82,9 @@ def open_heldout(lm: LanguageModel, mixture, data_dir) -> tuple[dict, dict]:
     config.seed, config.seq_len = saved["seed"], min(saved["seq_len"], lm.context)
     config.data_dir = saved["data_dir"] if data_dir is None else str(data_dir)
     config.model.vocab_size = lm.cfg.vocab_size
-    sources = pipeline.open_sources(config, list(weights), "heldout")
+    beside = run_directory(lm.path.parent)
+    tokenizer = str(beside) if (beside / tokenizers.FILE).is_file() else ""
+    sources = pipeline.open_sources(config, list(weights), "heldout", tokenizer)
     found = {source.tokenizer for source in sources.values()}
     known = lm.tokenizer.name if lm.tokenizer else lm.meta.get("tokenizer")
     if known and found != {known}:

@@ -1,6 +1,6 @@
 """The reasoning primitives: copying and variable assignment, as multiple choice.
 
-Of each task 1000 items, drawn from a seed. They lie on the held-out side of `synthetic.draw`, so
+Of each task 1000 items, drawn from a seed. They lie on the held-out side of `instances.draw`, so
 that no training source, whatever its seed, holds one of them; the pool that the five solved
 examples come from lies on the other side. The options are those that the prompt shows, in its
 order, and the prediction is the option with the largest log-probability of " " + option (acc), or
@@ -8,7 +8,6 @@ the largest per character (acc_norm). Chance is 10% for copying, 20% for variabl
 """
 
 import functools
-import itertools
 
 from loopjax.data import synthetic
 
@@ -19,23 +18,7 @@ SEED = 0
 @functools.cache
 def items(primitive: str, split: str, seed: int, count: int = ITEMS) -> list[synthetic.Item]:
     """The first `count` different items of a split; `primitive` as a data source is named."""
-    kind, *rest = primitive.split("_")
-    if kind == "copying":
-        draw = functools.partial(synthetic.copying, words=rest[0])
-    else:
-        _, style, depth = rest
-        draw = functools.partial(synthetic.variable_assignment, style=style, depth=int(depth))
-
-    def make(rng):
-        item = draw(rng)
-        return item.prompt.encode(), item
-
-    found = {}
-    for index in itertools.count():
-        item = synthetic.draw(make, split, seed, index)
-        found.setdefault(item.prompt, item)
-        if len(found) == count:
-            return list(found.values())
+    return synthetic.items(primitive, split, seed, count)
 
 
 def dataset(primitive: str, primitives_seed: int = SEED, **_) -> dict:

@@ -1,0 +1,52 @@
+"""i-GSM, arithmetic modulo 7 along a graph: one to three operations, width 64, 3,000 steps.
+
+    loopjax train --config=configs/igsm.py:1x4 --workdir=runs/igsm-1x4
+    loopjax train --config=configs/igsm.py:paper,8,lidas --workdir=runs/igsm-lidas
+
+The variant is [paper,]PLAN[,GROWTH]; GROWTH (midas, lidas) adds one layer at a time, PROP-1, until
+the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1 - up to 15 operations, width
+128, batch 256, 200,000 steps. There Adafactor (1e-3, cosine) trains on about 4 million instances,
+12.8 times each; here it is AdamW with a trapezoid, on instances that are always new, with as many of
+each number of operations. Chance is 14.3%.
+"""
+
+import re
+
+from loopjax.config import default
+
+VARIANT = re.compile(r"(paper,)?([^,]+)(?:,(midas|lidas))?")
+
+
+def get_config(variant: str = "1x4"):
+    match = VARIANT.fullmatch(variant)
+    if not match:
+        raise ValueError(
+            f"variant {variant!r} of configs/igsm.py must be [paper,]PLAN[,midas or lidas]"
+        )
+    paper, depth, growth = match.groups("")
+    config = default()
+    config.depth = depth
+    config.growth.update(operator=growth, block=1)
+    if paper:
+        config.steps, config.cooldown.steps = 200_000, 40_000
+        config.batch_size, config.seq_len = 256, 288
+        config.mixture = {f"igsm_{operations}": 1.0 for operations in range(1, 16)}
+        config.data_threads = 8
+        config.learning_rate, config.warmup_steps = 1e-3, 2000
+        config.checkpoint_every = config.eval_every = 5000
+        config.eval_batches = 4
+        config.model.update(d_model=128, d_ff=344, n_heads=8, n_kv_heads=8)
+    else:
+        config.steps, config.cooldown.steps = 3000, 600
+        config.batch_size, config.seq_len = 32, 88
+        config.mixture = {f"igsm_{operations}": 1.0 for operations in (1, 2, 3)}
+        config.learning_rate, config.warmup_steps = 2e-3, 200
+        config.checkpoint_every, config.eval_every, config.eval_batches = 500, 250, 16
+        config.data_threads = 1
+        config.model.update(
+            d_model=64, d_ff=160, n_heads=4, n_kv_heads=4, dtype="float32", remat="full"
+        )
+    config.weight_decay = 0.1
+    config.beta2 = 0.98
+    config.model.vocab_size = 40
+    return config

@@ -1,0 +1,74 @@
+"""The papers' study in miniature: 8 executed layers of width 64, bytes, minutes on two cores.
+
+    loopjax train --config=configs/mini.py:lidas --workdir=runs/lidas
+
+A third of the papers' 24 layers, in blocks of 2 instead of 4: growth in four stages (2, 4, 6, 8), a
+loop of one block (2x4), of half of the stack (4x2), one with layers before and behind it (1-2x3-1),
+and 1-sqrt cooldown over the last 15%. Half of the data is text (the source of Python's standard
+library); the other half is p-hop induction as text, in the place of the reasoning primitives, which
+models of this size do not learn from text. A scaled-down study: it can show which way an effect
+goes, not how large it is.
+
+The variant is ROW[,math[,PLAN]].
+ROW   standard, standard-LAYERS, midas, lidas, loop-PLAN
+math  a cooldown with a fifth of 3-hop induction, which is new, from the plateau of runs/ROW (another
+      run: --config.init_from=DIR@STEP)
+PLAN  of the stack from there on: 2-2x2-4, 4-2x2-2 (standard, midas, lidas), 1-2x4-1 (its own loop)
+"""
+
+from loopjax.config import default
+
+STEPS, COOLDOWN = 1200, 180
+HOPS = ("hop_text_1", "hop_text_2", "hop_text_4")
+MIXTURE = {"stdlib": 0.49, **{name: 0.17 for name in HOPS}}
+MATH = {"stdlib": 0.41, **{name: 0.13 for name in HOPS}, "hop_text_3": 0.2}
+
+
+def get_config(variant: str = "standard"):
+    row, math, plan = (*variant.split(","), "", "")[:3]
+    if math not in ("", "math") or variant.count(",") > 2:
+        raise ValueError(f"variant {variant!r} of configs/mini.py must be ROW[,math[,PLAN]]")
+    config = default()
+    config.steps = STEPS
+    config.cooldown.steps = COOLDOWN
+    config.batch_size = 16
+    config.seq_len = 128  # bytes
+    config.depth = "8"
+    config.growth.block = 2
+    if row in ("midas", "lidas"):
+        config.growth.operator = row
+    elif row.startswith(("standard-", "loop-")):
+        config.depth = row.partition("-")[2]
+    elif row != "standard":
+        raise ValueError(
+            f"row {row!r} of configs/mini.py must be standard, standard-LAYERS, midas, lidas or "
+            "loop-PLAN"
+        )
+    config.mixture = MIXTURE
+    if math:
+        config.cooldown.mixture = MATH
+        config.cooldown.depth = plan
+        config.init_from = f"runs/{row}@{STEPS - COOLDOWN}"
+    config.data_threads = 1
+    config.learning_rate = 2e-3
+    config.warmup_steps = 100
+    config.weight_decay = 0.1
+    config.beta2 = 0.98
+    config.checkpoint_every = STEPS - COOLDOWN
+    config.keep_last = 0
+    config.eval_every = 200
+    config.eval_batches = 8
+    config.model.update(
+        vocab_size=264, d_model=64, d_ff=176, n_heads=4, n_kv_heads=4, dtype="float32",
+        remat="full",
+    )  # fmt: skip
+    return config
+
+
+def sweep(add):
+    """The rows of Table 1, those that are compared with one another three times."""
+    for row in ("standard", "lidas"):
+        for seed in (0, 1, 2):
+            add(arg=row, seed=seed)
+    for row in ("midas", "standard-2", "standard-4", "loop-2x4", "loop-4x2", "loop-1-2x3-1"):
+        add(arg=row)

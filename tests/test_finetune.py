@@ -1,0 +1,263 @@
+"""Prompts and completions: packing, isolation, early stopping, the verb."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopjax import checkpoint, finetune, model
+from loopjax.cli import main
+from loopjax.data import instances, pairs, pipeline, synthetic, tokenizers
+from loopjax.depth import DepthPlan
+from loopjax.errors import UserError
+from loopjax.log import read_rows
+from loopjax.model_config import ModelConfig
+from loopjax.step import token_losses
+from loopjax.train import train
+from tests.conftest import tiny_run
+
+CODEC = tokenizers.ByteTokenizer()
+
+
+def made(texts, seq_len=40, split="train"):
+    found = [pairs.Pair(p, c, f"pair {i}") for i, (p, c) in enumerate(texts)]
+    return pairs.Pairs("x", found, split, seq_len, CODEC)
+
+
+def taken_apart(source):
+    """The (prompt, completion) pairs that the rows of a source hold."""
+    found = []
+    for row in source:
+        for number in range(row["segments"].max() + 1):
+            here = row["segments"] == number
+            tokens, targets = row["inputs"][here], row["targets"][here]
+            assert row["positions"][here].tolist() == list(range(here.sum()))
+            n_prompt = int(np.argmax(targets >= 0)) + 1
+            assert (targets[n_prompt - 1 :] >= 0).all() and targets[-1] == CODEC.eos_id
+            assert targets[n_prompt - 1 : -1].tolist() == tokens[n_prompt:].tolist()
+            found.append((CODEC.decode(tokens[:n_prompt]), CODEC.decode(targets[n_prompt - 1 :])))
+        assert (row["targets"][row["segments"] < 0] == -1).all()
+    return found
+
+
+TEXT = st.text("abc ", min_size=0, max_size=12)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT.filter(bool)), min_size=1, max_size=30))
+def test_rows_hold_every_pair_once_and_only_completions_are_targets(texts):
+    assert sorted(taken_apart(made(texts))) == sorted(texts)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=60))
+def test_packing_overfills_no_row_and_leaves_no_two_half_empty(lengths):
+    rows = pairs._packed(lengths, 20)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    sums = [sum(lengths[i] for i in row) for row in rows]
+    assert max(sums) <= 20
+    assert sum(total <= 10 for total in sums) <= 1
+
+
+def test_a_packed_row_has_the_losses_of_its_pairs_alone():
+    """Segments do not see one another: together as one by one, for a looped model too."""
+    cfg = ModelConfig(
+        vocab_size=264, d_model=16, d_ff=24, n_heads=4, n_kv_heads=2, init_depth=4, dtype="float32"
+    )
+    plan = DepthPlan.parse("1-1x2-1")
+    params = jax.tree.map(lambda x: x.unbox(), model.init_params(cfg, 3, jax.random.key(0)),
+                          is_leaf=lambda x: hasattr(x, "unbox"))  # fmt: skip
+    texts = [("a=1\na=", "1"), ("the word ", "was there"), ("", "alone")]
+    packed = made(texts)
+    assert len(packed) == 1
+    together = token_losses(params, {k: v[None] for k, v in packed[0].items()}, cfg, plan)[0][0]
+    for number, segment in enumerate(packed.rows[0]):
+        alone = made([texts[segment]])[0]
+        plain = {key: alone[key][None] for key in ("inputs", "targets")}  # without a mask
+        losses = token_losses(params, plain, cfg, plan)[0][0]
+        here = packed[0]["segments"] == number
+        np.testing.assert_allclose(together[here], losses[: here.sum()], rtol=2e-5, atol=1e-6)
+
+
+def test_primitives_are_as_many_items_as_named_and_never_those_of_the_evaluation(tmp_path):
+    name = "var_assign_code_1:5+var_assign_code_2:3"
+    opened = {
+        split: pairs.open_pairs(name, split, tmp_path, 600, 0, lambda: CODEC)
+        for split in ("train", "heldout")
+    }
+    trained = taken_apart(opened["train"])
+    wanted = [
+        (item.prompt, f" {item.answer}")
+        for depth, n in ((1, 5), (2, 3))
+        for item in synthetic.items(f"var_assign_code_{depth}", "train", 0, n)
+    ]
+    assert sorted(trained) == sorted(wanted)
+    other = pairs.open_pairs(name, "train", tmp_path, 600, 1, lambda: CODEC)
+    assert not {*taken_apart(other)} & {*wanted}
+    validated = {prompt for prompt, _ in taken_apart(opened["heldout"])}
+    assert len(validated) == 2 * pairs.HELDOUT_ITEMS
+    for depth in (1, 2):
+        scored = synthetic.items(f"var_assign_code_{depth}", "heldout", 0, 1000)
+        assert not validated & {item.prompt for item in scored}
+
+
+def test_every_bit_of_a_seed_and_an_attempt_counts():
+    """Also of seeds beyond 2**31, and negative ones."""
+    drawn = {
+        tuple(instances.instance_rng(seed, "train", 0, attempt).integers(0, 2**32, 2).tolist())
+        for seed in (0, 1, -1, 2**31, 2**31 + 1, 2**32 - 2)
+        for attempt in (0, 1)
+    }
+    assert len(drawn) == 12
+
+
+def written(path, lines):
+    path.write_text(
+        "".join(json.dumps(line) + "\n" if isinstance(line, dict) else line for line in lines)
+    )
+    return path
+
+
+def lines(n, start=0):
+    return [{"prompt": f"q{i}=", "completion": f"{i % 7}"} for i in range(start, start + n)]
+
+
+def test_the_pairs_of_a_file_are_held_out_by_hash_or_by_a_file_of_their_own(tmp_path):
+    written(tmp_path / "chat.jsonl", lines(200))
+
+    def opened(name, split):
+        return {*taken_apart(pairs.open_pairs(name, split, tmp_path, 40, 0, lambda: CODEC))}
+
+    train_pairs, heldout = opened("chat", "train"), opened("chat", "heldout")
+    assert len(train_pairs) + len(heldout) == 200 and 8 < len(heldout) < 40
+    assert opened("chat:10", "train") < train_pairs and len(opened("chat:10", "train")) == 10
+    assert opened("chat:10", "heldout") == heldout
+    written(tmp_path / "chat.heldout.jsonl", lines(5, start=300))
+    assert len(opened("chat", "train")) == 200
+    assert {p for p, _ in opened("chat", "heldout")} == {f"q{i}=" for i in range(300, 305)}
+    with pytest.raises(UserError, match="chat:500, but there are 200 training pairs"):
+        opened("chat:500", "train")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{broken\n", "line 3 is not JSON"),
+        ('["a", "b"]\n', "line 3 must be an object"),
+        ({"prompt": "a"}, "line 3 must be an object .*; it has no text 'completion'"),
+        ({"prompt": 1, "completion": "b"}, "it has no text 'prompt'"),
+        ({"prompt": "a", "completion": ""}, "line 3 has an empty completion"),
+        ({"prompt": "a" * 90, "completion": "b"}, r"line 3 has 92 tokens, config.seq_len=40"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, says):
+    path = written(tmp_path / "chat.jsonl", [*lines(2), line, *lines(2, start=9)])
+    shutil.copy(path, tmp_path / "chat.heldout.jsonl")
+    with pytest.raises(UserError, match=says):
+        pairs.open_pairs("chat", "train", tmp_path, 40, 0, lambda: CODEC)
+
+
+def test_pairs_and_running_text_stand_in_one_batch(tiny_config, tmp_path):
+    written(tmp_path / "chat.jsonl", lines(50))
+    tiny_config.update(seq_len=64, data_dir=str(tmp_path))
+    tiny_config.mixture = {"chat": 1.0, "stdlib": 1.0}
+    tiny_config.cooldown.mixture = {}
+    tiny_config.model.vocab_size = 264
+    tiny_config.update(checkpoint_every=12)
+    result = train(tiny_config, tmp_path / "run")
+    assert {"chat/nll", "stdlib/nll"} <= result["heldout"].keys()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A byte model that has seen a little text, looped."""
+    config = tiny_run()
+    config.update(steps=3, depth="1-1x2-1", seq_len=64, eval_batches=0)
+    config.growth.operator, config.cooldown.mixture = "", {}
+    config.mixture = {"stdlib": 1.0}
+    config.model.vocab_size = 264
+    workdir = tmp_path_factory.mktemp("base")
+    train(config, workdir)
+    return workdir
+
+
+def tuned(base, folder, **changes):
+    written(folder / "chat.jsonl", lines(80))
+    config = finetune.config_for(str(base), str(folder / "chat.jsonl"))
+    config.update(steps=60, eval_every=2, patience=2, learning_rate=3e-2, warmup_steps=2)
+    config.update(changes)
+    return config
+
+
+def test_a_run_with_patience_keeps_its_best_checkpoint(base, tmp_path):
+    """It ends where the held-out loss has not fallen for two evaluations; killed, it ends alike."""
+    config = tuned(base, tmp_path)
+    result = train(config, tmp_path / "run")
+    rows = read_rows(tmp_path / "run/metrics.jsonl")
+    losses = {row["step"]: row["eval/nll"] for row in rows if "eval/nll" in row}
+    best = min(losses, key=losses.get)
+    assert result["steps"] == best and result["heldout"]["nll"] == losses[best]
+    assert result["stopped_at"] == rows[-1]["step"] in (best + 4, 60)
+    assert losses[best] < losses[2], "it has not learned at all"
+    _, meta = checkpoint.load_params(tmp_path / "run")
+    assert meta["step"] == best and meta["heldout"]["eval/nll"] == losses[best]
+    assert [event["operator"] for event in meta["lineage"]] == ["init", "data"]
+
+    # Finished, it is not trained again; killed after its best step, it comes to the same end.
+    assert train(config, tmp_path / "run") == result
+    assert read_rows(tmp_path / "run/metrics.jsonl") == rows
+    (tmp_path / "run/result.json").unlink()
+    again = train(config, tmp_path / "run")
+    assert {**again, "wall_clock_s": 0, "compile_s": 0} == {
+        **result, "wall_clock_s": 0, "compile_s": 0,
+    }  # fmt: skip
+
+
+def test_finetune_is_train_with_a_config_made_for_it(base, tmp_path, capsys):
+    written(tmp_path / "chat.jsonl", lines(60))
+    args = [
+        "finetune", f"--checkpoint={base}", f"--pairs={tmp_path / 'chat.jsonl'}:30",
+        f"--workdir={tmp_path / 'run'}", "--config.init_operator=untie", "--config.depth=4",
+        "--config.steps=4", "--config.eval_every=2", "--config.batch_size=8",
+    ]  # fmt: skip
+    assert main(args) == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["mixture"] == {"chat:30": 1.0} and config["seq_len"] == 64
+    assert config["learning_rate"] == pytest.approx(1e-3)
+    assert json.loads((tmp_path / "run/result.json").read_text())["unique_layers"] == 4
+    for wrong, says in (
+        ([*args[:1], *args[2:]], "--checkpoint is missing"),
+        ([*args[:3]], "--workdir is missing"),
+        ([*args, "--config.learning_rat=1"], "config.learning_rat does not exist; did you mean"),
+        ([*args[:2], "--pairs=/none.jsonl", *args[3:]], "--pairs /none.jsonl is not a file"),
+        ([*args[:1], "--checkpoint=/none", *args[2:]], "/none is not a directory of checkpoints"),
+    ):
+        assert main(wrong) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_patience_wants_evaluations_and_one_phase(tiny_config, tmp_path):
+    tiny_config.patience = 2
+    with pytest.raises(UserError, match=r"config\.patience=2 needs config\.eval_every"):
+        train(tiny_config, tmp_path / "run")
+    tiny_config.eval_every = 2
+    with pytest.raises(UserError, match="goes with a run of one plan and mixture; this one has 4"):
+        train(tiny_config, tmp_path / "run")
+
+
+def test_the_tokenizer_of_a_fine_tuning_run_is_that_of_its_checkpoint(base, tmp_path):
+    """A model of another tokenizer than bytes: the pairs are read by it, and it is left behind."""
+    lib = pytest.importorskip("tokenizers")
+    bpe = lib.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["q1=2"] * 9, vocab_size=260, special_tokens=["<|endoftext|>"])
+    other = shutil.copytree(base, tmp_path / "base")
+    bpe.save(str(other / tokenizers.FILE))
+    config = tuned(other, tmp_path, steps=2, patience=0, eval_every=0)
+    with pytest.raises(UserError, match="config.mixture is text of another tokenizer"):
+        train(config, tmp_path / "run")  # its meta says bytes
+    opened = pipeline.open_sources(config, ["chat"], "train", str(other))
+    assert opened["chat"].tokenizer == tokenizers.name_of(other / tokenizers.FILE)
+    config.tokenizer = "bytes"
+    train(config, tmp_path / "run")
