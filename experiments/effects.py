@@ -1,0 +1,41 @@
+"""Figures 4 and 13: what removing a layer does to later layers at later tokens."""
+
+import common
+
+TITLE = "Local effects of layers on later tokens (Figures 4 and 13)"
+PAPER = (
+    "In grown and looped models one position of each block gathers what layers before it left at "
+    "earlier tokens (the third layer of a block in MIDAS and LIDAS, the fourth of a pass in 4x6, the "
+    "second in 4-4x4-4); in the standard model the effect decays without a cycle."
+)
+ROLES = ("standard", "midas", "lidas", "loop", "middle loop")
+
+
+def runs(study) -> dict:
+    return {role: study.model(role) for role in ROLES}
+
+
+def outcome(study) -> common.Outcome:
+    from loopjax.analysis import signature
+    from loopjax.plots.diagnostics import PLOTS
+
+    models = runs(study)
+    local, attention = (
+        {role: common.diagnostic(study, run, name) for role, run in models.items()}
+        for name in ("future_local", "current_attention")
+    )
+    rows, cycles = [], {}
+    for role, run in models.items():
+        columns = signature.column_means(local[role].matrix)
+        cycles[role] = common.cycle_of(study, run, columns)
+        rows.append((role, *common.about_cycle(cycles[role])))
+    found, verdict = common.cycle_finding(cycles, "the mean local effect on a layer")
+    figures = {
+        "effects": PLOTS["future_local"](local),
+        "effects-attention": PLOTS["current_attention"](attention),
+    }
+    return common.Outcome(found, verdict, ("model", *common.CYCLE), rows, figures)
+
+
+if __name__ == "__main__":
+    common.start(__file__)

@@ -1,0 +1,69 @@
+"""Figures 5 and 11, and 3, 6, 9 to 11 of Kapl et al. 2025: layers swapped, skipped, reversed."""
+
+import statistics
+
+import common
+
+TITLE = "Layers swapped, skipped and reversed (Figures 5 and 11)"
+PAPER = (
+    "Grown models keep most of their accuracy when middle blocks of up to four layers are swapped or "
+    "skipped, where the standard model collapses; single layers may be swapped in all but the fully "
+    "looped model, whose passes depend on the order inside the block."
+)
+ROLES = ("standard", "lidas", "loop", "middle loop")
+
+
+def runs(study) -> dict:
+    return {role: study.model(role) for role in ROLES}
+
+
+def outcome(study) -> common.Outcome:
+    from loopjax.plots.accuracy import interventions
+
+    models, b = runs(study), study.scale.block
+    measured = {
+        op: {
+            role: study.intervene(run, op, sizes, tasks=study.scale.tasks)
+            for role, run in models.items()
+        }
+        for op, sizes in (("swap", (1, b)), ("skip", (1, b)), ("reverse", (b,)))
+    }
+    kept, rows = {}, []
+    for op, by_role in measured.items():
+        for size in sorted({row["size"] for row in next(iter(by_role.values()))["rows"]}):
+            for role, found in by_role.items():
+                kept[op, size, role] = _kept(found, size, b)
+            shares = (f"{kept[op, size, role]:.2f}" for role in ROLES)
+            rows.append((f"{op} {size}", *shares))
+    heads = ("edit (layers)", *ROLES)
+    grown, plain = kept["swap", b, "lidas"], kept["swap", b, "standard"]
+    found = (
+        "Shares of the unmodified accuracy above chance that are left, mean over tasks and all "
+        f"starts behind the first block. Swapping blocks of {b}: LIDAS {grown:.2f}, standard "
+        f"{plain:.2f}; swapping single layers: loop {kept['swap', 1, 'loop']:.2f}, standard "
+        f"{kept['swap', 1, 'standard']:.2f}. One seed."
+    )
+    fragile = kept["swap", 1, "loop"] < kept["swap", 1, "standard"]
+    verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[(grown > plain) + fragile]
+    figures = {f"order-{op}" if op != "swap" else "order": interventions(by_role)
+               for op, by_role in measured.items()}  # fmt: skip
+    return common.Outcome(found, verdict, heads, rows, figures)
+
+
+def _kept(found: dict, size: int, first: int) -> float:
+    """What is left of the accuracy above chance, of starts from `first` on."""
+    shares = []
+    for task in found["metrics"]:
+        chance, plain = found["chance"][task], found["unmodified"][task]["accuracy"]
+        if plain <= chance + 0.02:
+            continue  # nothing to lose
+        shares += [
+            (row["tasks"][task]["accuracy"] - chance) / (plain - chance)
+            for row in found["rows"]
+            if row["size"] == size and row["start"] >= first
+        ]
+    return statistics.fmean(shares) if shares else float("nan")
+
+
+if __name__ == "__main__":
+    common.start(__file__)

@@ -1,0 +1,75 @@
+"""The published protocol of an experiment, checked as far as tracing: nothing is trained.
+
+Every run is traced at its shapes (forward and backward), its memory per device is estimated on the
+papers' machine (128 A100 of 40 GB, or as many as a batch has sequences), its FLOPs are counted, and its command is printed.
+"""
+
+import dataclasses
+import shlex
+
+MACHINE = {
+    "devices": 128,
+    "memory": 40 * 10**9,
+    "peak_flops": 312e12,
+    "mfu": 0.4,
+    "platform": "gpu",
+}
+
+
+def check(module, study) -> list[dict]:
+    """Prints a row for each run that an experiment declares, with its command."""
+    module.runs(study)
+    configs: dict = {}
+    print(f"{module.TITLE}: {len(study.declared)} runs on {MACHINE['devices']} devices\n")
+    for workdir, command in study.declared.items():
+        configs[workdir] = _config(command, configs)
+    rows = [_traced(workdir.name, config) for workdir, config in configs.items()]
+    for row, command in zip(rows, study.declared.values(), strict=True):
+        print(
+            f"{row['run']}\n  plan {row['plan']}, {row['parameters']:,} parameters, "
+            f"{row['pflops']:,.0f} PFLOPs, {row['gib']:.1f} GiB a device, {row['hours']:.1f} hours"
+            f"\n  loopjax {shlex.join(command)}"
+        )
+    return rows
+
+
+def _config(command: list[str], configs: dict):
+    """The config of a command; that of fine-tuning is made from its base run's, which is not there."""
+    from loopjax import finetune
+    from loopjax.config import model_config
+    from loopjax.flags import parse
+
+    verb, *flags = command
+    if verb == "train":
+        return parse(verb, "", flags, _workdir)[0]
+    values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    base = next(c for w, c in configs.items() if str(w) == values["checkpoint"])
+    meta = {"config": base.to_dict(), "model": dataclasses.asdict(model_config(base)),
+            "plan": str(base.depth)}  # fmt: skip
+    made = finetune.config_from(meta, values["checkpoint"], values["pairs"])
+    overrides = [flag for flag in flags if flag.startswith("--config.")]
+    return parse(verb, "", overrides, make=lambda _: made)[0]
+
+
+def _workdir(values) -> None:
+    from absl import flags
+
+    flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
+
+
+def _traced(name: str, config) -> dict:
+    from loopjax import cost
+
+    machine = cost.Machine(
+        min(MACHINE["devices"], config.batch_size), MACHINE["memory"], MACHINE["peak_flops"], MACHINE["mfu"],
+        MACHINE["platform"],
+    )  # fmt: skip
+    plan, counted = cost.plan_of(config, machine), cost.flops_of(config)
+    return {
+        "run": name,
+        "plan": plan["phases"][-1]["plan"],
+        "parameters": counted["params_unique"],
+        "pflops": counted["training_pflops"],
+        "gib": plan["peak"] / 2**30,
+        "hours": plan["hours"],
+    }

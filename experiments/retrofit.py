@@ -1,0 +1,80 @@
+"""Figures 9 and 17 to 19: the retrofitted block repeated more often still, at inference."""
+
+import common
+
+TITLE = "More repetitions after a retrofit (Figures 9 and 17 to 19)"
+PAPER = (
+    "After a cooldown with the block looped once more, further repetitions at inference keep or raise "
+    "the accuracy on primitives for one or two more passes; without adaptation the standard model "
+    "loses at once, while the grown model gains without any."
+)
+ROLES = ("standard", "lidas")
+MORE = range(5)
+
+
+def runs(study) -> dict:
+    return {
+        (role, how): run
+        for role in ROLES
+        for how, run in (
+            ("as it is", study.model(role)),
+            ("cooldown", study.cooldown(role)),
+            ("retrofit", study.cooldown(role, study.scale.retrofits[role][0])),
+        )
+    }
+
+
+def outcome(study) -> common.Outcome:
+    before, block, after = _block(study.scale.retrofits["lidas"][0])
+    rows, curves = [], {}
+    for (role, how), run in runs(study).items():
+        passes = [1 + (how == "retrofit") + more for more in MORE]
+        plans = [str(_plan(before, block, n, after)) for n in passes]
+        found = study.evaluate(run, depths=plans, name="repeated")
+        curves[f"{role}, {how}"] = [common.mean_of(found, plan=plan) for plan in plans]
+        rows.append((role, how, *(f"{100 * value:.1f}%" for value in curves[f"{role}, {how}"])))
+    heads = ("model", "adaptation", *(f"{n} more" for n in MORE))
+    first = {name: values[1] - values[0] for name, values in curves.items()}
+    said = ", ".join(f"{name} {100 * value:+.1f}" for name, value in first.items())
+    found = (
+        f"Points of mean reasoning accuracy of the first additional pass of layers {before} to {before + block - 1}: "
+        f"{said}. {common.noise(study)} One seed."
+    )
+    kept = first["lidas, retrofit"] > -0.02
+    unadapted = first["standard, as it is"] < first["lidas, as it is"] - 0.02
+    verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[kept + unadapted]
+    return common.Outcome(found, verdict, heads, rows, {"retrofit": _picture(curves)})
+
+
+def _block(plan: str) -> tuple[int, int, int]:
+    """(layers before, layers of, layers behind the block that a plan like 4-2x2-6 loops)."""
+    from loopjax.depth import DepthPlan
+
+    first, loop, last = DepthPlan.parse(plan).segments
+    return first.layers, loop.layers, last.layers
+
+
+def _plan(before: int, block: int, passes: int, after: int):
+    from loopjax.depth import DepthPlan
+
+    return DepthPlan.of([(before, 1), (block, passes), (after, 1)])
+
+
+def _picture(curves: dict):
+    from loopjax import figure
+
+    fig = figure.new(7, 3.6)
+    axis, lines = fig.subplots(), {}
+    for name, colour in figure.colours(curves).items():
+        style = "--" if "as it is" in name else ":" if "cooldown" in name else "-"
+        (lines[name],) = axis.plot(MORE, curves[name], "o", linestyle=style, color=colour)
+    figure.plain(axis)
+    axis.set_xticks(MORE)
+    axis.set_xlabel("additional passes at inference", color=figure.INK, fontsize=9)
+    axis.set_ylabel("reasoning accuracy", color=figure.INK, fontsize=9)
+    figure.legend(fig, lines)
+    return fig
+
+
+if __name__ == "__main__":
+    common.start(__file__)
