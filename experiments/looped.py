@@ -19,7 +19,7 @@ def outcome(study, name: str, runs: dict, sources, deep: str, loop: str, shallow
     """
     results = {plan: common.result(run) for plan, run in runs.items()}
     accuracies = {
-        plan: [found["heldout"][f"{source}/accuracy"] for source in sources]
+        plan: [_accuracy(found["heldout"], source) for source in sources]
         for plan, found in results.items()
     }
     rows = [
@@ -46,6 +46,11 @@ def outcome(study, name: str, runs: dict, sources, deep: str, loop: str, shallow
     )
 
 
+def _accuracy(heldout: dict, source: str) -> float:
+    """Of whole answers where they have several tokens."""
+    return heldout.get(f"{source}/exact", heldout[f"{source}/accuracy"])
+
+
 def _picture(runs: dict, source: str):
     from loopjax.log import read_rows
     from loopjax.plots.runs import Row, training
@@ -59,4 +64,4 @@ def _picture(runs: dict, source: str):
         last = final["heldout"][f"{source}/accuracy"]
         points.append((final["steps"], final["training_flops"], last))
         curves[plan] = tuple(zip(*points, strict=True))
-    return training([Row(source, "held-out accuracy", curves)])
+    return training([Row(source, "held-out accuracy of a token", curves)])

@@ -114,6 +114,12 @@ def _norm(path, leaf):
 
 
 def eval_step(params, batch, *, cfg, plan: DepthPlan):
-    """Sums over a batch: {"nll", "hits", "targets"}."""
+    """Sums over a batch: {"nll", "hits", "targets"}, and of rows {"exact", "rows"}.
+
+    A row counts where it has a target; it is exact where all of them are hit.
+    """
     nll, hits, scored = token_losses(params, batch, cfg, plan)
-    return {"nll": jnp.sum(nll), "hits": jnp.sum(hits), "targets": jnp.sum(scored)}
+    rows = jnp.any(scored, axis=1)
+    exact = rows & jnp.all(hits == scored, axis=1)
+    sums = {"nll": nll, "hits": hits, "targets": scored, "exact": exact, "rows": rows}
+    return {key: jnp.sum(value) for key, value in sums.items()}

@@ -228,7 +228,8 @@ class Trainer:
     def evaluate(self, phase: Phase) -> dict[str, float]:
         """Held-out negative log-likelihood (nats per token) and argmax accuracy.
 
-        By source, and over all of them weighted by the mixture.
+        By source, and over all of them weighted by the mixture; "exact" is the share of rows whose
+        answer is right in every token, for sources of one answer a row (`one_answer`).
         """
         run, config = self.run, self.config
         fn = functools.partial(eval_step, cfg=run.cfg, plan=phase.plan)
@@ -243,6 +244,9 @@ class Trainer:
             sums = [step(self.state.params, batch) for batch in batches]
             nll, hits, n = (sum(float(s[k]) for s in sums) for k in ("nll", "hits", "targets"))
             out[f"eval/{name}/nll"], out[f"eval/{name}/accuracy"] = nll / n, hits / n
+            if getattr(source, "one_answer", False):
+                exact, rows = (sum(float(s[k]) for s in sums) for k in ("exact", "rows"))
+                out[f"eval/{name}/exact"] = exact / rows
             share = weights[name] / sum(weights.values())
             total["nll"] += share * nll / n
             total["accuracy"] += share * hits / n

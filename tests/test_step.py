@@ -134,3 +134,17 @@ def test_a_single_batch_is_learnt_by_heart():
             losses.append(float(metrics["loss"]))
     assert losses[0] > 1.2 and losses[-1] < 0.1
     assert surgery.n_layers(state.params) == 2
+
+
+def test_a_row_is_exact_where_all_of_its_targets_are_hit(tiny_config):
+    run = plan_run(tiny_config)
+    plan = DepthPlan.parse("3")
+    params = nn.meta.unbox(model.init_params(run.cfg, 3, jax.random.key(0)))
+    inputs = jnp.arange(4 * 9).reshape(4, 9)
+    right = jnp.argmax(model.forward(params, inputs, run.cfg, plan), axis=-1)
+    targets = right.at[0].set(-1).at[1, :5].set(-1).at[2, 3].add(1).at[3, 8].set(-1)
+    sums = step_lib.eval_step(
+        params, {"inputs": inputs, "targets": targets}, cfg=run.cfg, plan=plan
+    )
+    found = {key: int(sums[key]) for key in ("hits", "targets", "exact", "rows")}
+    assert found == {"hits": 20, "targets": 21, "exact": 2, "rows": 3}

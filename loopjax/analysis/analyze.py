@@ -168,8 +168,8 @@ def analyze(
         if found is None:
             try:
                 if diagnostic.needs_lens and "lens" not in options:
-                    file_of_lens = output / "lens.npz"
-                    options["lens"] = lens.train(file_of_lens, lm, training, **options["lens_data"])
+                    path = output / "lens.npz"
+                    options["lens"] = lens.train(path, lm, training, **options["lens_data"])
                 found = diagnostic.run(lm, chosen, options, parts.each)
             except KeyboardInterrupt:
                 goes_on = "" if again else ": the same command goes on"

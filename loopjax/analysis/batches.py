@@ -6,8 +6,10 @@ import jax
 import numpy as np
 
 from loopjax.evals.language_model import LanguageModel
-from loopjax.evals.score import bucket, default_batch_tokens
+from loopjax.evals.score import bucket
 
+# The fewest and the most of a batch on a device. A CPU is busy with few; more leave its caches.
+CPU_TOKENS, TOKENS = (512, 2048), (8192, 16_384)
 HOST_BYTES = 2**31  # of activations at a time where a device does not tell its memory
 
 
@@ -21,15 +23,16 @@ def padded(prompt: Sequence[int]) -> np.ndarray:
 def rows_at_once(lm: LanguageModel, T: int, bytes_per_row: int, most: int, cost) -> int:
     """How many rows of T tokens to compute at once, over all devices; at least 2.
 
-    Of the numbers that fit into memory and keep the devices busy (no more than `most`) it is the one
+    Of the numbers that keep the devices busy and fit into memory (no more than `most`) it is the one
     whose `cost(rows)`, the work of all batches, is least. It depends on nothing that was computed
     before, so that a computation that goes on makes the batches that it would have made.
     """
-    parts = lm.batch_parts
-    busy = default_batch_tokens(lm) // 2 // parts // T
-    rows = min(max(1, busy), max(1, _free(lm) // bytes_per_row), -(-most // parts))
+    parts, cpu = lm.batch_parts, lm.mesh.devices.flat[0].platform == "cpu"
+    few, many = CPU_TOKENS if cpu else TOKENS
+    # A row of a batch may be one that erases nothing: it must not be every second one.
+    largest = min(max(5, many // T), max(1, _free(lm) // bytes_per_row), -(-most // parts))
     least = 1 if parts > 1 else 2
-    sizes = range(max(least, rows // 2), max(least, rows) + 1)
+    sizes = range(max(least, min(few // T, largest)), max(least, largest) + 1)
     return parts * min(sizes, key=lambda rows: cost(parts * rows))
 
 

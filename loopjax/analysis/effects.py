@@ -97,17 +97,19 @@ def erase(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = 
     """
     E, tokens_1T = lm.plan.n_effective, padded(prompt)
     pairs = _pairs(range(E), boundaries, len(prompt))
+    n = len(pairs["source"])
 
     def cost(rows):
         """Layers of each batch, from the first source on, and a head, which is like one."""
-        return rows * np.sum(E + 1 - pairs["source"][:: rows - 1])
+        return rows * np.sum(E + 1 - pairs["source"][:: rows - 1])  # one erases nothing
 
     run, size = _program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1])
-    rows = rows_at_once(lm, tokens_1T.shape[1], size, len(pairs["source"]) + 1, cost)
+    rows = rows_at_once(lm, tokens_1T.shape[1], size, n + 1, cost)
     matrix, output = np.zeros((E, E)), np.zeros(E)
     with lm.on_mesh():
         clean = _clean(lm, tokens_1T)["residual"]
-        for batch in _batches(pairs, rows):
+        for chosen in chunks(n, rows - 1):
+            batch = _batch(pairs, np.append(-1, chosen))
             args = (lm.params, clean, batch["source"][1], lm.put(batch), len(prompt))
             change_EB, out_B = jax.device_get(run(*args, sublayers=SUBLAYERS[sublayer]))
             np.maximum.at(matrix, batch["source"][1:], change_EB.T[1:])
@@ -131,22 +133,26 @@ def local(
 
 def _local(lm: LanguageModel, prompt, boundaries) -> np.ndarray:
     E, tokens_1T = lm.plan.n_effective, padded(prompt)
-    targets = {l: _pairs(range(l), boundaries, len(prompt)) for l in range(1, E)}  # noqa: E741
-    counts = np.array([len(pairs["source"]) for pairs in targets.values()])
+    pairs, per_source = _pairs(range(E), boundaries, len(prompt)), len(boundaries or [None])
+    counts = per_source * np.arange(1, E)
 
     def cost(rows):
-        return rows * np.sum(-(-counts // (rows - 1)))
+        return rows * np.sum(-(-(counts + 1) // rows))  # one of them erases nothing
 
     run, size = _local_program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1], False)
     rows = rows_at_once(lm, tokens_1T.shape[1], size, counts.max(initial=0) + 1, cost)
     matrix = np.zeros((E, E))
     with lm.on_mesh():
         clean = _clean(lm, tokens_1T)
-        for target, pairs in targets.items():
-            for batch in _batches(pairs, rows):
-                args = (lm.params, clean, target, lm.put(batch), len(prompt))
-                change_B = jax.device_get(run(*args))
-                np.maximum.at(matrix[:, target], batch["source"][1:], change_B[1:])
+        reference = clean["update"][0, 0]  # of this form; the first row of each target is its own
+        for target, n in enumerate(counts, 1):
+            for chosen in chunks(n + 1, rows):
+                batch = _batch(pairs, chosen - 1)
+                args = (lm.params, clean, reference, target, lm.put(batch), len(prompt))
+                change_B, reference = run(*args)
+                change_B = jax.device_get(change_B)
+                erased = batch["source"] >= 0
+                np.maximum.at(matrix[:, target], batch["source"][erased], change_B[erased])
     return matrix
 
 
@@ -187,16 +193,15 @@ def _pairs(sources, boundaries, length: int) -> dict[str, np.ndarray]:
     return dict(zip(("source", "until", "since"), columns, strict=True))
 
 
-def _batches(pairs: dict, rows: int):
-    """Batches of pairs, each behind a row that erases nothing (source -1).
+def _batch(pairs: dict, chosen) -> dict:
+    """Some of the pairs; -1 is a row that erases nothing (source -1).
 
-    What is measured is a difference to that row: both come from one program, so that a layer that
+    What is measured is a difference to such a row: both come from one program, so that a layer that
     changes nothing has an effect of exactly 0.
     """
-    for chosen in chunks(len(pairs["source"]), rows - 1):
-        batch = {k: np.concatenate([x[:1], x[chosen]]) for k, x in pairs.items()}
-        batch["source"][0] = -1
-        yield batch
+    batch = {k: x[chosen] for k, x in pairs.items()}
+    batch["source"][chosen < 0] = -1
+    return batch
 
 
 @functools.lru_cache(maxsize=16)
@@ -300,8 +305,12 @@ def _local_program(cfg, plan):
     return jax.jit(functools.partial(_erased_for_one, cfg=cfg, plan=plan))
 
 
-def _erased_for_one(params, clean, target, batch, length, *, cfg, plan):
-    """Relative change of the update of one layer that is fed h_l - c_s, [B]."""
+def _erased_for_one(params, clean, reference_TD, target, batch, length, *, cfg, plan):
+    """(relative change of the update of one layer that is fed h_l - c_s, [B]; its reference).
+
+    The reference is the update where nothing is erased: that of the first row if it is such a row,
+    else what an earlier batch gave.
+    """
     T = clean["update"].shape[2]
     hidden_BT, measured_BT = _where(batch, T, length)
     hidden_BT &= (batch["source"] >= 0)[:, None]
@@ -310,4 +319,6 @@ def _erased_for_one(params, clean, target, batch, length, *, cfg, plan):
     layer = jax.tree.map(lambda leaf: leaf[jnp.array(plan.order)[target]], params["layers"])
     angles = model.angles_of(cfg, jnp.arange(T))
     _, c_BTD = _run_block(model.Block(cfg), layer, x_BTD, angles)
-    return jnp.where(measured_BT, _relative(c_BTD, c_BTD[:1]), 0.0).max(-1)
+    reference_TD = jnp.where(batch["source"][0] < 0, c_BTD[0], reference_TD)
+    change_BT = _relative(c_BTD, reference_TD[None])
+    return jnp.where(measured_BT, change_BT, 0.0).max(-1), reference_TD

@@ -21,6 +21,7 @@ class Addition(Instances):
 
     tokenizer = "addition"
     vocab_size = len(SYMBOLS)
+    one_answer = True  # of several tokens: all of them must be right
 
     def __init__(self, n: int, split: str, seq_len: int, seed: int):
         if n not in OPERANDS:

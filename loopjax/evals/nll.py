@@ -4,6 +4,7 @@ In nats per token, and in bits per byte of the text where the tokens are text. T
 that the checkpoint was trained on (their held-out split), or others of the same tokenizer.
 """
 
+import collections
 import functools
 import math
 
@@ -106,7 +107,7 @@ def _over(lm: LanguageModel, sources: dict, weights: dict, batches: int, batch_s
 def _source(lm: LanguageModel, source, n_batches: int, batch_size: int) -> dict:
     B = lm.batch_parts * -(-min(batch_size, len(source)) // lm.batch_parts)
     step, n_bytes = _step(lm.cfg, lm.plan), 0
-    sums = {"nll": 0.0, "hits": 0.0, "targets": 0}
+    sums: collections.Counter = collections.Counter()
     with lm.on_mesh():
         for batch in pipeline.heldout_batches(source, B, n_batches, np.arange(B)):
             for key, value in jax.device_get(step(lm.params, lm.put(batch))).items():
@@ -114,6 +115,8 @@ def _source(lm: LanguageModel, source, n_batches: int, batch_size: int) -> dict:
             n_bytes += _bytes(lm, source, batch["targets"])
     n = sums["targets"]
     out = {"nll": sums["nll"] / n, "accuracy": sums["hits"] / n, "tokens": int(n)}
+    if getattr(source, "one_answer", False):
+        out["exact"] = sums["exact"] / sums["rows"]
     if n_bytes:
         out |= {"bytes": n_bytes, "bits_per_byte": sums["nll"] / math.log(2) / n_bytes}
     return out
