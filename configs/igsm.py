@@ -7,7 +7,11 @@ The variant is [paper,]PLAN[,GROWTH]; GROWTH (midas, lidas) adds one layer at a 
 the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1 - up to 15 operations, width
 128, batch 256, 200,000 steps. There Adafactor (1e-3, cosine) trains on about 4 million instances,
 12.8 times each; here it is AdamW with a trapezoid, on instances that are always new, with as many of
-each number of operations. Chance is 14.3%.
+each number of operations.
+
+Chance is 14.3%, but the number most frequent in a text is right for 40, 27 and 20% at one, two and
+three operations. The small size is short for this task: after its 3,000 steps plan 1x4 has 48, 38 and
+28% (one seed), little more than that.
 """
 
 import re

@@ -73,7 +73,9 @@ def default() -> ConfigDict:
     config.keep_every = 0  # checkpoints at multiples of this are kept for good; 0: none
     config.eval_every = 0  # held-out evaluation; 0: only at the end
     config.eval_batches = 16  # of batch_size sequences per source; 0: no evaluation
-    config.patience = 0  # evaluations without a better one that end the run; the best is kept; 0: off
+    config.patience = (
+        0  # evaluations without a better one that end the run; the best is kept; 0: off
+    )
     config.log_every = 10  # TensorBoard; metrics.jsonl gets a row for every step
 
     # Architecture: the fields of model.ModelConfig. init_depth=0: the depth above.

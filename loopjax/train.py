@@ -48,7 +48,9 @@ def train(config, workdir) -> dict | None:
             return trainer.ended
         for phase in run.phases:
             if trainer.step < phase.stop and not trainer.run_phase(phase, stop):
-                say(f"stopped and saved at step {trainer.saved_step or 0}; the same command goes on")
+                say(
+                    f"stopped and saved at step {trainer.saved_step or 0}; the same command goes on"
+                )
                 return None
         return trainer.finish()
 

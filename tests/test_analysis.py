@@ -276,12 +276,12 @@ def test_batches_fit_and_chunks_cover():
     def rows(n_bytes=1, most=10**6, cost=lambda rows: -rows, lm=LM, T=32):
         return batches.rows_at_once(lm, T, n_bytes, most, cost)
 
-    assert rows() == 2048 // 32  # the tokens that keep a CPU busy
-    assert rows(T=1024) == parts and rows(lm=one_device(), T=4096) == 2
+    assert rows() == 2048 // 32 * parts and rows(cost=lambda rows: rows) == 512 // 32 * parts
+    assert rows(T=1024) == 5 * parts and rows(lm=one_device(), T=4096) == 5
     assert rows(2**40) == parts and rows(2**40, lm=one_device()) == 2
     assert rows(batches.HOST_BYTES // 5) == 5 * parts  # what fits is never rounded up
     assert rows(most=5 * parts + 1) == 6 * parts
-    assert rows(cost=lambda rows: abs(rows - 9 * parts)) == 9 * parts
+    assert rows(cost=lambda rows: abs(rows - 19 * parts)) == 19 * parts
     for n, size in ((1, 4), (5, 4), (16, 16), (17, 16)):
         chosen = np.concatenate(list(batches.chunks(n, size)))
         assert sorted(set(chosen.tolist())) == list(range(n)) and len(chosen) % size == 0
@@ -289,6 +289,23 @@ def test_batches_fit_and_chunks_cover():
 
 def one_device():
     return language_model("1-2x2-1", "", jax.devices()[:1])
+
+
+def test_one_program_measures_a_prompt_and_all_of_its_length():
+    compiled = []
+
+    def listen(event, seconds, **about):
+        if event.endswith("backend_compile_duration") and "_erased" in about["fun_name"]:
+            compiled.append(about["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for lm in (language_model("1-2x2-2", "fsdp=2,tensor=2"), language_model("1-2x2-2", "")):
+            for run in (effects.propagated, effects.local):
+                run(lm, [[5] * 40, [*range(33)]], [[8, 16, 24, 32], [8, 16, 24, 28]])
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == ["jit(_erased)", "jit(_erased_for_one)"] * 2
 
 
 def test_small_batches_give_what_large_ones_do(monkeypatch):

@@ -68,7 +68,8 @@ class Model:
 
     @property
     def training_flops(self) -> float | None:
-        return self.result.get("training_flops") or (self.rows[-1]["flops"] if self.rows else None)
+        own = self.result.get("training_flops") or (self.rows[-1]["flops"] if self.rows else None)
+        return own and own + self.result.get("flops_before", 0.0)
 
     def heldout(self) -> dict:
         """Held-out metrics of the training at its step, {} where there are none."""
@@ -81,7 +82,9 @@ class Model:
         """(steps, FLOPs, values) of a column of metrics.jsonl, the final evaluation included."""
         points = [(r["step"], r["flops"], r[metric]) for r in self.rows if metric in r]
         final = self.result.get("heldout", {}).get(metric.removeprefix("eval/"))
-        if metric.startswith("eval/") and final is not None:
+        # A run that ended by its patience has the best of its rows as its result.
+        last = "stopped_at" not in self.result
+        if metric.startswith("eval/") and final is not None and last:
             points.append((self.result["steps"], self.result["training_flops"], final))
         return list(zip(*points, strict=True)) if points else None
 

@@ -28,8 +28,8 @@ def models(entries, colours, accuracies=()) -> list:
         ]))  # fmt: skip
     return [_without_empty(Table(
         "FLOPs are by formula: 6 P + 12 E D T per token in training (P matrix parameters executed, "
-        "E executed layers, D width, T context), a third of it at inference; wall-clock includes "
-        "compilation, evaluation and checkpoints.",
+        "E executed layers, D width, T context), with those of the model that it began from; a third "
+        "of it at inference. Wall-clock includes compilation, evaluation and checkpoints.",
         heads + [title for _, title in columns], rows,
     ))]  # fmt: skip
 
