@@ -1,5 +1,3 @@
-import sys
+from loopjax.cli import run
 
-from loopjax.cli import main
-
-sys.exit(main())
+run()

@@ -9,6 +9,7 @@ import sys
 from loopjax import arguments
 from loopjax.errors import UserError
 
+INTERRUPTED = 130  # as shells say it of a command that Ctrl-C stopped
 VERBS = {
     "train": "train a model, or go on with a run that was stopped",
     "finetune": "train a checkpoint on prompts and completions",
@@ -32,7 +33,7 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb; 0 on success, 2 when the user can mend what is wrong."""
+    """Runs a verb; 0 on success, 2 when the user can mend what is wrong, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: loopjax VERB ...  (loopjax VERB --help tells more)\n")
@@ -47,7 +48,21 @@ def main(argv: list[str] | None = None) -> int:
         return globals()[f"_{verb.replace('-', '_')}"](rest)
     except UserError as error:
         print(f"loopjax {verb}: {error}", file=sys.stderr)
-        return 2
+        return INTERRUPTED if isinstance(error.__context__, KeyboardInterrupt) else 2
+    except KeyboardInterrupt:
+        print(f"loopjax {verb}: stopped; what is written is kept", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run() -> None:
+    """The command `loopjax`."""
+    code = main()
+    if code == INTERRUPTED:
+        # An interpreter that ends while XLA compiles in another thread may crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 # What a verb needs is imported in it: `--help` is quick, and JAX must not be up before several

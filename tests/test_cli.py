@@ -186,3 +186,24 @@ def test_prepare_and_train_from_the_command_line(tmp_path, capsys):
 
 def test_durations_read_like_a_clock():
     assert [duration(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
+
+
+def test_an_interrupt_is_told_in_a_sentence_and_ends_cleanly(tmp_path):
+    """Also while JAX compiles: no traceback, no crash, the code that shells expect."""
+    script = (
+        "import sys, loopjax.cli as cli\n"
+        "def interrupted(argv):\n"
+        "    import jax, threading, _thread\n"
+        "    f = jax.jit(lambda x: sum(jax.numpy.sin(x * i) @ x for i in range(300)))\n"
+        "    threading.Timer(0.5, _thread.interrupt_main).start()\n"
+        "    f(jax.numpy.ones((8, 8)))\n"
+        "    import time; time.sleep(60)\n"
+        "cli._flops = interrupted\n"
+        "sys.argv = ['loopjax', 'flops']\n"
+        "cli.run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        130,
+        "loopjax flops: stopped; what is written is kept\n",
+    )
