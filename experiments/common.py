@@ -31,7 +31,8 @@ class Outcome:
 
     Attributes:
       found: what was measured, in sentences, from the numbers.
-      verdict: whether the papers' finding shows: "shows", "does not show", "shows in part".
+      verdict: whether the papers' finding shows: "shows", "does not show", "shows in part"; or
+        "cannot show", where the tasks are solved already and leave no room for a gain.
       heads, rows: a table.
       figures: {name: matplotlib figure}, the first of the experiment's own name.
     """
@@ -266,6 +267,12 @@ def noise(study: Study) -> str:
     tasks = len(study.scale.tasks)
     points = 100 * (0.25 / n / tasks) ** 0.5
     return f"The standard error of a mean over {tasks} x {n} items is up to {points:.1f} points."
+
+
+def ceiling(values) -> str:
+    """A sentence where accuracies leave no room for what would raise them, else nothing."""
+    mean = statistics.fmean(values)
+    return f"The tasks are solved already ({mean:.1%}), so no gain can show." if mean > 0.97 else ""
 
 
 def spread(values, digits: int = 3, percent: bool = False) -> str:

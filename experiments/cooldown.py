@@ -44,6 +44,9 @@ def outcome(study) -> common.Outcome:
     )
     better = [gain > 0.02 for role in ("standard", "lidas") for gain in gains[role]]
     verdict = "shows" if all(better) else "shows in part" if any(better) else "does not show"
+    plain = (scores[role, "cooldown"][0] for role in ("standard", "lidas"))
+    if solved := common.ceiling(plain):
+        verdict, found = "cannot show", f"{found} {solved}"
     return common.Outcome(found, verdict, heads, rows, {"cooldown": _picture(scores)})
 
 

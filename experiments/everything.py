@@ -26,9 +26,9 @@ LEAD = """# Results in miniature
 Every experiment of the papers, scaled down to two CPU cores: models of 8 executed layers and width 64,
 2.5 million tokens (`configs/mini.py` says what stands for what). They can show which way an effect
 goes, not how large it is; what does not show here may show at the papers' scale, and the other way
-round. A verdict is computed from the numbers by the rule in each file of `experiments/`, and was
-written before the numbers were there. `±` is the standard deviation over seeds; most diagnostics are
-of one model.
+round. A verdict is computed from the numbers by the rule in each file of `experiments/`; "cannot show"
+says that the tasks are solved already and leave no room. `±` is the standard deviation over seeds;
+most diagnostics are of one model.
 
 Reproduce everything with `python experiments/everything.py --docs`, the protocol of the papers with
 `--scale=paper` of each experiment.

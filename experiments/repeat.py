@@ -47,6 +47,14 @@ def outcome(study) -> common.Outcome:
     verdict = "shows" if grown > plain + 0.05 else "does not show"
     if verdict == "does not show" and grown > plain + 0.02:
         verdict = "shows in part"
+    solved = common.ceiling(
+        found["unmodified"][task]["accuracy"]
+        for results in measured.values()
+        for found in results
+        for task in tasks
+    )
+    if solved:
+        verdict, found = "cannot show", f"{found} {solved}"
     first = {role: results[0] for role, results in measured.items()}
     return common.Outcome(found, verdict, heads, rows, {"repeat": interventions(first)})
 

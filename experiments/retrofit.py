@@ -43,6 +43,9 @@ def outcome(study) -> common.Outcome:
     kept = first["lidas, retrofit"] > -0.02
     unadapted = first["standard, as it is"] < first["lidas, as it is"] - 0.02
     verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[kept + unadapted]
+    solved = common.ceiling(values[0] for values in curves.values())
+    if solved:
+        verdict, found = "cannot show", f"{found} {solved}"
     return common.Outcome(found, verdict, heads, rows, {"retrofit": _picture(curves)})
 
 

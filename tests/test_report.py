@@ -180,6 +180,19 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tmp_path):
     assert entry.model.training_flops == 1000 and entry.parameters
 
 
+def test_a_run_that_ended_by_its_patience_ends_where_it_stopped_and_costs_what_it_began_from(
+    tmp_path,
+):
+    run = material.run(tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    change = {"steps": 10, "stopped_at": 20, "heldout": {"nll": 2.5}, "flops_before": 500.0}
+    (run / "result.json").write_text(json.dumps(result | change))
+    model = models.open_model(str(run))
+    steps, _, values = model.curve("eval/nll")
+    assert (steps, values) == ((10,), (2.5,)) and model.heldout()["nll"] == 2.5
+    assert model.training_flops == 2500.0
+
+
 def test_the_digest_is_that_of_the_results():
     meta = {"checksums": {"params/a": 1, "optimizer/b": 2}}
     same = {"checksums": {"params/a": 1, "optimizer/b": 3}}
