@@ -60,12 +60,8 @@ def _picture(scores: dict):
     for role in roles:
         mine = {plan: score[0] for (r, plan), score in scores.items() if r == role}
         (lines[role],) = axis.plot(range(len(mine)), mine.values(), "o-", color=colours[role])
-        for x, (plan, value) in enumerate(mine.items()):
-            if x > 1:
-                axis.annotate(
-                    plan, (x, value), xytext=(4, 4), textcoords="offset points", fontsize=8
-                )
     axis.set_xticks(range(4), ("as it is", "cooldown", "retrofit", "retrofit, later block"))
+    axis.set_ylim(0, 1.05)
     figure.plain(axis)
     axis.set_ylabel("reasoning accuracy", color=figure.INK, fontsize=9)
     figure.legend(fig, lines)

@@ -76,7 +76,9 @@ def write_docs(output: pathlib.Path, docs: pathlib.Path) -> None:
         f"{os.cpu_count()} cores, shared), float32. "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
     )
-    text = "\n".join([LEAD, table, "", *sections, foot, ""])
+    missing = [f"`{name}.py`" for name in NAMES if not (output / f"{name}.json").exists()]
+    left_out = [f"Not run here: {', '.join(missing)}.", ""] if missing else []
+    text = "\n".join([LEAD, table, "", *left_out, *sections, foot, ""])
     (docs / "results.md").write_text(text)
 
 

@@ -82,6 +82,8 @@ def _picture(points: dict):
             (lines[role],) = axis.plot([x], [_mean(values)], "o", color=colours[role], alpha=0.8)
         figure.plain(axis)
         axis.margins(0.1)
+        if title == "training FLOPs":
+            figure.amounts(axis)
         axis.set_xlabel(title, color=figure.INK, fontsize=9)
         name = ("NLL (nats per byte)", "reasoning accuracy")[metric - 1]
         axis.set_ylabel(name if k % 3 == 0 else "", color=figure.INK, fontsize=9)
