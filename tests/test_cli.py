@@ -191,7 +191,9 @@ def test_durations_read_like_a_clock():
 def test_an_interrupt_is_told_in_a_sentence_and_ends_cleanly(tmp_path):
     """Also while JAX compiles: no traceback, no crash, the code that shells expect."""
     script = (
-        "import sys, loopjax.cli as cli\n"
+        "import signal, sys, loopjax.cli as cli\n"
+        # Who starts in the background ignores the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def interrupted(argv):\n"
         "    import jax, threading, _thread\n"
         "    f = jax.jit(lambda x: sum(jax.numpy.sin(x * i) @ x for i in range(300)))\n"

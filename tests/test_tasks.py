@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.model import LM
 
+from loopjax.data import synthetic
 from loopjax.errors import UserError
 from loopjax.evals import documents, local, metrics, suite
 
@@ -175,9 +176,8 @@ def test_the_suite_is_the_papers():
     metrics_of = [suite.METRICS[group] for group in suite.GROUPS["paper_suite"]]
     assert metrics_of == ["f1", "f1", "acc", "exact_match", "acc"]
     assert set(suite.names()) >= {*suite.GROUPS, *sum(members, ()), "gsm8k", "var_assign_math_2"}
-    assert set(local.SOURCES) | {n for n in suite.names() if "copy" in n or "var" in n} | set(
-        suite.GROUPS
-    ) == set(suite.names())
+    made_here = {name for name in suite.names() if synthetic.has_items(name)}
+    assert {*local.SOURCES, *made_here, *suite.GROUPS} == set(suite.names())
 
 
 def test_right_answers_score_one_and_silence_nothing(public):
