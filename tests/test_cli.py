@@ -68,6 +68,7 @@ def wait_for_step(process, workdir, step):
     raise AssertionError(f"step {step} was not reached: {process.stderr.read()}")
 
 
+@pytest.mark.slow
 def test_killed_without_warning_the_run_goes_on_to_the_bit(whole, tmp_path):
     for step in (7, 23):
         process = start(train_command(tmp_path))
@@ -105,6 +106,7 @@ def start_pair(workdir, *flags):
     return [start(train_command(workdir, *shared, f"--process_id={i}"), devices=1) for i in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_losses_of_one(whole, tmp_path):
     pair = start_pair(tmp_path)
     errs = [finish(process) for process in pair]

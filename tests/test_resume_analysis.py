@@ -157,6 +157,7 @@ test.run(os.environ["OUTPUT"], "depth_score")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_gone_on_from(stopped, tmp_path):
     environment = os.environ | {"OUTPUT": str(tmp_path / "b"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=environment)

@@ -194,6 +194,7 @@ def test_draws_depend_on_seed_and_prompt_alone():
     assert [m.tokens for m in together] != [m.tokens for m in other]
 
 
+@pytest.mark.slow
 def test_draws_have_the_probabilities_of_the_model():
     n, temperature = 2000, 0.7
     made = decode.generate(

@@ -556,6 +556,7 @@ def cluster(tmp_path, monkeypatch):
     return f"{folder}:{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 def test_a_sweep_on_slurm_is_an_array_that_outlives_it_and_is_found_again(cluster, tmp_path):
     two = """
     add(seed=0)
