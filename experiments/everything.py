@@ -1,4 +1,4 @@
-"""The whole study in miniature, and docs/results.md: an hour on two CPU cores.
+"""The whole study in miniature, and docs/results.md: one to two hours on two CPU cores.
 
     python experiments/everything.py [--output=study] [--docs]
 
