@@ -130,7 +130,8 @@ def shown_examples(path, run, plan="12", value=0.3):
         for k in (0, 1, 2, 4)
     ]
     write_json(path, {"format": 1, "settings": settings(run, plan), "model": described(run, plan),
-                      "curves": {"copying_real": {"rows": rows, "most_shots": 4}}})  # fmt: skip
+                      "curves": {"copying_real": {"rows": rows, "most_shots": 4}},
+                      "chance": {"copying_real": 0.1}})  # fmt: skip
 
 
 def measured(path, run, steps=(10, STEPS), plan="12"):
@@ -151,7 +152,7 @@ def everything(run, plan="12", shift=0.0):
     measured(run / "nll.json", run, plan=plan)
 
 
-def saved(run, step, plan="12", phases=STANDARD, seed=0):
+def saved(run, step, plan="12", phases=STANDARD, seed=0, **about):
     """A checkpoint of a run: what it says about itself, and one array instead of the weights."""
     weights = np.random.default_rng(seed).normal(size=(4, 4)).astype(np.float32)
     keys = ("operator", "plan", "order")
@@ -159,8 +160,21 @@ def saved(run, step, plan="12", phases=STANDARD, seed=0):
         {"step": p["start"], **{key: p[key] for key in keys}} for p in phases if p["start"] < step
     ]
     meta = {"plan": plan, "lineage": events, "model": MODEL | {"init_depth": 12},
-            "config": {"seq_len": 9}, "wall_clock_s": 30.0}  # fmt: skip
+            "config": {"seq_len": 9}, "wall_clock_s": 30.0} | about  # fmt: skip
     checkpoint.save_params(
         run / "checkpoints", step, {"embed": weights.shape},
         lambda name, pieces: [((slice(None),), weights)], meta,
     )  # fmt: skip
+
+
+def tuned(directory, base, examples, seed=0, value=0.5, operator="", plan="12", **fields):
+    """A run that was fine-tuned from the last checkpoint of another, and evaluated."""
+    run(directory, [phase(0, STEPS, plan)])
+    config = json.loads((directory / "config.json").read_text())
+    pairs = f"var_assign_code_1:{examples // 2}+var_assign_code_2:{examples // 2}"
+    began = {"init": "weights", "init_from": str(base), "init_operator": operator}
+    config |= began | {"seed": seed, "mixture": {pairs: 1.0}} | fields
+    write_json(directory / "config.json", config)
+    if value is not None:
+        evaluated(directory / "tuned.json", directory, plan, value)
+    return directory

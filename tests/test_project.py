@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "depth", "kernels", "rope", "model_config", "model", "config", "surgery", "flops",
-    "curriculum", "optim", "sharding", "step", "log", "lock", "data.tokenizers", "data.text",
+    "curriculum", "optim", "sharding", "step", "log", "record", "lock", "data.tokenizers", "data.text",
     "data.instances", "data.addition", "data.hops", "data.igsm", "data.synthetic", "data.pairs", "data.pipeline", "data.pieces", "data.hub", "data.fetch", "data.shards",
     "data.workers", "data.progress", "data.recipes", "data.prepare", "data.show", "checkpoint",
     "run", "branch", "memory", "cost", "train", "finetune", "figure", "inspect.lineage",
@@ -32,7 +32,7 @@ LAYERS = [
     "analysis.effects", "analysis.depth_score", "analysis.similarity",
     "analysis.lens", "analysis.early_exit", "analysis.results", "analysis.prompts", "analysis.interventions",
     "analysis.analyze", "analysis.commands", "analysis.signature", "report.results", "report.models",
-    "report.parts", "report.summary", "report.drawn", "report.sections", "report.svg", "report.page", "flags", "sweep.points", "sweep.progress", "sweep.local", "sweep.slurm",
+    "report.parts", "report.summary", "report.tuned", "report.drawn", "report.sections", "report.svg", "report.page", "flags", "sweep.points", "sweep.progress", "sweep.local", "sweep.slurm",
     "sweep.table", "sweep.tradeoffs", "sweep.commands", "cli", "__main__",
 ]  # fmt: skip
 

@@ -40,6 +40,7 @@ def three(tmp_path_factory):
     for k, (name, phases) in enumerate(kinds.items()):
         run = material.run(place / name, phases, 2 + k / 10)
         material.everything(run, phases[-1]["plan"], k / 10)
+    material.tuned(place / "tuned", place / "lidas", 64)
     return place
 
 
@@ -47,7 +48,7 @@ def three(tmp_path_factory):
 def full(three):
     """Their page."""
     out = three / "report.html"
-    paths = [str(three / name) for name in ("standard", "loop", "lidas")]
+    paths = [str(three / name) for name in ("standard", "loop", "lidas", "tuned")]
     page.write_report(out, [page.Group("", "", paths)], "Three & <models>")
     return out.read_text()
 
@@ -82,7 +83,7 @@ def test_another_plan_is_a_variant_and_an_unnamed_model_one_of_its_own(tmp_path)
     assert labels([run, tmp_path / "icl.json"]) == ["a", "a at 4-4x2-4", "gone@20"]
     entries, _ = models.collect([f"mine={tmp_path / 'icl.json'}"])
     assert [entry.label for entry in entries] == ["mine"]
-    assert entries[0].parameters and entries[0].inference_flops
+    assert entries[0].parameters and entries[0].costs["inference_flops_per_token"]
     assert entries[0].model.training_flops is None and entries[0].nll is None
 
 
@@ -91,7 +92,8 @@ def test_a_variant_costs_what_it_executes_and_has_no_loss_of_the_training(tmp_pa
     material.diagnose(run / "looped", run, "4-4x2-4", 16, which=OWN)
     own, looped = models.collect([run])[0]
     assert own.parameters == looped.parameters and own.nll == 2.0 and looped.nll is None
-    assert looped.inference_flops > 1.2 * own.inference_flops
+    forward = "inference_flops_per_token"
+    assert looped.costs[forward] > 1.2 * own.costs[forward]
 
 
 def test_labels_are_given_or_made_distinct(tmp_path):
@@ -178,6 +180,8 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tmp_path):
     (entry,), _ = models.collect([run])
     assert (entry.label, entry.model.step, entry.nll) == ("run", 10, 2.5)
     assert entry.model.training_flops == 1000 and entry.parameters
+    material.saved(run, 15, flops_before=500.0)
+    assert models.open_model(str(run)).training_flops == 2000
 
 
 def test_a_run_that_ended_by_its_patience_ends_where_it_stopped_and_costs_what_it_began_from(

@@ -12,9 +12,10 @@ import time
 
 import pytest
 
-from loopjax import cli, config, lock
+from loopjax import cli, config, lock, record
 from loopjax.errors import UserError
 from loopjax.log import read_rows, write_json
+from loopjax.report import models
 from loopjax.sweep import local, points, progress, slurm, table
 from loopjax.train import train
 
@@ -412,13 +413,19 @@ def scored(swept, tmp_path):
     def task(value):
         return {"metrics": {"acc,none": value, "acc_stderr,none": 0.1}}
 
-    def plan(value, step=3):
+    def plan(depth, value, step=3):
         groups = {"primitives": {"metric": "acc", "value": value, "stderr": 0.1}}
-        return {"model": {"step": step}, "tasks": {"copying": task(value)}, "groups": groups}
+        model = {"step": step, "depth": depth}
+        return {"model": model, "tasks": {"copying": task(value)}, "groups": groups}
 
-    write_json(tmp_path / NAMES[2] / "eval.json", {"plans": {"1x2": plan(0.5), "1x3": plan(0.75)}})
+    def evaluated(path, *plans):
+        settings = {"checkpoint": "elsewhere", "weights": None}
+        plans = {plan["model"]["depth"]: plan for plan in plans}
+        write_json(path, {"settings": settings, "plans": plans})
+
+    evaluated(tmp_path / NAMES[2] / "eval.json", plan("1x2", 0.5), plan("1x3", 0.75))
     (tmp_path / NAMES[2] / "more").mkdir()
-    write_json(tmp_path / NAMES[2] / "more" / "early.json", {"plans": {"1x2": plan(0.25, step=1)}})
+    evaluated(tmp_path / NAMES[2] / "more" / "early.json", plan("1x2", 0.25, step=1))
     write_json(tmp_path / NAMES[2] / "other.json", [1, 2])
     return tmp_path
 
@@ -442,6 +449,21 @@ def test_rows_hold_what_was_changed_what_it_cost_and_what_came_of_it(scored):
         "copying/acc at 1x3": 0.75, "primitives @1": 0.25, "copying/acc @1": 0.25,
     }  # fmt: skip
     assert set(table.changed(list(found.values()))) == {"seed", "depth"}
+
+
+def test_the_table_and_the_report_tell_the_same_of_a_run(scored):
+    path = scored / "seed=0" / "result.json"
+    write_json(path, json.loads(path.read_text()) | {"flops_before": 1e9})
+    (row,), (entry,) = table.rows([path.parent]), models.collect([path.parent])[0]
+    assert {key: row[key] for key in record.COSTS} == entry.costs
+    assert row["training_flops"] > 1e9 and row["wall_clock_s"] == entry.model.seconds
+    assert row["metrics"] == entry.model.heldout()
+
+
+def test_a_damaged_file_is_named(scored):
+    (scored / "seed=0" / "result.json").write_text('{"steps"')
+    with pytest.raises(UserError, match=r"seed=0/result.json cannot be read"):
+        table.rows([scored / "seed=0"])
 
 
 def test_results_are_a_table_in_csv_and_markdown_with_means_over_seeds_and_a_picture(

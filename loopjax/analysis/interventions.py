@@ -13,12 +13,10 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from loopjax.depth import INTERVENTIONS, starts
 from loopjax.errors import UserError
 from loopjax.evals import suite
-from loopjax.evals.evaluate import begin, metric_of, run_task
+from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
 from loopjax.evals.language_model import LanguageModel
 from loopjax.log import duration, write_json
@@ -105,7 +103,7 @@ def intervene(
     result = begin(output, lm, op=op, depth=str(lm.plan), **settings)
     result["model"] = lm.describe()
     result.setdefault("metrics", {}).update(metrics)
-    chances = {name: _chance(task, metrics[name], limit) for name, task in loaded.items()}
+    chances = {name: chance(task, metrics[name], limit) for name, task in loaded.items()}
     result.setdefault("chance", {}).update(chances)
     plain, rows = result.setdefault("unmodified", {}), result.setdefault("rows", [])
     held = {Intervention(op, r["size"], r["start"], r["times"]): r["tasks"] for r in rows}
@@ -139,14 +137,6 @@ def _metric(name: str, task) -> str:
     if not found or "f1" in metrics:
         raise UserError(f"task {name} has no accuracy; it has {', '.join(metrics) or 'no metric'}")
     return found[0]
-
-
-def _chance(task, metric: str, limit) -> float | None:
-    """The accuracy of guessing, where there are choices."""
-    if task.OUTPUT_TYPE != "multiple_choice" or metric != "acc":
-        return None
-    documents = itertools.islice(task.eval_docs, limit)
-    return float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents]))
 
 
 def _row(one: Intervention, n_layers: int) -> dict:

@@ -148,17 +148,25 @@ def read_file(path: pathlib.Path) -> list[Pair]:
 _PART = re.compile(r"([^:+]+)(?::([1-9][0-9]*))?")
 
 
+def parts(name: str) -> list[tuple[str, int]] | None:
+    """What a source of pairs is made of: (file or primitive, how many training pairs or 0 for all).
+
+    None for a name that is no such source's.
+    """
+    found = [_PART.fullmatch(part) for part in name.split("+")]
+    return [(part[1], int(part[2] or 0)) for part in found] if all(found) else None
+
+
 def open_pairs(name: str, split: str, folder: pathlib.Path, seq_len: int, seed: int, codec):
     """The source of this name; None where a part of it is neither a file nor a primitive.
 
     `codec()` gives the tokenizer.
     """
+    named = parts(name)
+    if named is None:
+        return None
     pairs: list[Pair] = []
-    for part in name.split("+"):
-        match = _PART.fullmatch(part)
-        if not match:
-            return None
-        source, count = match[1], int(match[2] or 0)
+    for source, count in named:
         if (folder / f"{source}.jsonl").is_file():
             pairs += _of_file(folder, source, count, split)
         elif count and synthetic.has_items(source):

@@ -6,6 +6,7 @@ stopped.
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -177,3 +178,11 @@ def group_scores(tasks: dict) -> dict:
 def metric_of(metrics: dict, name: str) -> float | None:
     """The value of a metric, whatever the filter it was computed behind; None if it is not there."""
     return next((value for key, value in metrics.items() if key.partition(",")[0] == name), None)
+
+
+def chance(task, metric: str, limit: int | None) -> float | None:
+    """The accuracy of guessing, where there are choices, over the first `limit` items."""
+    if task.OUTPUT_TYPE != "multiple_choice" or metric != "acc":
+        return None
+    documents = itertools.islice(task.eval_docs, limit)
+    return float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents]))

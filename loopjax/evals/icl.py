@@ -9,7 +9,7 @@ import pathlib
 
 from loopjax.errors import UserError
 from loopjax.evals import suite
-from loopjax.evals.evaluate import begin, metric_of, run_task
+from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
 from loopjax.evals.language_model import LanguageModel
 from loopjax.log import write_json
@@ -42,6 +42,8 @@ def sweep(
     result = begin(output, lm, shots=shots, limit=limit, data_dir=data_dir)
     curves = result.setdefault("curves", {})
     result["model"] = lm.describe()
+    chances = {name: chance(task, "acc", limit) for name, task in loaded.items()}
+    result.setdefault("chance", {}).update(chances)
     harness = LoopjaxLM(lm, batch_tokens=batch_tokens)
     for name in names:
         curve = curves.setdefault(name, {"rows": []})

@@ -1,16 +1,20 @@
 """Pictures of accuracies: against examples in the prompt, layers that are edited, exits."""
 
+import statistics
+
 import numpy as np
 
 from loopjax import figure
 
 COLUMNS = 4  # panels side by side
+DASHES = ("-", "--", ":", "-.")  # of lines of one colour
 
 
 def icl(results: dict, colours: dict | None = None):
     """Accuracy with its confidence interval against the examples in the prompt, a panel a task.
 
-    A result is what `loopjax icl` writes: {"curves": {task: {"rows": [...], ...}}, ...}.
+    A result is what `loopjax icl` writes: {"curves": {task: {"rows": [...], ...}}, "chance": {task:
+    accuracy of guessing}, ...}. Guessing is a dotted line.
     """
     tasks = _union(result["curves"] for result in results.values())
     fig, axes = figure.grid(len(tasks), 3, 4.2, 3.2, 0.3)
@@ -26,10 +30,55 @@ def icl(results: dict, colours: dict | None = None):
             figure.own(axis.fill_between(shots, low, high, **band), label)
             values = [row["accuracy"] for row in rows]
             lines[label] = _line(axis, shots, values, label, colours)
+        chances = [
+            found for result in results.values() if (found := result.get("chance", {}).get(task))
+        ]
+        lines |= _guessing(axis, chances[0]) if chances else {}
         _panel(axis, task, "examples in the prompt")
         axis.set_ylim(0, 1)
         if axis.dataLim.width == 0:
             axis.set_xlim(axis.dataLim.x0 - 1, axis.dataLim.x0 + 1)
+    axes[0].set_ylabel("accuracy", color=figure.INK, fontsize=9)
+    figure.legend(fig, lines)
+    return fig
+
+
+def finetuning(results: dict, colours: dict | None = None, owners: dict | None = None):
+    """Mean accuracy after fine-tuning against the number of training examples, a panel a task.
+
+    Args:
+      results: {label: {examples: {task: [value of each run]}}}; the runs of a mean differ in their
+        seed, and the band is their range. A task that a line has not is left out of it.
+      colours: {label: colour}; lines of one colour differ in their dashes.
+      owners: {label: label of the model that a line belongs to}; by default to its own.
+    """
+    tasks = _union(scores for by_n in results.values() for scores in by_n.values())
+    width = 4.2 if len(tasks) > 1 else 6.3
+    fig, axes = figure.grid(len(tasks), 3, width, 3.2, 0.2 + 0.1 * len(results))
+    colours, lines = figure.colours(results, colours), {}
+    counts = sorted({n for by_n in results.values() for n in by_n})
+    margin = (counts[-1] - counts[0]) / 20 or 1
+    used = [colours[label] for label in results]
+    dashes = {
+        label: DASHES[used[:k].count(used[k]) % len(DASHES)] for k, label in enumerate(results)
+    }
+    for axis, task in zip(axes, tasks, strict=True):
+        for label, by_n in results.items():
+            values = {n: scores[task] for n, scores in sorted(by_n.items()) if scores.get(task)}
+            if not values:
+                continue
+            owner = (owners or {}).get(label, label)
+            low, high = (list(map(end, values.values())) for end in (min, max))
+            band = {"color": colours[label], "alpha": 0.13, "linewidth": 0}
+            figure.own(axis.fill_between(list(values), low, high, **band), owner)
+            means = list(map(statistics.fmean, values.values()))
+            lines[label] = _line(axis, list(values), means, label, colours)
+            lines[label].set_linestyle(dashes[label])
+            figure.own(lines[label], owner)
+        _panel(axis, task, "training examples")
+        axis.set_xticks(counts)
+        axis.set_xlim(counts[0] - margin, counts[-1] + margin)
+        axis.set_ylim(0, 1)
     axes[0].set_ylabel("accuracy", color=figure.INK, fontsize=9)
     figure.legend(fig, lines)
     return fig
@@ -85,9 +134,7 @@ def _edited(axis, panel, results: dict, colours: dict) -> dict:
             style = {"color": colours[label], "linestyle": "--", "linewidth": 1}
             figure.own(axis.axhline(plain, **style), label)
         chance = result["chance"].get(task) or chance
-    if chance:
-        style = {"color": figure.INK, "linestyle": ":", "linewidth": 1.2}
-        lines["guessing"] = axis.axhline(chance, **style)
+    lines |= _guessing(axis, chance) if chance else {}
     text = f"{size} layer{'s' * (size > 1)}" + (f", {times} more" if times else "")
     _panel(axis, f"{task}\n{text}", "")
     most = max(result["model"]["effective_layers"] for result in results.values())
@@ -117,6 +164,11 @@ def exits(results: dict, colours: dict | None = None):
     axes[0].set_ylabel("accuracy / whole model's", color=figure.INK, fontsize=9)
     figure.legend(fig, lines)
     return fig
+
+
+def _guessing(axis, chance: float) -> dict:
+    style = {"color": figure.INK, "linestyle": ":", "linewidth": 1.2}
+    return {"guessing": axis.axhline(chance, **style)}
 
 
 def _line(axis, x, y, label: str, colours: dict):

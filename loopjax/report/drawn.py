@@ -10,7 +10,8 @@ import numpy as np
 from loopjax.analysis import signature
 from loopjax.plots import accuracy, ancestry, runs
 from loopjax.plots.diagnostics import PLOTS
-from loopjax.report import summary
+from loopjax.record import COSTS
+from loopjax.report import summary, tuned
 from loopjax.report.parts import Picture, Table, number
 
 NLL = "held-out NLL (nats per token)"
@@ -50,7 +51,7 @@ def training(entries, colours, metric: str = "eval/nll", label: str = NLL) -> li
         (metric, "held-out", label, False),
         ("loss", "training batches", "loss (nats per token)", True),
     ):
-        curves = {e.label: e.model.curve(column) for e in entries if e.plan == e.model.plan}
+        curves = {e.label: e.model.curve(column) for e in entries if e.own}
         curves = {name: curve for name, curve in curves.items() if curve}
         if cut:
             curves = {name: _means(curve) for name, curve in curves.items()}
@@ -94,12 +95,11 @@ def _checkpoints(entries, colours) -> list:
 
 def costs(entries, colours, accuracies=()) -> list:
     """`accuracies` are (source, title) of held-out accuracies that count beside the NLL."""
+    costs = {e.label: e.costs for e in entries}
     known = {
-        "unique parameters": {e.label: e.parameters for e in entries},
-        "inference FLOPs per token": {e.label: e.inference_flops for e in entries},
-        "training FLOPs": {e.label: e.model.training_flops for e in entries},
+        title: {label: each[key] for label, each in costs.items() if each[key]}
+        for key, title in COSTS.items()
     }
-    known = {name: {k: v for k, v in values.items() if v} for name, values in known.items()}
     made = []
     for name, (ylabel, values) in _achieved(entries, accuracies).items():
         axes = {cost: have for cost, have in known.items() if len(have.keys() & values) > 1}
@@ -113,7 +113,7 @@ def _achieved(entries, accuracies) -> dict:
     """{name: (axis, {label: value})} of NLL, task scores and depth scores."""
     nll = {e.label: e.nll for e in entries if e.nll is not None}
     found = {"Held-out NLL": ("nats per token", nll)}
-    own = {e.label: e.model.heldout() for e in entries if e.plan == e.model.plan}
+    own = {e.label: e.model.heldout() for e in entries if e.own}
     for source, title in accuracies:
         name = f"{source}/accuracy"
         values = {label: heldout[name] for label, heldout in own.items() if name in heldout}
@@ -211,6 +211,19 @@ def interventions(entries, colours) -> list:
 def icl(entries, colours) -> list:
     caption = "Accuracy by number of examples, up to what the context holds ({of})."
     return _pictures(entries, colours, "icl", accuracy.icl, caption)
+
+
+def finetuning(entries, colours) -> list:
+    found, made = tuned.lines(entries), []
+    owners = {line.label: line.base for line in found}
+    shades = {label: colours[owner] for label, owner in owners.items()}
+    for of in tuned.conditions(found):
+        values = {line.label: held for line in found if (held := line.values(of))}
+        name = "-".join(filter(None, ["finetuning", of]))
+        caption = f"Accuracy by number of training examples{of and f' ({of})'}."
+        made.append(Picture(name, caption, accuracy.finetuning(values, shades, owners)))
+        made.append(tuned.table(found, of))
+    return made or ([tuned.table(found, "")] if found else [])
 
 
 def similarity(entries, colours) -> list:

@@ -7,15 +7,11 @@ is drawn is a model at a plan: an `Entry`.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from loopjax import flops
+from loopjax import record
 from loopjax.checkpoint import Checkpoints, locate, reading, run_directory, weights_digest
-from loopjax.config import model_config
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.inspect import lineage
@@ -24,21 +20,17 @@ from loopjax.model_config import ModelConfig
 from loopjax.report import results
 
 
-@dataclasses.dataclass
-class Model:
-    """A checkpoint, or a run and its last one.
+@dataclasses.dataclass(kw_only=True)
+class Model(record.Record):
+    """A checkpoint, or a run and its last one: what is on record of it, and
 
     Attributes:
       name: as it is called on the page.
       checkpoint: what `--checkpoint` takes.
       directory: of the run; results beside it are its own.
       step, weights, plan: of the checkpoint; the digest of its weights is None where it is gone.
-      cfg, seq_len: architecture and context; None where they are not known.
       events: its lineage, as checkpoints hold it.
-      result: what result.json says, {} of an unfinished run or a checkpoint.
-      rows: of metrics.jsonl, up to the step.
       history: {step: row} of `loopjax nll` at other steps.
-      seconds: wall-clock of the training, or None.
     """
 
     name: str
@@ -47,13 +39,8 @@ class Model:
     step: int
     weights: str | None
     plan: DepthPlan
-    cfg: ModelConfig | None = None
-    seq_len: int | None = None
     events: list[dict] = dataclasses.field(default_factory=list)
-    result: dict = dataclasses.field(default_factory=dict)
-    rows: list[dict] = dataclasses.field(default_factory=list)
     history: dict[int, dict] = dataclasses.field(default_factory=dict)
-    seconds: float | None = None
 
     @property
     def way(self) -> str:
@@ -65,28 +52,6 @@ class Model:
     @property
     def stages(self) -> list[lineage.Stage]:
         return lineage.stages(self.events) if self.events else []
-
-    @property
-    def training_flops(self) -> float | None:
-        own = self.result.get("training_flops") or (self.rows[-1]["flops"] if self.rows else None)
-        return own and own + self.result.get("flops_before", 0.0)
-
-    def heldout(self) -> dict:
-        """Held-out metrics of the training at its step, {} where there are none."""
-        if self.result:
-            return self.result["heldout"]
-        last = self.rows[-1] if self.rows else {}
-        return {k.removeprefix("eval/"): v for k, v in last.items() if k.startswith("eval/")}
-
-    def curve(self, metric: str):
-        """(steps, FLOPs, values) of a column of metrics.jsonl, the final evaluation included."""
-        points = [(r["step"], r["flops"], r[metric]) for r in self.rows if metric in r]
-        final = self.result.get("heldout", {}).get(metric.removeprefix("eval/"))
-        # A run that ended by its patience has the best of its rows as its result.
-        last = "stopped_at" not in self.result
-        if metric.startswith("eval/") and final is not None and last:
-            points.append((self.result["steps"], self.result["training_flops"], final))
-        return list(zip(*points, strict=True)) if points else None
 
 
 @dataclasses.dataclass
@@ -103,23 +68,23 @@ class Entry:
     results: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
-    def parameters(self) -> int | None:
-        return self.model.result.get("parameters") or (
-            flops.count_params(self.model.cfg, self.plan.n_unique) if self.model.cfg else None
-        )
+    def own(self) -> bool:
+        """Whether the plan is the one that the model was trained with."""
+        return self.plan == self.model.plan
 
     @property
-    def inference_flops(self) -> int | None:
-        """Per token, at the context of the training."""
-        if not (self.model.cfg and self.model.seq_len):
-            return None
-        cfg, length = self.model.cfg, self.model.seq_len
-        return flops.training_flops_per_token(cfg, self.plan, length) // 3
+    def costs(self) -> dict:
+        """{key of `record.COSTS`: value or None}."""
+        return self.model.costs(self.plan)
+
+    @property
+    def parameters(self) -> int | None:
+        return self.costs["parameters"]
 
     @property
     def nll(self) -> float | None:
         """Held-out NLL in nats per token: of the training, else of `loopjax nll`."""
-        if self.plan == self.model.plan and "nll" in self.model.heldout():
+        if self.own and "nll" in self.model.heldout():
             return self.model.heldout()["nll"]
         return next((row["nll"] for row in self.results.get("nll", {}).values()), None)
 
@@ -183,49 +148,43 @@ def _nothing(path: str) -> UserError:
 def open_model(path: str, label: str = "") -> Model:
     """The model of a run's directory or a checkpoint; raises UserError where it is damaged."""
     place = pathlib.Path(path)
-    result = _json(place / "result.json", {}) if place.is_dir() else {}
+    run = (record.of_directory(place) if place.is_dir() else None) or record.Record()
     try:
         directory, step = locate(path)
     except UserError:
-        if not result:
+        if not run.result:
             raise
-        return _without_checkpoint(place, label, result)
+        return _without_checkpoint(place, label, run)
     checkpoints = Checkpoints(directory, read_only=True)
     with reading(directory / str(step)), contextlib.closing(checkpoints):
         meta = checkpoints.meta(step)
-    if result and result["steps"] != step:
-        return _without_checkpoint(place, label, result)
-    run = run_directory(directory)
-    name = label or run.resolve().name + (f"@{step}" if not place.is_dir() else "")
-    rows = [row for row in read_rows(run / "metrics.jsonl") if row["step"] <= step]
-    seconds = result.get("wall_clock_s") or (meta["wall_clock_s"] if rows else None)
+    if run.result and run.result["steps"] != step:
+        return _without_checkpoint(place, label, run)
+    home = run_directory(directory)
+    rows = [row for row in read_rows(home / "metrics.jsonl") if row["step"] <= step]
     return Model(
-        name, path, run, step, weights_digest(meta), DepthPlan.parse(meta["plan"]),
-        ModelConfig(**meta["model"]), meta["config"]["seq_len"], meta["lineage"], result, rows,
-        seconds=seconds,
+        name=label or home.resolve().name + (f"@{step}" if not place.is_dir() else ""),
+        checkpoint=path, directory=home, step=step, weights=weights_digest(meta),
+        plan=DepthPlan.parse(meta["plan"]), events=meta["lineage"], config=meta["config"],
+        cfg=ModelConfig(**meta["model"]), result=run.result, rows=rows,
+        flops_before=meta.get("flops_before", 0.0),
+        seconds=run.seconds or (meta["wall_clock_s"] if rows else None),
     )  # fmt: skip
 
 
-def _without_checkpoint(place: pathlib.Path, label: str, result: dict) -> Model:
+def _without_checkpoint(place: pathlib.Path, label: str, run: record.Record) -> Model:
     """A finished run, its last checkpoint gone."""
-    config, phases = _json(place / "config.json", None), _json(place / "phases.json", [])
+    phases = record.read_json(place / "phases.json") or []
     keys = ("operator", "plan", "order")
     events = [{"step": phase["start"], **{k: phase[k] for k in keys}} for phase in phases]
     for event in events[:1]:
         event["order"] = None  # of a branch: of what it made its first stack only checkpoints tell
     return Model(
-        label or place.resolve().name, str(place), place, result["steps"], None,
-        DepthPlan.parse(result["plan"]), config and model_config(ConfigDict(config)),
-        config and config["seq_len"], events, result, read_rows(place / "metrics.jsonl"),
-        seconds=result["wall_clock_s"],
+        name=label or place.resolve().name, checkpoint=str(place), directory=place,
+        step=run.result["steps"], weights=None, plan=DepthPlan.parse(run.result["plan"]),
+        events=events, config=run.config, cfg=run.cfg, result=run.result,
+        rows=read_rows(place / "metrics.jsonl"), flops_before=run.flops_before, seconds=run.seconds,
     )  # fmt: skip
-
-
-def _json(path: pathlib.Path, default):
-    try:
-        return json.loads(path.read_text()) if path.is_file() else default
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 class _Shelf:
@@ -298,12 +257,11 @@ class _Shelf:
         about, run = found.about, run_directory(checkpoint.parent)
         plan = about.get("trained_depth") or found.plan
         model = Model(
-            label or f"{run.name}@{found.step}", f"{run}@{found.step}", run, found.step,
-            found.weights, DepthPlan.parse(plan), events=about.get("lineage", []),
+            name=label or f"{run.name}@{found.step}", checkpoint=f"{run}@{found.step}", directory=run,
+            step=found.step, weights=found.weights, plan=DepthPlan.parse(plan),
+            events=about.get("lineage", []), config=about.get("config", {}),
+            cfg=ModelConfig(**about["model"]) if about else None,
         )  # fmt: skip
-        if about:
-            model.cfg = ModelConfig(**about["model"])
-            model.seq_len = about["config"]["seq_len"]
         self.models.append(model)
         return model
 
@@ -340,7 +298,8 @@ def _joined(kind: str, held: dict, more: dict) -> bool:
         held["tasks"] |= more["tasks"]
         held["groups"] |= more["groups"]
     elif kind == "icl":
-        held["curves"] |= more["curves"]
+        for part in ("curves", "chance"):
+            held[part] = held.get(part, {}) | more.get(part, {})
     elif kind.startswith("intervene "):
         for part in ("metrics", "chance", "unmodified"):
             held[part] = more[part] | held[part]

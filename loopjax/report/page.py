@@ -19,7 +19,7 @@ from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.log import write_text
 from loopjax.plots.diagnostics import PLOTS
-from loopjax.report import drawn, models, summary, svg
+from loopjax.report import drawn, models, summary, svg, tuned
 from loopjax.report.parts import Picture, table_html
 from loopjax.report.sections import SECTIONS, Section
 
@@ -94,8 +94,9 @@ class _Page:
     def group(self, group: Group, number: int) -> str:
         """The HTML of a group."""
         entries, notes = models.collect(group.paths)
-        colours = figure.colours(entry.label for entry in entries)
-        owners = {entry.label: f"m{len(self.shown) + k}" for k, entry in enumerate(entries)}
+        shown, bases = tuned.shown(entries)
+        colours = figure.colours([*(entry.label for entry in shown), *bases])
+        owners = {label: f"m{len(self.shown) + k}" for k, label in enumerate(colours)}
         self.shown += [(group.title, label, word, colours[label]) for label, word in owners.items()]
         self.left_out += notes
         self.devices |= dict.fromkeys(e.model.result["device"] for e in entries if e.model.result)
@@ -107,7 +108,8 @@ class _Page:
         made, level = [], 3 if group.title else 2
         for section in SECTIONS:
             build: Callable = functools.partial(section.build, **special.get(section.build, {}))
-            if parts := build(entries, colours):
+            chosen = [entry for entry in entries if section.tuned or not tuned.sources(entry)]
+            if chosen and (parts := build(chosen, colours)):
                 show = functools.partial(self.part, owners=owners, colours=colours, group=number,
                                          section=section)  # fmt: skip
                 made.append(
@@ -226,30 +228,24 @@ def wanted(entries: list[models.Entry]) -> dict[str, list[str]]:
     """{title of a section: commands whose results it would show too}."""
     made: dict[str, list[str]] = {}
     for section in SECTIONS:
+        lines = made[section.title] = []
         for entry in entries:
             missing = [kind for kind in section.needs if kind not in entry.results]
             if "nll" in missing and entry.nll is not None:
                 missing.remove("nll")
-            if missing:
-                made.setdefault(section.title, []).extend(commands(entry, missing))
-    return made
+            if not tuned.sources(entry):
+                lines += commands(entry, missing)
+        if section.build is drawn.finetuning:
+            lines += [_evaluation(*about) for about in tuned.missing(entries)]
+    return {title: lines for title, lines in made.items() if lines}
 
 
 def commands(entry: models.Entry, kinds: list[str]) -> list[str]:
     """The commands that give these kinds of results of an entry."""
-    model, own = entry.model, entry.plan == entry.model.plan
-    depth = [] if own else ["--depth", str(entry.plan)]
-    at = "" if own else f"-{entry.plan}"
-    if model.directory.resolve() != pathlib.Path(model.checkpoint).resolve():
-        at = f"-{model.step}{at}"
     made = []
 
     def add(verb, name, *flags):
-        output = (
-            model.directory / f"{name.replace(' ', '-')}{at}{'' if verb == 'analyze' else '.json'}"
-        )
-        words = ["loopjax", verb, "--checkpoint", model.checkpoint, *depth, *flags]
-        made.append(shlex.join([*words, "--output", str(output)]))
+        made.append(_command(entry, verb, name, *flags))
 
     for kind in kinds:
         if kind.startswith("intervene "):
@@ -264,6 +260,26 @@ def commands(entry: models.Entry, kinds: list[str]) -> list[str]:
     if diagnostics := [kind for kind in kinds if kind in PLOTS]:
         add("analyze", "signature", "--what", ",".join(diagnostics))
     return made
+
+
+def _evaluation(entry: models.Entry, of: str, tasks: list[str], settings: dict) -> str:
+    """The command that evaluates an entry as those were that it is drawn with."""
+    flags = ["--tasks", ",".join(tasks)]
+    for name in ("num_fewshot", "limit", "data_dir"):
+        if settings.get(name) is not None:
+            flags += [f"--{name.replace('_', '-')}", str(settings[name])]
+    return _command(entry, "eval", f"finetuning {of}".strip(), *flags)
+
+
+def _command(entry: models.Entry, verb: str, name: str, *flags: str) -> str:
+    """A command whose output lies where a report finds it."""
+    model, at = entry.model, "" if entry.own else f"-{entry.plan}"
+    depth = [] if entry.own else ["--depth", str(entry.plan)]
+    if model.directory.resolve() != pathlib.Path(model.checkpoint).resolve():
+        at = f"-{model.step}{at}"
+    name = re.sub(r"[^\w.]+", "-", name) + at + ("" if verb == "analyze" else ".json")
+    words = ["loopjax", verb, "--checkpoint", model.checkpoint, *depth, *flags]
+    return shlex.join([*words, "--output", str(model.directory / name)])
 
 
 def _wanted_html(commands: dict[str, list[str]], level: int) -> str:

@@ -4,6 +4,7 @@ A file becomes one `Found` for each model and plan that it is about. They are re
 classes that they were made of, so that a page needs neither the models nor the harness.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -54,12 +55,7 @@ class Found:
 
 def read(path: pathlib.Path) -> list[Found]:
     """The results in a file; raises Foreign where it holds none that can be read."""
-    try:
-        held = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Foreign(getattr(error, "strerror", None) or "it is not JSON") from None
-    if not isinstance(held, dict):
-        raise Foreign("it holds no result")
+    held = _json(path)
     try:
         if "kind" in held:
             return [_diagnostic(path, held)]
@@ -78,6 +74,26 @@ def read(path: pathlib.Path) -> list[Found]:
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise Foreign(f"it cannot be read: {error!r}") from None
     raise Foreign("it holds no result")
+
+
+def _json(path: pathlib.Path) -> dict:
+    try:
+        held = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Foreign(getattr(error, "strerror", None) or "it is not JSON") from None
+    if not isinstance(held, dict):
+        raise Foreign("it holds no result")
+    return held
+
+
+def evaluations(directory: pathlib.Path) -> list[Found]:
+    """What `loopjax eval` wrote in a directory and below it; other files are passed over."""
+    found = []
+    for path in below(directory):
+        with contextlib.suppress(Foreign):
+            if "plans" in _json(path):
+                found += read(path)
+    return found
 
 
 def below(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -141,7 +157,7 @@ def _evaluated(path: pathlib.Path, held: dict, kind: str, about: dict, value) ->
         words.append(f"first {settings['limit']:,} items")
     return Found(
         kind, ", ".join(words), settings["checkpoint"], about["step"], settings["weights"],
-        about["depth"], value, path, about,
+        about["depth"], {"settings": settings, **value}, path, about,
     )  # fmt: skip
 
 

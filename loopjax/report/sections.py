@@ -13,6 +13,7 @@ from loopjax.report.drawn import (
     depth,
     effects,
     exits,
+    finetuning,
     icl,
     interventions,
     lineages,
@@ -30,6 +31,7 @@ class Section:
       title, shows, look: the heading, and a sentence each: what is shown, what to look for.
       build: (entries, colours) -> [Picture | Table], empty where there are no data.
       needs: kinds of results of which each is asked for where a model has none.
+      tuned: whether runs of fine-tuning are among its models.
     """
 
     title: str
@@ -37,6 +39,7 @@ class Section:
     look: str
     build: Callable
     needs: tuple[str, ...] = ()
+    tuned: bool = True
 
 
 SECTIONS = (
@@ -46,6 +49,7 @@ SECTIONS = (
         "Compare models of equal executed layers (the same inference cost) or of equal parameters; "
         "NLL in nats per token compares only models of one tokenizer.",
         summary.models,
+        tuned=False,
     ),
     Section(
         "Lineage",
@@ -54,6 +58,7 @@ SECTIONS = (
         "Follow one colour down: bold lines are copies made by growth, and an underlined group of "
         "the lowest row is one pass of a loop, the same weights run again.",
         lineages,
+        tuned=False,
     ),
     Section(
         "Training",
@@ -62,6 +67,7 @@ SECTIONS = (
         "should be level or ahead.",
         training,
         ("nll",),
+        tuned=False,
     ),
     Section(
         "Trade-offs",
@@ -70,6 +76,7 @@ SECTIONS = (
         "FLOPs; what lies higher (or lower, for losses) at equal cost is better.",
         costs,
         ("eval",),
+        tuned=False,
     ),
     Section(
         "Where it computes",
@@ -123,6 +130,14 @@ SECTIONS = (
         "are many.",
         icl,
         ("icl",),
+    ),
+    Section(
+        "Fine-tuning",
+        "Accuracy after fine-tuning against the number of training examples: the mean of runs that "
+        "differ in their seed and, shaded, their range; at 0 the model as it was before.",
+        "A curve that rises early learns from fewer examples, as the papers' grown and looped models "
+        "do; broken lines are the same model begun otherwise, a loop untied first, say.",
+        finetuning,
     ),
     Section(
         "Similarity of blocks",

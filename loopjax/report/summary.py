@@ -1,5 +1,6 @@
 """The tables of a page."""
 
+from loopjax import record
 from loopjax.analysis import signature
 from loopjax.log import duration
 from loopjax.report.parts import Table, number
@@ -9,20 +10,20 @@ BLOCK = 4  # layers, where neither a loop nor growth says how many
 
 def models(entries, colours, accuracies=()) -> list:
     """One row for each entry. `accuracies` are (source, title) of columns of held-out accuracy."""
-    heads = ["model", "plan", "unique layers", "executed layers", "parameters",
-             "inference FLOPs per token", "training FLOPs", "wall-clock", "held-out NLL"]  # fmt: skip
+    heads = ["model", "plan", "unique layers", "executed layers", *record.COSTS.values(),
+             "wall-clock", "held-out NLL"]  # fmt: skip
     columns = [(f"{source}/accuracy", title) for source, title in accuracies]
     columns = columns or [("accuracy", "held-out accuracy")]
     rows = []
     for entry in entries:
-        model, own = entry.model, entry.plan == entry.model.plan
+        model, own = entry.model, entry.own
         heldout = model.heldout() if own else {}
         seconds = model.seconds
         rows.append((entry.label, [
             entry.label, model.way if own else f"{model.plan}, run by {entry.plan}",
             number(entry.plan.n_unique, "d"), number(entry.plan.n_effective, "d"),
-            number(entry.parameters, ","), number(entry.inference_flops, ".3g"),
-            number(model.training_flops, ".3g"),
+            *(number(entry.costs[key], "," if key == "parameters" else ".3g")
+              for key in record.COSTS),
             None if seconds is None else (seconds, duration(seconds)),
             number(entry.nll, ".4f"), *(number(heldout.get(name), ".1%") for name, _ in columns),
         ]))  # fmt: skip
@@ -64,14 +65,11 @@ def scored(task: dict | None) -> dict | None:
     """{"metric", "value", "stderr"} of a task: F1, else exact match, else accuracy, else its first."""
     if task is None:
         return None
-    values = {key.partition(",")[0]: value for key, value in task["metrics"].items()}
-    names = [name for name in values if not name.endswith("_stderr")]
-    name = next(
-        (n for n in ("f1", "exact_match", "acc") if n in names), names[0] if names else None
-    )
+    found = record.scores(task)
+    name = next((n for n in ("f1", "exact_match", "acc", *found) if n in found), None)
     if name is None:
         return None
-    return {"metric": name, "value": values[name], "stderr": values.get(f"{name}_stderr")}
+    return {"metric": name, "value": found[name][0], "stderr": found[name][1]}
 
 
 def _score(score: dict | None):

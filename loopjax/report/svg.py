@@ -95,12 +95,14 @@ def _numbers(axis, width: float, height: float, owners: dict) -> dict | None:
     lines = []
     for line in axis.lines:
         x, y = (np.asarray(values, float) for values in line.get_data())
-        if line.get_transform() == axis.transData and line.get_gid() in owners and len(x) > 1:
-            lines.append({"model": owners[line.get_gid()], "label": line.get_gid(),
-                          "points": [_plain(x), _plain(y)]})  # fmt: skip
-        elif line.get_linestyle() == "None" and line.get_label() in owners:
-            lines.append({"model": owners[line.get_gid()], "label": line.get_gid(),
-                          "spot": [_plain(x)[0], _plain(y)[0]]})  # fmt: skip
+        label = line.get_label()
+        if line.get_gid() not in owners or label.startswith("_child"):  # it has none
+            continue
+        said = {"model": owners[line.get_gid()], "label": label}
+        if line.get_linestyle() == "None":
+            lines.append(said | {"spot": [_plain(x)[0], _plain(y)[0]]})
+        elif line.get_transform() == axis.transData:
+            lines.append(said | {"points": [_plain(x), _plain(y)]})
     images = []
     for image in axis.images:
         x0, x1, y0, y1 = image.get_extent()

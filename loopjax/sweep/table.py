@@ -5,26 +5,25 @@ import io
 import json
 import os
 import pathlib
-import statistics
-
-from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
-from loopjax import flops
+from loopjax import record
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.log import duration, write_text
-from loopjax.sweep.points import FILE, read_json
+from loopjax.report import results
+from loopjax.sweep.points import FILE
 from loopjax.sweep.progress import last_rows
 
 # Columns of every finished run: key, title, how Markdown shows it.
-COSTS = (
+COLUMNS = (
     ("plan", "plan", str),
     ("unique_layers", "unique layers", str),
     ("effective_layers", "effective layers", str),
-    ("parameters", "parameters", "{:,}".format),
-    ("training_flops", "training FLOPs", "{:.3g}".format),
-    ("inference_flops_per_token", "inference FLOPs/token", "{:.3g}".format),
+    *(
+        (key, title, ("{:,}" if key == "parameters" else "{:.3g}").format)
+        for key, title in record.COSTS.items()
+    ),
     ("wall_clock_s", "wall-clock", duration),
 )
 
@@ -61,98 +60,60 @@ def rows(directories) -> list[dict]:
 
 
 def _row(directory: pathlib.Path, name: str) -> dict:
-    config = read_json(directory / "config.json")
-    if config is None:
+    run = record.of_directory(directory)
+    if run is None or not run.config:
         raise UserError(f"{directory} is not the directory of a run")
-    result, made = read_json(directory / "result.json"), last_rows(directory)
+    made, result = last_rows(directory), run.result
     row = {
         "name": name,
         "directory": str(directory),
-        "finished": _is_finished(config, result),
+        "finished": run.finished,
         "step": made[-1]["step"] if made else 0,
-        "steps": config["steps"],
-        "config": _fields(config),
+        "steps": run.config["steps"],
+        "config": record.fields(run.config),
     }
-    if not row["finished"]:
+    if not run.finished:
         return row
     return row | {
-        **{key: result[key] for key, *_ in COSTS if key in result},
-        "training_flops": result["training_flops"] + result.get("flops_before", 0.0),
-        "inference_flops_per_token": _inference_flops(config, result["plan"]),
-        "metrics": {**result["heldout"], **_scores(directory, result)},
+        **{key: result[key] for key in ("plan", "unique_layers", "effective_layers")},
+        **run.costs(DepthPlan.parse(result["plan"])),
+        "wall_clock_s": run.seconds,
+        "metrics": {**run.heldout(), **_scores(directory, result)},
     }
-
-
-def _fields(config: dict) -> dict:
-    """{field: value} of a config; what its run knew nothing of had the value that is the default."""
-    known = config_lib.flatten(config_lib.default().to_dict())
-    return {f: v for f, v in known.items() if "mixture." not in f} | config_lib.flatten(config)
-
-
-def _is_finished(config: dict, result: dict | None) -> bool:
-    """Whether a result is that of the run: one that is prolonged keeps its first until it ends."""
-    return bool(result) and (bool(config.get("patience")) or result["steps"] == config["steps"])
-
-
-def _inference_flops(config: dict, plan: str) -> int:
-    whole = config_lib.default()
-    whole.update(ConfigDict({"model": config["model"], "depth": config["depth"]}))
-    cfg = config_lib.model_config(whole)
-    return flops.training_flops_per_token(cfg, DepthPlan.parse(plan), config["seq_len"]) // 3
 
 
 def _scores(directory: pathlib.Path, result: dict) -> dict[str, float]:
     """Scores of the files that `loopjax eval` wrote below a run's directory."""
     found = {}
-    for path in _json_files(directory):
-        about = read_json(path)
-        if not isinstance(about, dict) or not isinstance(about.get("plans"), dict):
-            continue
-        for plan, scored in about["plans"].items():
-            suffix = "" if plan == result["plan"] else f" at {plan}"
-            if scored["model"]["step"] != result["steps"]:
-                suffix += f" @{scored['model']['step']}"
-            for key, value in _of_plan(scored).items():
-                key += suffix
-                found[key if key not in found else f"{key} ({path.stem})"] = value
+    for evaluated in results.evaluations(directory):
+        suffix = "" if evaluated.plan == result["plan"] else f" at {evaluated.plan}"
+        if evaluated.step != result["steps"]:
+            suffix += f" @{evaluated.step}"
+        for key, value in _named(evaluated.value).items():
+            key += suffix
+            found[key if key not in found else f"{key} ({evaluated.file.stem})"] = value
     return found
 
 
-def _of_plan(scored: dict) -> dict[str, float]:
-    out = {group: score["value"] for group, score in scored["groups"].items()}
-    for task, of_task in scored["tasks"].items():
-        for key, value in of_task["metrics"].items():
-            metric = key.partition(",")[0]
-            if not metric.endswith("_stderr"):
-                out.setdefault(f"{task}/{metric}", value)
+def _named(evaluated: dict) -> dict[str, float]:
+    """{group, or task/metric: value} of an evaluation."""
+    out = {group: score["value"] for group, score in evaluated["groups"].items()}
+    for task, of_task in evaluated["tasks"].items():
+        for metric, (value, _) in record.scores(of_task).items():
+            out.setdefault(f"{task}/{metric}", value)
     return out
-
-
-def _json_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    found = []
-    for folder, below, files in os.walk(directory):
-        below[:] = sorted(set(below) - {"checkpoints", "tensorboard"})
-        found += [pathlib.Path(folder) / name for name in sorted(files) if name.endswith(".json")]
-    return found
 
 
 def not_started(directory) -> list[str]:
     """The points of a sweep's directory that have no run yet."""
-    about = read_json(pathlib.Path(directory) / FILE) or {"points": []}
+    about = record.read_json(pathlib.Path(directory) / FILE) or {"points": []}
     names = [point["name"] for point in about["points"]]
     return [n for n in names if not (pathlib.Path(directory) / n / "config.json").is_file()]
 
 
 def changed(found: list[dict]) -> list[str]:
     """The fields of the config in which runs differ, but those that make no other run of it."""
-    fields = list(dict.fromkeys(field for row in found for field in row["config"]))
-    free = config_lib.RUNTIME_FIELDS
-    return [
-        field
-        for field in fields
-        if not any(f"{field}.".startswith(f"{name}.") for name in free)
-        and len({json.dumps(row["config"].get(field)) for row in found}) > 1
-    ]
+    return record.differing(row["config"] for row in found)
 
 
 def groups(found: list[dict], over: list[str]) -> dict[str, list[dict]]:
@@ -177,11 +138,6 @@ def groups(found: list[dict], over: list[str]) -> dict[str, list[dict]]:
 def metrics(found: list[dict]) -> list[str]:
     """The metrics that any of the finished runs has, in order of appearance."""
     return list(dict.fromkeys(name for row in found for name in row.get("metrics", ())))
-
-
-def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation of the sample; one value has none."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def check_over(found: list[dict], over: list[str]) -> None:
@@ -211,12 +167,12 @@ def markdown(found: list[dict], missing: list[str], over: list[str]) -> str:
 def _by_run(finished: list[dict], *, shown: bool) -> tuple[list[str], list[list]]:
     """(titles, rows) of the runs: as shown, or with all digits and keys for titles."""
     fields, scores = changed(finished), metrics(finished)
-    heads = ["run", *fields, *(title if shown else key for key, title, _ in COSTS), *scores]
+    heads = ["run", *fields, *(title if shown else key for key, title, _ in COLUMNS), *scores]
     body = [
         [
             row["name"],
             *(row["config"].get(field, "") for field in fields),
-            *(show(row[key]) if shown else row[key] for key, _, show in COSTS),
+            *(show(row[key]) if shown else row[key] for key, _, show in COLUMNS),
             *(_cell(row["metrics"].get(name), shown) for name in scores),
         ]
         for row in finished
@@ -232,7 +188,7 @@ def _cell(value: float | None, shown: bool):
 
 def _by_group(finished: list[dict], over: list[str]) -> tuple[list[str], list[list[str]]]:
     fields, scores = [f for f in changed(finished) if f not in over], metrics(finished)
-    costs = [cost for cost in COSTS if cost[0] != "wall_clock_s"]
+    costs = [cost for cost in COLUMNS if cost[0] != "wall_clock_s"]
     heads = ["runs", "n", *fields, *(title for _, title, _ in costs), *scores]
     body = []
     for name, group in groups(finished, over).items():
@@ -241,16 +197,9 @@ def _by_group(finished: list[dict], over: list[str]) -> tuple[list[str], list[li
         cells += [show(group[0][key]) for key, _, show in costs]
         for score in scores:
             values = [row["metrics"][score] for row in group if score in row["metrics"]]
-            cells.append(_spread(values))
+            cells.append(record.spread(values, 4) if values else "")
         body.append(cells)
     return heads, body
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
 
 
 def _as_markdown(heads: list[str], body: list[list]) -> str:

@@ -2,13 +2,8 @@
 
 from loopjax import figure
 from loopjax.errors import UserError
-from loopjax.sweep.table import groups, mean_and_deviation, metrics
-
-COSTS = (
-    ("parameters", "unique parameters"),
-    ("inference_flops_per_token", "inference FLOPs per token"),
-    ("training_flops", "training FLOPs"),
-)
+from loopjax.record import COSTS, mean_and_deviation
+from loopjax.sweep.table import groups, metrics
 
 
 def chosen(finished: list[dict], wanted: list[str] | None) -> list[str]:
@@ -28,9 +23,9 @@ def draw(path, finished: list[dict], names: list[str], over: list[str]) -> None:
     """
     together = groups(finished, over)
     fig, axes = figure.grid(len(names) * len(COSTS), len(COSTS), 4.2, 3.2, 0.3)
-    colours, lines = figure.colours(together), {}
+    colours, lines, costs = figure.colours(together), {}, list(COSTS.items())
     for k, axis in enumerate(axes):
-        name, (key, title) = names[k // len(COSTS)], COSTS[k % len(COSTS)]
+        name, (key, title) = names[k // len(costs)], costs[k % len(costs)]
         for label, group in together.items():
             known = [row for row in group if name in row["metrics"]]
             if known:
