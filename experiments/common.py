@@ -20,7 +20,7 @@ import pathlib
 import shlex
 import statistics
 
-from scales import MINI, PAPER, Scale
+from scales import MINI, SCALES, Scale, repeated
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -32,7 +32,7 @@ class Outcome:
     Attributes:
       found: what was measured, in sentences, from the numbers.
       verdict: whether the papers' finding shows: "shows", "does not show", "shows in part"; or
-        "cannot show", where the tasks are solved already and leave no room for a gain.
+        "cannot show", where the tasks are solved already, or by no model, and leave no room.
       heads, rows: a table.
       figures: {name: matplotlib figure}, the first of the experiment's own name.
     """
@@ -54,7 +54,7 @@ class Study:
 
     def __init__(self, output: pathlib.Path, scale: Scale = MINI, *, checking: bool = False):
         self.output, self.scale, self.checking = output.absolute(), scale, checking
-        self.name = "mini" if scale is MINI else "paper"
+        self.name = scale.name
         self.declared: dict[pathlib.Path, list[str]] = {}
 
     # Models
@@ -63,6 +63,10 @@ class Study:
         """The directory of a model of Table 1, trained if need be."""
         row = self.scale.rows[role]
         return self.train(f"{row}-s{seed}", f"{self.scale.config}{row}", f"seed={seed}")
+
+    def models(self, role: str) -> list[pathlib.Path]:
+        """Those of a role, one for each seed."""
+        return [self.model(role, seed) for seed in self.scale.seeds]
 
     def cooldown(self, role: str, plan: str = "", seed: int = 0) -> pathlib.Path:
         """A model whose cooldown has more mathematics, maybe with a block looped once more."""
@@ -73,6 +77,10 @@ class Study:
         return self.train(
             name, f"{scale.config}{variant}", f"init_from={source}@{scale.plateau}", f"seed={seed}"
         )
+
+    def cooldowns(self, role: str, plan: str = "") -> list[pathlib.Path]:
+        """The same, one for each seed."""
+        return [self.cooldown(role, plan, seed) for seed in self.scale.seeds]
 
     def train(self, name: str, config: str, *overrides: str) -> pathlib.Path:
         """The directory of a run, trained if need be."""
@@ -170,13 +178,13 @@ class Study:
 
 
 def _hop_prompts():
-    """Strings of 100 letters with 2 and with 4 hops to follow; the last 24 letters are the answer."""
+    """Strings of 100 letters with 4 and with 8 hops to follow; the last 24 letters are the answer."""
     import numpy as np
 
     from loopjax.data.hops import hop_question
 
     rng = np.random.default_rng(0)
-    for p in (2, 4) * 10:
+    for p in (4, 8) * 10:
         text, _ = hop_question(rng, p, 100)
         yield {"prompt": text[:-24], "answer": text[-24:], "group": str(p)}
 
@@ -217,6 +225,11 @@ def mean_of(evaluated: dict, plan: str | None = None) -> float:
     return statistics.fmean(accuracy(evaluated, task, plan) for task in tasks)
 
 
+def first_of(by_role: dict) -> dict:
+    """The first seed of each role, which the pictures of diagnostics show."""
+    return {role: found[0] for role, found in by_role.items()}
+
+
 CYCLE = ("strongest at position", "contrast", "share of the variance (by chance)")
 
 
@@ -237,27 +250,33 @@ def cycle_of(study: Study, run: pathlib.Path, values):
     return signature.cycle(values, block or signature.Block(study.scale.block))
 
 
-def about_cycle(cycle) -> tuple[str, ...]:
-    if cycle is None:
+def about_cycles(cycles: list) -> tuple[str, ...]:
+    """Cells of the columns CYCLE, of the seeds of a model."""
+    if None in cycles:
         return ("–",) * len(CYCLE)
     return (
-        f"{cycle.strongest} of {len(cycle.position)}", f"{cycle.contrast:.3f}",
-        f"{cycle.share:.2f} ({cycle.by_chance:.2f})",
-    )  # fmt: skip
+        " ".join(str(cycle.strongest) for cycle in cycles),
+        spread(cycle.contrast for cycle in cycles),
+        f"{spread((cycle.share for cycle in cycles), 2)} ({cycles[0].by_chance:.2f})",
+    )
 
 
 def cycle_finding(cycles: dict, what: str) -> tuple[str, str]:
-    """(found, verdict): a cycle counts where the position explains twice what it would by chance."""
-    has = {r: bool(c) and c.share > 2 * c.by_chance for r, c in cycles.items()}
-    said = ", ".join(f"{r} {c.share:.2f}" for r, c in cycles.items() if c)
+    """(found, verdict) of {role: cycles of its seeds}.
+
+    A cycle counts where the position explains twice what it would by chance, in the mean of seeds.
+    """
+    share = {r: statistics.fmean(c.share for c in cs) for r, cs in cycles.items() if None not in cs}
+    by_chance = {role: cycles[role][0].by_chance for role in share}
+    has = {role: role in share and share[role] > 2 * by_chance[role] for role in cycles}
+    said = ", ".join(f"{role} {value:.2f}" for role, value in share.items())
     others = [has[role] for role in cycles if role != "standard"]
     verdict = "shows" if all(others) and not has["standard"] else "shows in part"
     if not any(others) or (has["standard"] and not all(others)):
         verdict = "does not show"
-    by_chance = max(c.by_chance for c in cycles.values() if c)
     return (
         f"Share of the variance of {what} that the position in the block explains: {said}; by chance "
-        f"it would be {by_chance:.2f} in stacks as short as these. One seed.",
+        f"it would be {max(by_chance.values()):.2f} in stacks as short as these.",
         verdict,
     )
 
@@ -276,6 +295,14 @@ def ceiling(values) -> str:
     return f"The tasks are solved already ({mean:.1%}), so no gain can show." if mean > 0.97 else ""
 
 
+def floor(above_chance) -> str:
+    """A sentence where no model has learned what is compared, else nothing."""
+    best = max(above_chance)
+    if best > 0.05:
+        return ""
+    return f"No model has learned the tasks ({100 * best:+.1f} points from guessing at best)."
+
+
 def spread(values, digits: int = 3, percent: bool = False) -> str:
     """Mean ± standard deviation, of several; one by itself."""
     values = list(values)
@@ -286,31 +313,44 @@ def spread(values, digits: int = 3, percent: bool = False) -> str:
     return f"{mean:.{digits}f} ± {scale * statistics.stdev(values):.{digits}f}{unit}"
 
 
+def points(gains) -> str:
+    """Mean ± standard deviation of differences of accuracies, in points."""
+    return f"{'+' * (statistics.fmean(gains) >= 0)}{spread(gains, 1, percent=True).rstrip('%')}"
+
+
 def run_experiment(module) -> None:
     """The command line of an experiment."""
     parser = argparse.ArgumentParser(description=module.__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=("mini", "paper"), default="mini")
+    parser.add_argument("--scale", choices=SCALES, default="mini")
+    parser.add_argument("--seeds", type=int, help="models of each kind")
     parser.add_argument("--go", action="store_true", help="run also what --scale=paper checks")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "study")
     args = parser.parse_args()
     os.chdir(ROOT)
+    output, scale = args.output / args.scale, repeated(args.scale, args.seeds)
     if args.scale == "paper":
         import protocol
 
-        protocol.check(module, Study(args.output / "paper", PAPER, checking=True))
+        protocol.check(module, Study(output, scale, checking=True))
         if not args.go:
             return
-    study = Study(args.output / args.scale, {"mini": MINI, "paper": PAPER}[args.scale])
-    perform(module, study)
+    perform(module, Study(output, scale))
+
+
+def compilation_cache(output: pathlib.Path) -> dict:
+    """Options of JAX by which the models of a plan compile once."""
+    return {
+        "jax_compilation_cache_dir": str(output / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
 
 
 def perform(module, study: Study) -> Outcome:
     """Trains and measures; leaves NAME.md, NAME.json and pictures in the study's directory."""
     import jax
 
-    # The stages of a growing model compile once, not once for each seed.
-    jax.config.update("jax_compilation_cache_dir", str(study.output / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    for option, value in compilation_cache(study.output).items():
+        jax.config.update(option, value)
     name = pathlib.Path(module.__file__).stem
     module.runs(study)
     found = module.outcome(study)

@@ -1,5 +1,7 @@
 """Tables 2 and 3: mathematics in the cooldown, and a block looped once more from there on."""
 
+import statistics
+
 import common
 
 TITLE = "Mathematical cooldown and retrofitted recurrence (Tables 2 and 3)"
@@ -11,40 +13,42 @@ PAPER = (
 
 
 def runs(study) -> dict:
-    """Directories by (role, plan): the model as it is, cooled down, retrofitted."""
+    """Directories by (role, plan), one for each seed: as it is, cooled down, retrofitted."""
     made = {}
     for role, plans in study.scale.retrofits.items():
-        made[role, "as it is"] = study.model(role)
-        made[role, "cooldown"] = study.cooldown(role)
-        made |= {(role, plan): study.cooldown(role, plan) for plan in plans}
+        made[role, "as it is"] = study.models(role)
+        made[role, "cooldown"] = study.cooldowns(role)
+        made |= {(role, plan): study.cooldowns(role, plan) for plan in plans}
     return made
 
 
 def outcome(study) -> common.Outcome:
     tasks = (*study.scale.tasks, study.scale.new)
     rows, scores = [], {}
-    for (role, plan), run in runs(study).items():
-        evaluated = study.evaluate(run, tasks, name="cooldown")
-        values = [common.accuracy(evaluated, task) for task in tasks]
-        scores[role, plan] = sum(values[:-1]) / len(values[:-1]), values[-1]
-        primitives, deeper = (f"{100 * value:.1f}%" for value in scores[role, plan])
-        rows.append((role, plan, primitives, deeper))
-    heads = ("model", "cooldown", "reasoning, mean", study.scale.new)
+    for (role, plan), directories in runs(study).items():
+        found = [study.evaluate(run, tasks, name="cooldown") for run in directories]
+        values = [[common.accuracy(each, task) for task in tasks] for each in found]
+        scores[role, plan] = [statistics.fmean(of_seed[:-1]) for of_seed in values]
+        columns = scores[role, plan], *zip(*values, strict=True)
+        rows.append((role, plan, *(common.spread(column, 1, percent=True) for column in columns)))
+    heads = ("model", "cooldown", "reasoning, mean", *tasks)
     gains = {
-        role: [scores[role, plan][0] - scores[role, "cooldown"][0] for plan in plans]
+        (role, plan): [a - b for a, b in zip(scores[role, plan], scores[role, "cooldown"], strict=True)]
         for role, plans in study.scale.retrofits.items()
-    }
-    said = "; ".join(
-        f"{role} " + ", ".join(f"{plan} {100 * gain:+.1f}" for plan, gain in zip(plans, gains[role], strict=True))
-        for role, plans in study.scale.retrofits.items()
-    )  # fmt: skip
+        for plan in plans
+    }  # fmt: skip
+    said = ", ".join(f"{role} {plan} {common.points(gain)}" for (role, plan), gain in gains.items())
     found = (
         f"Points of mean reasoning accuracy that the retrofit adds to its plain cooldown: {said}. "
-        f"{common.noise(study)} One seed."
+        f"{common.noise(study)}"
     )
-    better = [gain > 0.02 for role in ("standard", "lidas") for gain in gains[role]]
+    better = [
+        statistics.fmean(gain) > 0.02
+        for (role, _), gain in gains.items()
+        if role in ("standard", "lidas")
+    ]
     verdict = "shows" if all(better) else "shows in part" if any(better) else "does not show"
-    plain = (scores[role, "cooldown"][0] for role in ("standard", "lidas"))
+    plain = (statistics.fmean(scores[role, "cooldown"]) for role in ("standard", "lidas"))
     if solved := common.ceiling(plain):
         verdict, found = "cannot show", f"{found} {solved}"
     return common.Outcome(found, verdict, heads, rows, {"cooldown": _picture(scores)})
@@ -58,10 +62,12 @@ def _picture(scores: dict):
     roles = list(dict.fromkeys(role for role, _ in scores))
     colours, lines = figure.colours(roles), {}
     for role in roles:
-        mine = {plan: score[0] for (r, plan), score in scores.items() if r == role}
-        (lines[role],) = axis.plot(range(len(mine)), mine.values(), "o-", color=colours[role])
+        mine = [score for (r, _), score in scores.items() if r == role]
+        for seed in zip(*mine, strict=True):
+            axis.plot(range(len(mine)), seed, ".", color=colours[role], alpha=0.5)
+        mean = [statistics.fmean(score) for score in mine]
+        (lines[role],) = axis.plot(range(len(mine)), mean, "o-", color=colours[role])
     axis.set_xticks(range(4), ("as it is", "cooldown", "retrofit", "retrofit, later block"))
-    axis.set_ylim(0, 1.05)
     figure.plain(axis)
     axis.set_ylabel("reasoning accuracy", color=figure.INK, fontsize=9)
     figure.legend(fig, lines)

@@ -12,7 +12,7 @@ ROLES = ("standard", "midas", "lidas", "loop", "middle loop")
 
 
 def runs(study) -> dict:
-    return {role: study.model(role) for role in ROLES}
+    return {role: study.models(role) for role in ROLES}
 
 
 def outcome(study) -> common.Outcome:
@@ -21,18 +21,20 @@ def outcome(study) -> common.Outcome:
 
     models = runs(study)
     local, attention = (
-        {role: common.diagnostic(study, run, name) for role, run in models.items()}
+        {role: [common.diagnostic(study, run, name) for run in models[role]] for role in ROLES}
         for name in ("future_local", "current_attention")
     )
     rows, cycles = [], {}
-    for role, run in models.items():
-        columns = signature.column_means(local[role].matrix)
-        cycles[role] = common.cycle_of(study, run, columns)
-        rows.append((role, *common.about_cycle(cycles[role])))
+    for role, results in local.items():
+        cycles[role] = [
+            common.cycle_of(study, run, signature.column_means(found.matrix))
+            for run, found in zip(models[role], results, strict=True)
+        ]
+        rows.append((role, *common.about_cycles(cycles[role])))
     found, verdict = common.cycle_finding(cycles, "the mean local effect on a layer")
     figures = {
-        "effects": PLOTS["future_local"](local),
-        "effects-attention": PLOTS["current_attention"](attention),
+        "effects": PLOTS["future_local"](common.first_of(local)),
+        "effects-attention": PLOTS["current_attention"](common.first_of(attention)),
     }
     return common.Outcome(found, verdict, ("model", *common.CYCLE), rows, figures)
 

@@ -1,5 +1,8 @@
 """Figures 8 and 15: fine-tuning on variable assignment in code, from few examples."""
 
+import itertools
+import statistics
+
 import common
 
 TITLE = "Fine-tuning from few examples (Figures 8 and 15)"
@@ -11,11 +14,14 @@ ROLES = ("standard", "lidas", "loop", "loop, untied")
 
 
 def runs(study) -> dict:
-    """Directories by (role, examples), one for each seed, which draws the examples."""
+    """Directories by (role, examples), one for each seed, which draws the examples.
+
+    Where there are several models of a role, each seed takes another.
+    """
     made, scale = {}, study.scale
     for role in ROLES:
         untied = role.endswith(", untied")
-        base = study.model(role.removesuffix(", untied"))
+        bases = study.models(role.removesuffix(", untied"))
         overrides = list(scale.overrides)
         if untied:
             overrides += ["init_operator=untie", f"depth={scale.depth}"]
@@ -26,57 +32,38 @@ def runs(study) -> dict:
                     f"{base.name}-{'untied-' * untied}sft{n}-e{seed}", base, pairs, *overrides,
                     f"seed={seed}",
                 )
-                for seed in scale.tuning_seeds
+                for seed, base in zip(scale.tuning_seeds, itertools.cycle(bases), strict=False)
             ]  # fmt: skip
     return made
 
 
 def outcome(study) -> common.Outcome:
-    rows, curves = [], {}
+    from loopjax import figure
+    from loopjax.plots.accuracy import finetuning
+
+    tasks, rows, curves = study.scale.tuning, [], {}
     for (role, n), directories in runs(study).items():
-        found = [
-            study.evaluate(run, study.scale.tuning, name="tuned", shots=0) for run in directories
-        ]
-        values = [[common.accuracy(each, task) for each in found] for task in study.scale.tuning]
+        found = [study.evaluate(run, tasks, name="tuned", shots=0) for run in directories]
+        values = {task: [common.accuracy(each, task) for each in found] for task in tasks}
         curves.setdefault(role, {})[n] = values
-        rows.append((role, n, *(common.spread(v, 1, percent=True) for v in values)))
-    heads = ("model", "examples", *study.scale.tuning)
+        rows.append((role, n, *(common.spread(v, 1, percent=True) for v in values.values())))
     most = max(study.scale.examples)
-    mean = {role: _mean(by_n[most]) for role, by_n in curves.items()}
+    mean = {
+        role: statistics.fmean(itertools.chain(*by_n[most].values()))
+        for role, by_n in curves.items()
+    }
     said = ", ".join(f"{role} {value:.1%}" for role, value in mean.items())
     found = (
-        f"Mean accuracy of both tasks after {most} examples: {said}. Of one model "
-        "each, over seeds of the examples."
+        f"Mean accuracy of both tasks after {most} examples: {said}. Each seed has other examples"
+        f"{', and another model' if len(study.scale.seeds) > 1 else ''}."
     )
     better = sum(mean[role] > mean["standard"] + 0.03 for role in ROLES[1:])
     verdict = {3: "shows", 0: "does not show"}.get(better, "shows in part")
-    return common.Outcome(
-        found, verdict, heads, rows, {"finetune": _picture(curves, study.scale.tuning)}
-    )
-
-
-def _mean(values) -> float:
-    return sum(sum(v) / len(v) for v in values) / len(values)
-
-
-def _picture(curves: dict, tasks):
-    from loopjax import figure
-
-    fig, axes = figure.grid(2, 2, 4.6, 3.2, 0.4)
-    colours, lines = figure.colours(curves), {}
-    for k, axis in enumerate(axes):
-        for role, by_n in curves.items():
-            means = [sum(v[k]) / len(v[k]) for v in by_n.values()]
-            low, high = ([f(v[k]) for v in by_n.values()] for f in (min, max))
-            (lines[role],) = axis.plot(by_n.keys(), means, "o-", color=colours[role])
-            axis.fill_between(list(by_n), low, high, color=colours[role], alpha=0.13, linewidth=0)
-        figure.plain(axis)
-        figure.title(axis, tasks[k])
-        axis.set_xlabel("training examples", color=figure.INK, fontsize=9)
-        axis.set_ylim(0, 1)
-    axes[0].set_ylabel("accuracy", color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
-    return fig
+    colours = figure.colours(ROLES[:-1])
+    colours |= {"loop, untied": colours["loop"]}
+    picture = finetuning(curves, colours)
+    heads = ("model", "examples", *tasks)
+    return common.Outcome(found, verdict, heads, rows, {"finetune": picture})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ROLES = ("standard", "lidas", "loop", "middle loop")
 
 
 def runs(study) -> dict:
-    return {role: study.model(role) for role in ROLES}
+    return {role: study.models(role) for role in ROLES}
 
 
 def outcome(study) -> common.Outcome:
@@ -23,31 +23,32 @@ def outcome(study) -> common.Outcome:
     models, b = runs(study), study.scale.block
     measured = {
         op: {
-            role: study.intervene(run, op, sizes, tasks=study.scale.tasks)
-            for role, run in models.items()
+            role: [study.intervene(run, op, sizes, tasks=study.scale.tasks) for run in directories]
+            for role, directories in models.items()
         }
         for op, sizes in (("swap", (1, b)), ("skip", (1, b)), ("reverse", (b,)))
     }
     kept, rows = {}, []
     for op, by_role in measured.items():
-        for size in sorted({row["size"] for row in next(iter(by_role.values()))["rows"]}):
-            for role, found in by_role.items():
-                kept[op, size, role] = _kept(found, size, b)
-            shares = (f"{kept[op, size, role]:.2f}" for role in ROLES)
-            rows.append((f"{op} {size}", *shares))
+        for size in sorted({row["size"] for row in by_role["standard"][0]["rows"]}):
+            shares = {role: [_kept(f, size, b) for f in found] for role, found in by_role.items()}
+            kept |= {(op, size, role): statistics.fmean(share) for role, share in shares.items()}
+            rows.append((f"{op} {size}", *(common.spread(shares[role], 2) for role in ROLES)))
     heads = ("edit (layers)", *ROLES)
     grown, plain = kept["swap", b, "lidas"], kept["swap", b, "standard"]
     found = (
         "Shares of the unmodified accuracy above chance that are left, mean over tasks and all "
         f"starts behind the first block. Swapping blocks of {b}: LIDAS {grown:.2f}, standard "
         f"{plain:.2f}; swapping single layers: loop {kept['swap', 1, 'loop']:.2f}, standard "
-        f"{kept['swap', 1, 'standard']:.2f}. One seed."
+        f"{kept['swap', 1, 'standard']:.2f}."
     )
     fragile = kept["swap", 1, "loop"] < kept["swap", 1, "standard"] - 0.05
     robust = grown > plain + 0.05
     verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[robust + fragile]
-    figures = {f"order-{op}" if op != "swap" else "order": interventions(by_role)
-               for op, by_role in measured.items()}  # fmt: skip
+    figures = {
+        f"order-{op}" if op != "swap" else "order": interventions(common.first_of(by_role))
+        for op, by_role in measured.items()
+    }
     return common.Outcome(found, verdict, heads, rows, figures)
 
 

@@ -15,7 +15,7 @@ PLANS = {"mini": ("1", "2", "4", "1x4", "2x2", "4,lidas"),
 
 
 def runs(study) -> dict:
-    return looped.models(study, "configs/hops.py:", PLANS[study.name])
+    return looped.models(study, "configs/hops.py:", PLANS[study.name], study.scale.seeds)
 
 
 def outcome(study) -> common.Outcome:

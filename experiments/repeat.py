@@ -14,7 +14,7 @@ ROLES = ("standard", "lidas")
 
 
 def runs(study) -> dict:
-    return {role: [study.model(role, seed) for seed in study.scale.seeds] for role in ROLES}
+    return {role: study.models(role) for role in ROLES}
 
 
 def outcome(study) -> common.Outcome:
@@ -30,13 +30,13 @@ def outcome(study) -> common.Outcome:
         middle = [_best(found, task) for found in results for task in tasks]
         gains[role] = [gain for gain, _ in middle]
         rows.append((
-            role, common.spread(gains[role], 1, percent=True),
+            role, common.points(gains[role]),
             " ".join(place for _, place in middle[: len(tasks)]),
-            *(common.spread([_at(found, times) for found in results], 1, percent=True)
+            *(common.points([_at(found, times) for found in results])
               for times in (1, 2, 3, 4)),
         ))  # fmt: skip
-    heads = ("model", "best point over the unmodified, accuracy", "where (first seed)",
-             *(f"{n} more, mean over middle starts" for n in (1, 2, 3, 4)))  # fmt: skip
+    heads = ("model", "best point over the unmodified, points", "where (first seed)",
+             *(f"{n} more, mean over middle starts, points" for n in (1, 2, 3, 4)))  # fmt: skip
     grown = statistics.fmean(gains["lidas"])
     plain = statistics.fmean(gains["standard"])
     found = (
@@ -55,8 +55,8 @@ def outcome(study) -> common.Outcome:
     )
     if solved:
         verdict, found = "cannot show", f"{found} {solved}"
-    first = {role: results[0] for role, results in measured.items()}
-    return common.Outcome(found, verdict, heads, rows, {"repeat": interventions(first)})
+    picture = interventions(common.first_of(measured))
+    return common.Outcome(found, verdict, heads, rows, {"repeat": picture})
 
 
 def _gain(found: dict, row: dict, task: str) -> float:

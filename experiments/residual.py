@@ -11,22 +11,28 @@ ROLES = ("standard", "midas", "lidas", "loop", "middle loop")
 
 
 def runs(study) -> dict:
-    return {role: study.model(role) for role in ROLES}
+    return {role: study.models(role) for role in ROLES}
 
 
 def outcome(study) -> common.Outcome:
     from loopjax.plots.diagnostics import PLOTS
 
     models = runs(study)
-    norms = {role: common.diagnostic(study, run, "norms") for role, run in models.items()}
+    norms = {
+        role: [common.diagnostic(study, run, "norms") for run in models[role]] for role in ROLES
+    }
     rows, cycles = [], {}
-    for role, run in models.items():
-        cycles[role] = common.cycle_of(study, run, [None, *norms[role].attention[1:]])
-        growth = norms[role].residual[-1] / norms[role].residual[1]
-        rows.append((role, f"{growth:.1f}", *common.about_cycle(cycles[role])))
+    for role, results in norms.items():
+        cycles[role] = [
+            common.cycle_of(study, run, [None, *found.attention[1:]])
+            for run, found in zip(models[role], results, strict=True)
+        ]
+        growth = common.spread((found.residual[-1] / found.residual[1] for found in results), 1)
+        rows.append((role, growth, *common.about_cycles(cycles[role])))
     heads = ("model", "last norm / norm after layer 0", *common.CYCLE)
     found, verdict = common.cycle_finding(cycles, "the contribution of attention")
-    return common.Outcome(found, verdict, heads, rows, {"residual": PLOTS["norms"](norms)})
+    picture = PLOTS["norms"](common.first_of(norms))
+    return common.Outcome(found, verdict, heads, rows, {"residual": picture})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Figures 9 and 17 to 19: the retrofitted block repeated more often still, at inference."""
 
+import statistics
+
 import common
 
 TITLE = "More repetitions after a retrofit (Figures 9 and 17 to 19)"
@@ -13,32 +15,35 @@ MORE = range(5)
 
 
 def runs(study) -> dict:
+    """Directories by (role, adaptation), one for each seed."""
     return {
-        (role, how): run
+        (role, how): directories
         for role in ROLES
-        for how, run in (
-            ("as it is", study.model(role)),
-            ("cooldown", study.cooldown(role)),
-            ("retrofit", study.cooldown(role, study.scale.retrofits[role][0])),
+        for how, directories in (
+            ("as it is", study.models(role)),
+            ("cooldown", study.cooldowns(role)),
+            ("retrofit", study.cooldowns(role, study.scale.retrofits[role][0])),
         )
     }
 
 
 def outcome(study) -> common.Outcome:
     before, block, after = _block(study.scale.retrofits["lidas"][0])
-    rows, curves = [], {}
-    for (role, how), run in runs(study).items():
+    rows, curves, first = [], {}, {}
+    for (role, how), directories in runs(study).items():
         passes = [1 + (how == "retrofit") + more for more in MORE]
         plans = [str(_plan(before, block, n, after)) for n in passes]
-        found = study.evaluate(run, depths=plans, name="repeated")
-        curves[f"{role}, {how}"] = [common.mean_of(found, plan=plan) for plan in plans]
-        rows.append((role, how, *(f"{100 * value:.1f}%" for value in curves[f"{role}, {how}"])))
+        found = [study.evaluate(run, depths=plans, name="repeated") for run in directories]
+        by_plan = [[common.mean_of(each, plan=plan) for each in found] for plan in plans]
+        curves[f"{role}, {how}"] = [statistics.fmean(values) for values in by_plan]
+        first[f"{role}, {how}"] = [b - a for a, b in zip(*by_plan[:2], strict=True)]
+        rows.append((role, how, *(common.spread(values, 1, percent=True) for values in by_plan)))
     heads = ("model", "adaptation", *(f"{n} more" for n in MORE))
-    first = {name: values[1] - values[0] for name, values in curves.items()}
-    said = ", ".join(f"{name} {100 * value:+.1f}" for name, value in first.items())
+    said = ", ".join(f"{name} {common.points(gain)}" for name, gain in first.items())
+    first = {name: statistics.fmean(gain) for name, gain in first.items()}
     found = (
         f"Points of mean reasoning accuracy of the first additional pass of layers {before} to {before + block - 1}: "
-        f"{said}. {common.noise(study)} One seed."
+        f"{said}. {common.noise(study)}"
     )
     kept = first["lidas, retrofit"] > -0.02
     unadapted = first["standard, as it is"] < first["lidas, as it is"] - 0.02

@@ -8,12 +8,13 @@ class Scale:
     """What an experiment is at a scale.
 
     Attributes:
+      name: "mini" or "paper".
       config: the file, with the variant of a row behind it.
       rows: variant by the role that a model plays in the papers.
       depth, block: executed layers, layers of a block. plateau: where the cooldown begins.
       math: variant of the cooldown.
       retrofits: plans of the cooldown that loop a block once more, by role.
-      seeds: of the models that the experiments repeat.
+      seeds: of every model.
       text: the source whose held-out loss is compared.
       tasks, shots, limit: of reasoning: the tasks, solved examples in the prompt, items.
       new: what the cooldown brings.
@@ -23,6 +24,7 @@ class Scale:
       lens: flags of the lens's training.
     """
 
+    name: str
     config: str
     rows: dict[str, str]
     depth: int
@@ -46,23 +48,25 @@ class Scale:
 
 
 MINI = Scale(
+    name="mini",
     config="configs/mini.py:",
     rows={
         "standard": "standard", "midas": "midas", "lidas": "lidas",
         "one block": "standard-2", "half": "standard-4",
         "loop": "loop-2x4", "half, looped": "loop-4x2", "middle loop": "loop-1-2x3-1",
     },
-    depth=8, block=2, plateau=1020, math="math",
+    depth=8, block=2, plateau=850, math="math",
     retrofits={"standard": ("2-2x2-4", "4-2x2-2"), "lidas": ("2-2x2-4", "4-2x2-2"),
                "middle loop": ("1-2x4-1",)},
     seeds=(0, 1, 2), text="stdlib",
-    tasks=("hop_text_1", "hop_text_2", "hop_text_4"), shots=0, limit=300, new="hop_text_3",
+    tasks=("hop_text_4", "hop_text_8"), shots=0, limit=500, new="hop_text_5",
     words=("var_assign_basic_0",),
-    tuning=("hop_text_3", "hop_text_5"), examples=(64, 256), tuning_seeds=(0, 1),
-    overrides=("learning_rate=5e-4", "steps=150", "batch_size=16", "eval_every=15", "patience=3"),
+    tuning=("hop_text_3", "hop_text_5"), examples=(64, 256, 1024), tuning_seeds=(0, 1, 2),
+    overrides=("learning_rate=5e-4", "steps=300", "batch_size=16", "eval_every=15", "patience=3"),
     prompts=("file:{output}/hops.jsonl",), lens=("--lens-steps=100", "--lens-tokens=16384"),
 )  # fmt: skip
 PAPER = Scale(
+    name="paper",
     config="configs/smollm.py:1.7b,",
     rows={
         "standard": "baseline", "midas": "midas", "lidas": "lidas",
@@ -82,3 +86,10 @@ PAPER = Scale(
     overrides=("learning_rate=5e-5", "steps=1000", "eval_every=20", "patience=5"),
     prompts=("gsm8k", "math", "mquake"), lens=(),
 )  # fmt: skip
+SCALES = {scale.name: scale for scale in (MINI, PAPER)}
+
+
+def repeated(name: str, seeds: int | None) -> Scale:
+    """The scale of a name, with so many models of each kind, or with its own number."""
+    scale = SCALES[name]
+    return scale if seeds is None else dataclasses.replace(scale, seeds=tuple(range(seeds)))

@@ -13,35 +13,41 @@ ROLES = ("standard", "midas", "lidas")
 
 
 def runs(study) -> dict:
-    return {role: study.model(role) for role in ROLES}
+    return {role: study.models(role) for role in ROLES}
 
 
 def outcome(study) -> common.Outcome:
     from loopjax.plots.diagnostics import PLOTS
 
     models = runs(study)
-    found = {role: common.diagnostic(study, run, "similarity") for role, run in models.items()}
+    found = {
+        role: [common.diagnostic(study, run, "similarity") for run in directories]
+        for role, directories in models.items()
+    }
     rows, largest, lean = [], {}, {}
-    for role, result in found.items():
-        matrix = np.asarray(result.matrix)
-        pairs = np.triu_indices(len(matrix), 1)
-        mirrored = matrix[::-1, ::-1].T
-        largest[role] = float(matrix[pairs].max())
-        lean[role] = float(np.abs(matrix - mirrored)[pairs].mean())
-        rows.append(
-            (role, f"{largest[role]:.2f}", f"{matrix[pairs].mean():.2f}", f"{lean[role]:.3f}")
-        )
+    for role, results in found.items():
+        numbers = np.array([_numbers(np.asarray(result.matrix)) for result in results])  # [seed, 3]
+        largest[role], _, lean[role] = numbers.mean(0).tolist()
+        rows.append((role, *map(common.spread, numbers.T, (2, 2, 3))))
     heads = ("model", "largest cosine", "mean cosine", "mean difference of mirrored pairs")
     said = (
         f"The largest cosine is {largest['standard']:.2f} in the standard model, "
         f"{largest['midas']:.2f} in MIDAS, {largest['lidas']:.2f} in LIDAS; mirrored pairs differ by "
-        f"{lean['midas']:.3f} in MIDAS and {lean['lidas']:.3f} in LIDAS. One seed."
+        f"{lean['midas']:.3f} in MIDAS and {lean['lidas']:.3f} in LIDAS."
     )
     alike = largest["standard"] < 0.1 < min(largest["midas"], largest["lidas"])
     verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[
         alike + (lean["lidas"] < lean["midas"])
     ]
-    return common.Outcome(said, verdict, heads, rows, {"similarity": PLOTS["similarity"](found)})
+    picture = PLOTS["similarity"](common.first_of(found))
+    return common.Outcome(said, verdict, heads, rows, {"similarity": picture})
+
+
+def _numbers(matrix) -> tuple[float, float, float]:
+    """Largest and mean cosine of two blocks; mean difference of pairs that mirror one another."""
+    pairs = np.triu_indices(len(matrix), 1)
+    mirrored = matrix[::-1, ::-1].T
+    return matrix[pairs].max(), matrix[pairs].mean(), np.abs(matrix - mirrored)[pairs].mean()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ PAPER = (
     "loop beats the standard model in NLL (4x6: 2.12, standard 4: 2.29) and on primitives; at equal "
     "inference FLOPs it is behind in NLL."
 )
-SINGLE = ("midas", "one block", "half", "loop", "half, looped", "middle loop")
-REPEATED = ("standard", "lidas")
 
 
 def runs(study) -> dict:
     """Directories by role, one for each seed."""
-    made = {role: [study.model(role, seed) for seed in study.scale.seeds] for role in REPEATED}
-    return made | {role: [study.model(role)] for role in SINGLE}
+    return {role: study.models(role) for role in study.scale.rows}
 
 
 def outcome(study) -> common.Outcome:

@@ -23,12 +23,12 @@ def at_home(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def tiny(folder):
+def tiny(folder, **changes):
     """The small scale, smaller still: 20 steps."""
     common, scales = importlib.import_module("common"), importlib.import_module("scales")
     config = (ROOT / "configs/mini.py").read_text()
     for old, new in (
-        ("STEPS, COOLDOWN = 1200, 180", "STEPS, COOLDOWN = 20, 5"),
+        ("STEPS, COOLDOWN = 1000, 150", "STEPS, COOLDOWN = 20, 5"),
         ("warmup_steps = 100", "warmup_steps = 2"),
         ("eval_every = 200", "eval_every = 10"),
         ("eval_batches = 8", "eval_batches = 1"),
@@ -43,8 +43,8 @@ def tiny(folder):
         examples=(8,), tuning_seeds=(0,), lens=("--lens-steps=2", "--lens-tokens=512"),
         overrides=("steps=4", "batch_size=8", "eval_every=2", "eval_batches=1", "patience=1"),
     )  # fmt: skip
+    scale = dataclasses.replace(scale, **changes)
     study = common.Study(folder / "mini", scale)
-    study.name = "mini"
     return common, study
 
 
@@ -66,12 +66,30 @@ def test_every_experiment_comes_to_an_outcome_and_does_nothing_twice(tmp_path, c
     assert not re.findall(r"^loopjax .*", capfd.readouterr().out, re.M)
 
     everything = importlib.import_module("everything")
+    with everything.timed(study.output, "training"):
+        pass
     (tmp_path / "docs").mkdir()
     everything.write_docs(study.output, tmp_path / "docs")
     text = (tmp_path / "docs/results.md").read_text()
     for picture in re.findall(r"\]\((results/[^)]*)\)", text):
         assert (tmp_path / "docs" / picture).is_file()
     assert text.count("\n## ") == len(NAMES)
+
+
+@pytest.mark.slow
+def test_models_are_trained_ahead_each_after_what_it_begins_with(tmp_path, capfd):
+    everything = importlib.import_module("everything")
+    _, study = tiny(tmp_path, seeds=(0,), retrofits={"standard": ("2-2x2-4",)})
+    everything.train_all(study, ["cooldown"], jobs=2)
+    trained = re.findall(r"^(\S+): [\d.]+ minutes", capfd.readouterr().out, re.M)
+    assert trained[0] == "standard-s0"
+    assert {*trained[1:]} == {"standard-math-s0", "standard-math-by-2-2x2-4-s0"}
+    everything.train_all(study, ["cooldown"], jobs=2)
+    assert capfd.readouterr().out == "3 models, 0 to train\n"
+
+    _, study = tiny(tmp_path, seeds=(1,), rows={"standard": "deep"}, retrofits={"standard": ()})
+    with pytest.raises(SystemExit, match="deep-s1 failed:\n.*row 'deep' of"):
+        everything.train_all(study, ["cooldown"], jobs=2)
 
 
 @pytest.mark.slow
