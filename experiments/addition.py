@@ -14,7 +14,7 @@ PLANS = {"mini": ("1", "4", "1x4", "4,lidas"),
 
 
 def runs(study) -> dict:
-    return looped.models(study, "configs/addition.py:", PLANS[study.name])
+    return looped.models(study, "configs/addition.py:", PLANS[study.name], study.scale.seeds)
 
 
 def outcome(study) -> common.Outcome:

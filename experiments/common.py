@@ -8,7 +8,8 @@ and trains its models, and `outcome(study)`, which measures, and says what came 
     python experiments/NAME.py --scale=paper --go           # and runs it
 
 Whatever is done already is not done again, within an experiment or between them: every model and
-every measurement is a command of `loopjax`, which is printed, with a file that it leaves.
+every measurement is a command of `loopjax`, which is printed, with a file that it leaves and
+FILE.done, which says what it was. What another command left is not taken for it.
 """
 
 import argparse
@@ -59,7 +60,7 @@ class Study:
 
     # Models
 
-    def model(self, role: str, seed: int = 0) -> pathlib.Path:
+    def model(self, role: str, seed: int) -> pathlib.Path:
         """The directory of a model of Table 1, trained if need be."""
         row = self.scale.rows[role]
         return self.train(f"{row}-s{seed}", f"{self.scale.config}{row}", f"seed={seed}")
@@ -68,7 +69,7 @@ class Study:
         """Those of a role, one for each seed."""
         return [self.model(role, seed) for seed in self.scale.seeds]
 
-    def cooldown(self, role: str, plan: str = "", seed: int = 0) -> pathlib.Path:
+    def cooldown(self, role: str, plan: str, seed: int) -> pathlib.Path:
         """A model whose cooldown has more mathematics, maybe with a block looped once more."""
         scale, row = self.scale, self.scale.rows[role]
         source = self.model(role, seed)
@@ -87,10 +88,7 @@ class Study:
         workdir = self.output / "runs" / name
         flags = [f"--config.{override}" for override in overrides]
         command = ["train", f"--config={config}", f"--workdir={workdir}", *flags]
-        self.declared[workdir] = command
-        if not self.checking and not (workdir / "result.json").exists():
-            self.do(command)
-        return workdir
+        return self._run(workdir, command)
 
     def finetuned(self, name: str, base, pairs: str, *overrides: str) -> pathlib.Path:
         """The directory of a fine-tuning run from another run's last checkpoint."""
@@ -98,9 +96,12 @@ class Study:
         flags = [f"--config.{override}" for override in overrides]
         command = ["finetune", f"--checkpoint={base}", f"--pairs={pairs}", f"--workdir={workdir}",
                    *flags]  # fmt: skip
+        return self._run(workdir, command)
+
+    def _run(self, workdir: pathlib.Path, command: list[str]) -> pathlib.Path:
         self.declared[workdir] = command
-        if not self.checking and not (workdir / "result.json").exists():
-            self.do(command)
+        if not self.checking:
+            self.made(workdir / "result.json", command)
         return workdir
 
     # Measurements
@@ -132,21 +133,19 @@ class Study:
                    *self._limit()]  # fmt: skip
         return self.made(file, command)
 
-    def analyze(self, run, what, prompts: str = "", *flags: str) -> pathlib.Path:
-        """The directory of results of `loopjax analyze`."""
+    def analyze(self, run, name: str, prompts: str = "", *flags: str) -> pathlib.Path:
+        """The directory with a result of `loopjax analyze`."""
         directory, prompts = run / "analysis", self.prompts(prompts)
-        missing = [n for n in what if not (directory / f"{analysed(n, prompts)}.json").exists()]
-        if missing:
-            self.do(["analyze", f"--checkpoint={run}", f"--what={','.join(missing)}",
-                     f"--prompts={prompts}", f"--block={self.scale.block}",
-                     f"--output={directory}", *flags])  # fmt: skip
+        command = ["analyze", f"--checkpoint={run}", f"--what={name}", f"--prompts={prompts}",
+                   f"--block={self.scale.block}", f"--output={directory}", *flags]  # fmt: skip
+        self.made(directory / f"{analysed(name, prompts)}.json", command)
         return directory
 
     def prompts(self, name: str = "") -> str:
         """A prompt set as `loopjax analyze` takes it; that of the small scale is written here."""
         name = (name or self.scale.prompts[0]).format(output=self.output)
-        file = pathlib.Path(name.removeprefix("file:"))
-        if name.startswith("file:") and not file.exists():
+        if name.startswith("file:"):
+            file = pathlib.Path(name.removeprefix("file:"))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(json.dumps(prompt) + "\n" for prompt in _hop_prompts()))
         return name
@@ -158,11 +157,29 @@ class Study:
 
     def made(self, file: pathlib.Path, command: list[str]) -> dict:
         """The JSON that a command writes, bit by bit; FILE.done says that it is whole."""
-        done = file.with_name(f"{file.name}.done")
-        if not done.exists():
+        if not self.is_done(file, command):
             self.do(command)
-            done.write_text(shlex.join(command) + "\n")
+            self.is_now_done(file, command)
         return self.read(file)
+
+    def is_done(self, file: pathlib.Path, command: list[str]) -> bool:
+        """Whether a command has left its file; stops where another one has."""
+        done, said = _done(file), self._said(command)
+        if not done.exists():
+            return False
+        if (before := done.read_text().strip()) != said:
+            raise SystemExit(
+                f"{file} was made by another command ({before}; now {said}): delete it, or choose "
+                "another --output"
+            )
+        return True
+
+    def is_now_done(self, file: pathlib.Path, command: list[str]) -> None:
+        _done(file).write_text(f"{self._said(command)}\n")
+
+    def _said(self, command: list[str]) -> str:
+        """The command, wherever the study lies."""
+        return shlex.join(command).replace(str(self.output), ".")
 
     def do(self, command: list[str]) -> None:
         from loopjax.cli import main
@@ -175,6 +192,10 @@ class Study:
     @staticmethod
     def read(path: pathlib.Path) -> dict:
         return json.loads(path.read_text())
+
+
+def _done(file: pathlib.Path) -> pathlib.Path:
+    return file.with_name(f"{file.name}.done")
 
 
 def _hop_prompts():
@@ -203,7 +224,7 @@ def diagnostic(study: Study, run: pathlib.Path, name: str, prompts: str = "", *f
     from loopjax.analysis.analyze import DIAGNOSTICS
 
     prompts = study.prompts(prompts)
-    directory = study.analyze(run, [name], prompts, *flags)
+    directory = study.analyze(run, name, prompts, *flags)
     return results.load(directory, analysed(name, prompts), DIAGNOSTICS[name].kind)
 
 
@@ -215,8 +236,9 @@ def accuracy(evaluated: dict, task: str, plan: str | None = None) -> float:
     """Accuracy of a task in the JSON of `loopjax eval`, at its first plan or another."""
     plans = evaluated["plans"]
     found = plans[plan] if plan else next(iter(plans.values()))
-    metrics = found["tasks"][task]["metrics"]
-    return next(value for key, value in metrics.items() if key.split(",")[0] == "acc")
+    from loopjax.report.summary import scored
+
+    return scored(found["tasks"][task])["value"]
 
 
 def mean_of(evaluated: dict, plan: str | None = None) -> float:
@@ -230,63 +252,12 @@ def first_of(by_role: dict) -> dict:
     return {role: found[0] for role, found in by_role.items()}
 
 
-CYCLE = ("strongest at position", "contrast", "share of the variance (by chance)")
-
-
-def cycle_of(study: Study, run: pathlib.Path, values):
-    """The cycle of a block's length in values by executed layer; the standard model's block is the
-    scale's."""
-    import numpy as np
-
-    from loopjax.analysis import signature
-    from loopjax.checkpoint import Checkpoints, locate
-    from loopjax.depth import DepthPlan
-    from loopjax.inspect import lineage
-
-    directory, step = locate(run)
-    meta = Checkpoints(directory, read_only=True).meta(step)
-    block = signature.block_of(lineage.stages(meta["lineage"]), DepthPlan.parse(meta["plan"]))
-    values = np.array([np.nan if v is None else v for v in values], float)
-    return signature.cycle(values, block or signature.Block(study.scale.block))
-
-
-def about_cycles(cycles: list) -> tuple[str, ...]:
-    """Cells of the columns CYCLE, of the seeds of a model."""
-    if None in cycles:
-        return ("–",) * len(CYCLE)
-    return (
-        " ".join(str(cycle.strongest) for cycle in cycles),
-        spread(cycle.contrast for cycle in cycles),
-        f"{spread((cycle.share for cycle in cycles), 2)} ({cycles[0].by_chance:.2f})",
-    )
-
-
-def cycle_finding(cycles: dict, what: str) -> tuple[str, str]:
-    """(found, verdict) of {role: cycles of its seeds}.
-
-    A cycle counts where the position explains twice what it would by chance, in the mean of seeds.
-    """
-    share = {r: statistics.fmean(c.share for c in cs) for r, cs in cycles.items() if None not in cs}
-    by_chance = {role: cycles[role][0].by_chance for role in share}
-    has = {role: role in share and share[role] > 2 * by_chance[role] for role in cycles}
-    said = ", ".join(f"{role} {value:.2f}" for role, value in share.items())
-    others = [has[role] for role in cycles if role != "standard"]
-    verdict = "shows" if all(others) and not has["standard"] else "shows in part"
-    if not any(others) or (has["standard"] and not all(others)):
-        verdict = "does not show"
-    return (
-        f"Share of the variance of {what} that the position in the block explains: {said}; by chance "
-        f"it would be {max(by_chance.values()):.2f} in stacks as short as these.",
-        verdict,
-    )
-
-
 def noise(study: Study) -> str:
-    """How far a mean over the primitives is from itself by chance."""
+    """How far the accuracy of one model is from itself by chance."""
     n = study.scale.limit or 1000
     tasks = len(study.scale.tasks)
     points = 100 * (0.25 / n / tasks) ** 0.5
-    return f"The standard error of a mean over {tasks} x {n} items is up to {points:.1f} points."
+    return f"The standard error of one model's mean over {tasks} x {n} items is up to {points:.1f} points."
 
 
 def ceiling(values) -> str:
@@ -322,12 +293,13 @@ def run_experiment(module) -> None:
     """The command line of an experiment."""
     parser = argparse.ArgumentParser(description=module.__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, default="mini")
-    parser.add_argument("--seeds", type=int, help="models of each kind")
+    parser.add_argument("--seeds", type=positive, help="models of each kind")
     parser.add_argument("--go", action="store_true", help="run also what --scale=paper checks")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "study")
     args = parser.parse_args()
+    output = (args.output / args.scale).absolute()
     os.chdir(ROOT)
-    output, scale = args.output / args.scale, repeated(args.scale, args.seeds)
+    scale = repeated(args.scale, args.seeds)
     if args.scale == "paper":
         import protocol
 
@@ -343,6 +315,13 @@ def compilation_cache(output: pathlib.Path) -> dict:
         "jax_compilation_cache_dir": str(output / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.5,
     }
+
+
+def positive(text: str) -> int:
+    """A number of a command line; raises ArgumentTypeError unless it is 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
+    return int(text)
 
 
 def perform(module, study: Study) -> Outcome:

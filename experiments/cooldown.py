@@ -47,9 +47,16 @@ def outcome(study) -> common.Outcome:
         for (role, _), gain in gains.items()
         if role in ("standard", "lidas")
     ]
-    verdict = "shows" if all(better) else "shows in part" if any(better) else "does not show"
-    plain = (statistics.fmean(scores[role, "cooldown"]) for role in ("standard", "lidas"))
-    if solved := common.ceiling(plain):
+    plain = {role: statistics.fmean(scores[role, "cooldown"]) for role in ("standard", "lidas")}
+    found = (
+        f"After the plain cooldown LIDAS has {plain['lidas']:.1%}, the standard model "
+        f"{plain['standard']:.1%}. {found}"
+    )
+    ahead = plain["lidas"] > plain["standard"] + 0.02
+    verdict = "shows" if ahead and all(better) else "shows in part"
+    if not ahead and not any(better):
+        verdict = "does not show"
+    if solved := common.ceiling(plain.values()):
         verdict, found = "cannot show", f"{found} {solved}"
     return common.Outcome(found, verdict, heads, rows, {"cooldown": _picture(scores)})
 

@@ -50,7 +50,7 @@ def outcome(study) -> common.Outcome:
     heads = ("model", *(f"depth score ({_stem(name)})" for name in prompts),
              "overlap at 1/2, 3/4 and all of the exits", f"first exit with 90% of {task}")  # fmt: skip
     name = prompts[0]
-    above = [mean[role] > mean["standard"] for role in ROLES[1:]]
+    above = [mean[role] > mean["standard"] + 0.1 for role in ROLES[1:]]  # layers
     said = ", ".join(f"{role} {mean[role]:.2f}" for role in ROLES)
     found = (
         f"Depth scores on {_stem(name)}: {said}; a model that uses all layers alike has "

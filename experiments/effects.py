@@ -1,6 +1,7 @@
 """Figures 4 and 13: what removing a layer does to later layers at later tokens."""
 
 import common
+import cycles
 
 TITLE = "Local effects of layers on later tokens (Figures 4 and 13)"
 PAPER = (
@@ -24,19 +25,19 @@ def outcome(study) -> common.Outcome:
         {role: [common.diagnostic(study, run, name) for run in models[role]] for role in ROLES}
         for name in ("future_local", "current_attention")
     )
-    rows, cycles = [], {}
+    rows, of_role = [], {}
     for role, results in local.items():
-        cycles[role] = [
-            common.cycle_of(study, run, signature.column_means(found.matrix))
+        of_role[role] = [
+            cycles.of(study, run, signature.column_means(found.matrix))
             for run, found in zip(models[role], results, strict=True)
         ]
-        rows.append((role, *common.about_cycles(cycles[role])))
-    found, verdict = common.cycle_finding(cycles, "the mean local effect on a layer")
+        rows.append((role, *cycles.about(of_role[role])))
+    found, verdict = cycles.finding(of_role, "the mean local effect on a layer")
     figures = {
         "effects": PLOTS["future_local"](common.first_of(local)),
         "effects-attention": PLOTS["current_attention"](common.first_of(attention)),
     }
-    return common.Outcome(found, verdict, ("model", *common.CYCLE), rows, figures)
+    return common.Outcome(found, verdict, ("model", *cycles.HEADS), rows, figures)
 
 
 if __name__ == "__main__":

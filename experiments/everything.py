@@ -32,9 +32,10 @@ LEAD = """# Results in miniature
 Every experiment of the papers, scaled down to two CPU cores: models of 8 executed layers and width 64,
 2 million tokens (`configs/mini.py` says what stands for what). They can show which way an effect goes,
 not how large it is; what does not show here may show at the papers' scale, and the other way round. A
-verdict is computed from the numbers by the rule in each file of `experiments/`; "cannot show" says that
-the tasks are solved already, or by no model, and leave no room. Numbers are means, `±` is the standard
-deviation over seeds; a figure of layers shows the first seed.
+verdict is computed from the numbers by the rule in each file of `experiments/` (of cycles, in
+`cycles.py`); "cannot show" says that the tasks are solved already, or by no model, and leave no room.
+Numbers are means over three models, `±` is their standard deviation (i-GSM is of one); a figure of
+layers shows the first.
 
 Reproduce everything with `python experiments/everything.py --docs`, the protocol of the papers with
 `--scale=paper` of each experiment.
@@ -45,8 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, default=common.ROOT / "study")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
-    parser.add_argument("--seeds", type=int, help="models of each kind, three by default")
-    parser.add_argument("--jobs", type=int, default=2, help="models trained at a time")
+    parser.add_argument(
+        "--seeds", type=common.positive, help="models of each kind, three by default"
+    )
+    parser.add_argument("--jobs", type=common.positive, default=2, help="models trained at a time")
     parser.add_argument("--docs", action="store_true", help="write docs/results.md")
     args = parser.parse_args()
     output = args.output.absolute() / "mini"
@@ -81,7 +84,11 @@ def train_all(study: common.Study, names, jobs: int) -> None:
     for name in names:
         importlib.import_module(name).runs(declared)
     (study.output / "runs").mkdir(parents=True, exist_ok=True)
-    waiting = {w: c for w, c in declared.declared.items() if not (w / "result.json").exists()}
+    waiting = {
+        workdir: command
+        for workdir, command in declared.declared.items()
+        if not study.is_done(workdir / "result.json", command)
+    }
     running: dict[pathlib.Path, subprocess.Popen] = {}
     print(f"{len(declared.declared)} models, {len(waiting)} to train", flush=True)
     try:
@@ -94,9 +101,12 @@ def train_all(study: common.Study, names, jobs: int) -> None:
                 if process.poll() is not None:
                     running.pop(workdir)
                     _ended(workdir, process.returncode)
+                    study.is_now_done(workdir / "result.json", declared.declared[workdir])
     finally:
         for process in running.values():
             process.terminate()
+        for process in running.values():
+            process.wait()
 
 
 def _sources(command: list[str], workdir: pathlib.Path) -> set[pathlib.Path]:

@@ -16,7 +16,7 @@ ROLES = ("standard", "lidas", "loop", "loop, untied")
 def runs(study) -> dict:
     """Directories by (role, examples), one for each seed, which draws the examples.
 
-    Where there are several models of a role, each seed takes another.
+    Where there are several models of a role, each seed takes another, in turn.
     """
     made, scale = {}, study.scale
     for role in ROLES:
@@ -47,14 +47,13 @@ def outcome(study) -> common.Outcome:
         values = {task: [common.accuracy(each, task) for each in found] for task in tasks}
         curves.setdefault(role, {})[n] = values
         rows.append((role, n, *(common.spread(v, 1, percent=True) for v in values.values())))
-    most = max(study.scale.examples)
     mean = {
-        role: statistics.fmean(itertools.chain(*by_n[most].values()))
+        role: statistics.fmean(value for n in by_n.values() for v in n.values() for value in v)
         for role, by_n in curves.items()
     }
     said = ", ".join(f"{role} {value:.1%}" for role, value in mean.items())
     found = (
-        f"Mean accuracy of both tasks after {most} examples: {said}. Each seed has other examples"
+        f"Mean accuracy of both tasks and all numbers of examples: {said}. Each seed has other examples"
         f"{', and another model' if len(study.scale.seeds) > 1 else ''}."
     )
     better = sum(mean[role] > mean["standard"] + 0.03 for role in ROLES[1:])

@@ -39,7 +39,7 @@ def outcome(study) -> common.Outcome:
         rows.append((role, *cells))
     said = ", ".join(f"{role} {100 * value:+.1f}" for role, value in mean.items())
     text = f"Points from no example to as many as fit, mean over tasks: {said}."
-    more = sum(mean[role] > mean["standard"] + 0.02 for role in ROLES[1:])
+    more = sum(mean[role] > max(mean["standard"], 0) + 0.02 for role in ROLES[1:])
     verdict = {3: "shows", 0: "does not show"}.get(more, "shows in part")
     if unlearned := common.floor(best):
         verdict, text = "cannot show", f"{text} {unlearned}"

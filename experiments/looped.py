@@ -5,7 +5,7 @@ import statistics
 import common
 
 
-def models(study, config: str, plans, seeds=(0,)) -> dict:
+def models(study, config: str, plans, seeds) -> dict:
     """Directories by plan, one for each seed; "4,lidas" is grown."""
     stem = config.removeprefix("configs/").split(".")[0]
     return {
@@ -57,6 +57,8 @@ def outcome(
     verdict = "does not show"
     if gap >= 0.05:
         verdict = {2: "shows", 1: "shows in part", 0: verdict}[sum(near)]
+    elif solved := common.ceiling(hard.values()):
+        verdict, found = "cannot show", f"{found} {solved}"
     if shortcut and max(hard.values()) < shortcut + 0.1:
         verdict = "cannot show"
         found = (

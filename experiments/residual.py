@@ -1,6 +1,7 @@
 """Figures 3 and 14: the residual stream, and what attention, MLP and layers add to it."""
 
 import common
+import cycles
 
 TITLE = "Residual stream and contributions of sublayers (Figures 3 and 14)"
 PAPER = (
@@ -21,16 +22,16 @@ def outcome(study) -> common.Outcome:
     norms = {
         role: [common.diagnostic(study, run, "norms") for run in models[role]] for role in ROLES
     }
-    rows, cycles = [], {}
+    rows, of_role = [], {}
     for role, results in norms.items():
-        cycles[role] = [
-            common.cycle_of(study, run, [None, *found.attention[1:]])
+        of_role[role] = [
+            cycles.of(study, run, [None, *found.attention[1:]])
             for run, found in zip(models[role], results, strict=True)
         ]
         growth = common.spread((found.residual[-1] / found.residual[1] for found in results), 1)
-        rows.append((role, growth, *common.about_cycles(cycles[role])))
-    heads = ("model", "last norm / norm after layer 0", *common.CYCLE)
-    found, verdict = common.cycle_finding(cycles, "the contribution of attention")
+        rows.append((role, growth, *cycles.about(of_role[role])))
+    heads = ("model", "last norm / norm after layer 0", *cycles.HEADS)
+    found, verdict = cycles.finding(of_role, "the contribution of attention")
     picture = PLOTS["norms"](common.first_of(norms))
     return common.Outcome(found, verdict, heads, rows, {"residual": picture})
 

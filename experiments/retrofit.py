@@ -46,7 +46,8 @@ def outcome(study) -> common.Outcome:
         f"{said}. {common.noise(study)}"
     )
     kept = first["lidas, retrofit"] > -0.02
-    unadapted = first["standard, as it is"] < first["lidas, as it is"] - 0.02
+    without = first["lidas, as it is"]
+    unadapted = without > max(first["standard, as it is"] + 0.02, 0)
     verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[kept + unadapted]
     solved = common.ceiling(values[0] for values in curves.values())
     if solved:

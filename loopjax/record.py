@@ -1,6 +1,6 @@
 """What a run left behind: what was asked for, what it cost, what came of it.
 
-`loopjax report` and `loopjax results` read runs by this module alone.
+What a run cost and achieved is counted here alone, for `loopjax report` and `loopjax results`.
 """
 
 import dataclasses

@@ -109,6 +109,94 @@ def test_the_published_protocol_of_every_experiment_traces(name, tmp_path, capsy
     assert not any(tmp_path.iterdir()), "checking makes nothing"
 
 
+def test_what_another_command_left_is_not_taken_for_it(tmp_path):
+    common, study = tiny(tmp_path)
+    study.output.mkdir()
+    asked = []
+
+    def do(command):
+        asked.append(command)
+        pathlib.Path(command[1]).write_text("[1]")
+
+    def made(study, *flags):
+        study.do, file = do, study.output / "found.json"
+        return study.made(file, ["eval", str(file), *flags])
+
+    assert made(study, "--limit=4") == made(study, "--limit=4") == [1]
+    assert len(asked) == 1
+    with pytest.raises(
+        SystemExit, match="was made by another command .*--limit=4; now .*--limit=8"
+    ):
+        made(study, "--limit=8")
+    moved = common.Study(study.output.rename(tmp_path / "moved"), study.scale)
+    assert made(moved, "--limit=4") == [1] and len(asked) == 1, "wherever it lies"
+
+
+def test_an_accuracy_is_of_the_metric_that_a_task_has():
+    common = importlib.import_module("common")
+    metrics = {"exact_match,strict": 0.25, "exact_match_stderr,strict": 0.01}
+    evaluated = {"plans": {"8": {"tasks": {
+        "gsm8k": {"metrics": metrics},
+        "copying_real": {"metrics": {"acc,none": 0.5, "acc_norm,none": 0.75}},
+    }}}}  # fmt: skip
+    assert common.accuracy(evaluated, "gsm8k") == 0.25
+    assert common.mean_of(evaluated) == 0.375
+
+
+def test_models_without_accuracy_have_none_to_lose():
+    order = importlib.import_module("order")
+
+    def result(plain, *edited):
+        rows = [
+            {"size": 2, "start": k, "tasks": {"t": {"accuracy": value}}}
+            for k, value in enumerate(edited)
+        ]
+        unmodified = {"t": {"accuracy": plain}}
+        return {
+            "metrics": {"t": "acc"},
+            "chance": {"t": 0.25},
+            "unmodified": unmodified,
+            "rows": rows,
+        }
+
+    found = [result(0.75, 0, 0, 0.5, 0.75), result(0.26, 0.2, 0.2, 0.2, 0.2)]
+    assert order._kept(found, 2, 2) == [0.75], "of the first model, starts behind its first block"
+    assert order._kept(found[1:], 2, 2) == []
+
+
+@pytest.mark.parametrize(
+    "accuracies, shortcut, verdict",
+    [
+        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.93}, 0, "shows"),
+        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.6}, 0, "shows in part"),
+        ({"4": 0.95, "1x4": 0.5, "1": 0.4, "4,lidas": 0.6}, 0, "does not show"),
+        ({"4": 0.99, "1x4": 0.98, "1": 0.99, "4,lidas": 0.98}, 0, "cannot show"),
+        ({"4": 0.27, "1x4": 0.28, "1": 0.21, "4,lidas": 0.25}, 0.2, "cannot show"),
+    ],
+)
+def test_loops_and_grown_models_are_judged_beside_the_deep_one(
+    accuracies, shortcut, verdict, tmp_path
+):
+    looped, (_, study) = importlib.import_module("looped"), tiny(tmp_path)
+    runs = {}
+    for plan, accuracy in accuracies.items():
+        runs[plan] = [tmp_path / f"{plan}-s{seed}" for seed in (0, 1)]
+        for seed, run in enumerate(runs[plan]):
+            run.mkdir()
+            heldout = {"task/accuracy": accuracy + 0.01 * seed}
+            result = {"heldout": heldout, "steps": 2, "training_flops": 2.0, "parameters": 10,
+                      "unique_layers": 1, "effective_layers": 4}  # fmt: skip
+            (run / "result.json").write_text(json.dumps(result))
+            row = {"step": 1, "flops": 1.0, "eval/task/accuracy": 0.1}
+            (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    found = looped.outcome(
+        study, "addition", runs, ["task"], "4", "1x4", "1", "4,lidas", shortcut=shortcut
+    )
+    assert found.verdict == verdict
+    assert found.rows[0][-1] == f"{100 * accuracies['4'] + 0.5:.1f} ± 0.7%"
+    assert "2 seeds" in found.found
+
+
 def test_the_readme_of_the_experiments_names_every_file():
     text = (ROOT / "experiments/README.md").read_text()
     files = {path.name for path in (ROOT / "experiments").glob("*.py")} - {"looped.py"}
