@@ -234,10 +234,10 @@ def result(run: pathlib.Path) -> dict:
 
 def accuracy(evaluated: dict, task: str, plan: str | None = None) -> float:
     """Accuracy of a task in the JSON of `loopjax eval`, at its first plan or another."""
-    plans = evaluated["plans"]
-    found = plans[plan] if plan else next(iter(plans.values()))
     from loopjax.report.summary import scored
 
+    plans = evaluated["plans"]
+    found = plans[plan] if plan else next(iter(plans.values()))
     return scored(found["tasks"][task])["value"]
 
 

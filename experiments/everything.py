@@ -2,7 +2,7 @@
 
     python experiments/everything.py [--output=study] [--seeds=3] [--jobs=2] [--docs]
 
-All models are trained first, several at a time; what each says is in runs/NAME.log. Then they are
+All models are trained first, several at a time; what each says is in its train.log. Then they are
 measured. What is finished is not done again. --docs writes docs/results.md and copies pictures and
 numbers to docs/results/.
 """
@@ -23,6 +23,7 @@ import time
 import common
 import scales
 
+LOG = "train.log"  # in the directory of a run
 NAMES = (
     "tradeoffs", "p_hop", "addition", "cooldown", "retrofit", "repeat", "residual", "effects",
     "similarity", "order", "depth_use", "finetune", "in_context", "igsm",
@@ -85,7 +86,6 @@ def train_all(study: common.Study, names, jobs: int) -> None:
     declared = common.Study(study.output, study.scale, checking=True)
     for name in names:
         importlib.import_module(name).runs(declared)
-    (study.output / "runs").mkdir(parents=True, exist_ok=True)
     waiting = {
         workdir: command
         for workdir, command in declared.declared.items()
@@ -120,7 +120,8 @@ def _sources(command: list[str], workdir: pathlib.Path) -> set[pathlib.Path]:
 def _started(workdir: pathlib.Path, command: list[str]) -> subprocess.Popen:
     options = common.compilation_cache(workdir.parent.parent)
     env = os.environ | {option.upper(): str(value) for option, value in options.items()}
-    with workdir.with_suffix(".log").open("a") as log:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOG).open("a") as log:
         print(f"loopjax {shlex.join(command)}", file=log, flush=True)
         command = [sys.executable, "-m", "loopjax", *command]
         return subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -128,7 +129,7 @@ def _started(workdir: pathlib.Path, command: list[str]) -> subprocess.Popen:
 
 def _ended(workdir: pathlib.Path, code: int) -> None:
     if code:
-        lines = workdir.with_suffix(".log").read_text().splitlines()
+        lines = (workdir / LOG).read_text().splitlines()
         raise SystemExit("\n".join([f"{workdir.name} failed:", *lines[-5:]]))
     result = common.result(workdir)
     print(f"{workdir.name}: {result['wall_clock_s'] / 60:.1f} minutes", flush=True)
