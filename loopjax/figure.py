@@ -71,10 +71,11 @@ def amounts(axis) -> None:
 
 
 def legend(fig, lines: dict) -> None:
-    """A legend of {text: line} below all axes."""
+    """A legend of {text: line} below all axes; a long one makes the figure higher, not the axes low."""
     longest = max(map(len, lines), default=0)
-    # An inch holds about 14 characters of this size.
+    # An inch holds about 14 characters of this size, or five lines.
     columns = max(1, int(fig.get_figwidth() / (longest / 14 + 0.6)))
+    fig.set_figheight(fig.get_figheight() + max(0, -(-len(lines) // columns) - 2) / 5)
     fig.legend(
         lines.values(), lines.keys(), loc="outside lower left", ncols=min(columns, len(lines)),
         frameon=False, fontsize=9, labelcolor=INK,

@@ -235,3 +235,13 @@ def test_the_picture_takes_plain_numbers():
     band = first.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0.0, 0.3)
     assert len({line.get_color() for line in accuracy.finetuning(results).axes[0].lines}) == 3
+
+
+@pytest.mark.parametrize("n", [2, 30, 120])
+def test_a_long_legend_leaves_the_axes_their_height(n):
+    fig, axes = figure.grid(3, 3, 4.2, 3.2, 0.3)
+    lines = {f"standard-math-by-2-2x2-4-s{k}": axes[0].plot([k, 1])[0] for k in range(n)}
+    figure.legend(fig, lines)
+    figure.png(fig)  # lays it out
+    for axis in axes:
+        assert axis.get_position().height * fig.get_figheight() > 2.3

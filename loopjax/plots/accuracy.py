@@ -54,7 +54,7 @@ def finetuning(results: dict, colours: dict | None = None, owners: dict | None =
     """
     tasks = _union(scores for by_n in results.values() for scores in by_n.values())
     width = 4.2 if len(tasks) > 1 else 6.3
-    fig, axes = figure.grid(len(tasks), 3, width, 3.2, 0.2 + 0.1 * len(results))
+    fig, axes = figure.grid(len(tasks), 3, width, 3.2, 0.3)
     colours, lines = figure.colours(results, colours), {}
     counts = sorted({n for by_n in results.values() for n in by_n})
     margin = (counts[-1] - counts[0]) / 20 or 1
