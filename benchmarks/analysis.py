@@ -24,10 +24,10 @@ from common import SIZES, alternate, config_of, emit, parser, ratio, spread
 from loopjax import model, sharding
 from loopjax.analysis import depth_score, early_exit, effects, lens, norms
 from loopjax.analysis.activations import activations, gates_without
-from loopjax.analysis.batches import padded
 from loopjax.config import default
 from loopjax.depth import DepthPlan
-from loopjax.evals.language_model import LanguageModel
+from loopjax.lm.batching import padded
+from loopjax.lm.loaded_model import LanguageModel
 
 TOLERANCE = 1e-3  # absolute, of effects and relative norms; NumPy and XLA add in other orders
 

@@ -105,9 +105,9 @@ def main():
     arguments.add_argument("--new_tokens", type=int, default=128)
     arguments.add_argument("--hf_batch", type=int, nargs="+", default=[8, 32])
     args = arguments.parse_args()
-    from loopjax.evals import decode
     from loopjax.evals.harness import LoopjaxLM
     from loopjax.interop.import_hf import import_hf
+    from loopjax.lm import decode
 
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as place:

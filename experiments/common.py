@@ -138,7 +138,7 @@ class Study:
         directory, prompts = run / "analysis", self.prompts(prompts)
         command = ["analyze", f"--checkpoint={run}", f"--what={name}", f"--prompts={prompts}",
                    f"--block={self.scale.block}", f"--output={directory}", *flags]  # fmt: skip
-        self.made(directory / f"{analysed(name, prompts)}.json", command)
+        self.made(directory / f"{analyzed(name, prompts)}.json", command)
         return directory
 
     def prompts(self, name: str = "") -> str:
@@ -182,7 +182,7 @@ class Study:
         return shlex.join(command).replace(str(self.output), ".")
 
     def do(self, command: list[str]) -> None:
-        from loopjax.cli import main
+        from loopjax.cli.main import main
 
         print(f"\nloopjax {shlex.join(command)}", flush=True)
         code = main(command)
@@ -210,7 +210,7 @@ def _hop_prompts():
         yield {"prompt": text[:-24], "answer": text[-24:], "group": str(p)}
 
 
-def analysed(name: str, prompts: str) -> str:
+def analyzed(name: str, prompts: str) -> str:
     """The file of a diagnostic, without its ending."""
     from loopjax.analysis.analyze import DIAGNOSTICS
 
@@ -220,12 +220,12 @@ def analysed(name: str, prompts: str) -> str:
 
 def diagnostic(study: Study, run: pathlib.Path, name: str, prompts: str = "", *flags: str):
     """The result of a diagnostic of `loopjax analyze`, measured if need be."""
-    from loopjax.analysis import results
     from loopjax.analysis.analyze import DIAGNOSTICS
+    from loopjax.results import store
 
     prompts = study.prompts(prompts)
     directory = study.analyze(run, name, prompts, *flags)
-    return results.load(directory, analysed(name, prompts), DIAGNOSTICS[name].kind)
+    return store.load(directory, analyzed(name, prompts), DIAGNOSTICS[name].kind)
 
 
 def result(run: pathlib.Path) -> dict:
@@ -234,7 +234,7 @@ def result(run: pathlib.Path) -> dict:
 
 def accuracy(evaluated: dict, task: str, plan: str | None = None) -> float:
     """Accuracy of a task in the JSON of `loopjax eval`, at its first plan or another."""
-    from loopjax.report.summary import scored
+    from loopjax.report.tables import scored
 
     plans = evaluated["plans"]
     found = plans[plan] if plan else next(iter(plans.values()))
@@ -333,7 +333,7 @@ def perform(module, study: Study) -> Outcome:
     name = pathlib.Path(module.__file__).stem
     module.runs(study)
     found = module.outcome(study)
-    from loopjax import figure
+    from loopjax.plots import figure
 
     for title, drawn in found.figures.items():
         figure.save(drawn, study.output / f"{title}.png")

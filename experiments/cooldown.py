@@ -62,18 +62,18 @@ def outcome(study) -> common.Outcome:
 
 
 def _picture(scores: dict):
-    from loopjax import figure
+    from loopjax.plots import figure
 
     fig = figure.new(8, 3.6)
     axis = fig.subplots()
     roles = list(dict.fromkeys(role for role, _ in scores))
-    colours, lines = figure.colours(roles), {}
+    colors, lines = figure.colors(roles), {}
     for role in roles:
         mine = [score for (r, _), score in scores.items() if r == role]
         for seed in zip(*mine, strict=True):
-            axis.plot(range(len(mine)), seed, ".", color=colours[role], alpha=0.5)
+            axis.plot(range(len(mine)), seed, ".", color=colors[role], alpha=0.5)
         mean = [statistics.fmean(score) for score in mine]
-        (lines[role],) = axis.plot(range(len(mine)), mean, "o-", color=colours[role])
+        (lines[role],) = axis.plot(range(len(mine)), mean, "o-", color=colors[role])
     axis.set_xticks(range(4), ("as it is", "cooldown", "retrofit", "retrofit, later block"))
     figure.plain(axis)
     axis.set_ylabel("reasoning accuracy", color=figure.INK, fontsize=9)

@@ -12,16 +12,16 @@ def of(study, run, values):
     scale's."""
     import numpy as np
 
-    from loopjax.analysis import signature
+    from loopjax import lineage
+    from loopjax.analysis import periodicity
     from loopjax.checkpoint import Checkpoints, locate
     from loopjax.depth import DepthPlan
-    from loopjax.inspect import lineage
 
     directory, step = locate(run)
     meta = Checkpoints(directory, read_only=True).meta(step)
-    block = signature.block_of(lineage.stages(meta["lineage"]), DepthPlan.parse(meta["plan"]))
+    block = periodicity.block_of(lineage.stages(meta["lineage"]), DepthPlan.parse(meta["plan"]))
     values = np.array([np.nan if v is None else v for v in values], float)
-    return signature.cycle(values, block or signature.Block(study.scale.block))
+    return periodicity.cycle(values, block or periodicity.Block(study.scale.block))
 
 
 def about(cycles: list) -> tuple[str, ...]:

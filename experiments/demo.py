@@ -16,9 +16,8 @@ import pathlib
 import subprocess
 import sys
 
-from loopjax import figure
-from loopjax.plots import runs
-from loopjax.report import models, page
+from loopjax.plots import figure, runs
+from loopjax.report import collect, page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOPS = {f"plan {plan}": f"configs/p_hop.py:{plan}" for plan in ("1", "1x4", "4")}
@@ -76,15 +75,15 @@ def text_finding(runs: list[pathlib.Path]) -> str:
 
 def draw(path: pathlib.Path, groups: list[page.Group]) -> None:
     """The picture of the README: a row for each group, its metric against steps and FLOPs."""
-    rows, colours = [], {}
+    rows, colors = [], {}
     for group in groups:
         curves = {}
-        for entry in models.collect(group.paths)[0]:
+        for entry in collect.collect(group.paths)[0]:
             label = f"{entry.label}: {entry.model.way}, {entry.parameters / 1000:.0f}k parameters"
             curves[label] = entry.model.curve(group.metric)
         rows.append(runs.Row(group.title, group.label, curves))
-        colours |= figure.colours(curves)
-    figure.save(runs.training(rows, colours), path)
+        colors |= figure.colors(curves)
+    figure.save(runs.training(rows, colors), path)
 
 
 def main() -> None:

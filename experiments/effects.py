@@ -17,7 +17,7 @@ def runs(study) -> dict:
 
 
 def outcome(study) -> common.Outcome:
-    from loopjax.analysis import signature
+    from loopjax.analysis import periodicity
     from loopjax.plots.diagnostics import PLOTS
 
     models = runs(study)
@@ -28,7 +28,7 @@ def outcome(study) -> common.Outcome:
     rows, of_role = [], {}
     for role, results in local.items():
         of_role[role] = [
-            cycles.of(study, run, signature.column_means(found.matrix))
+            cycles.of(study, run, periodicity.column_means(found.matrix))
             for run, found in zip(models[role], results, strict=True)
         ]
         rows.append((role, *cycles.about(of_role[role])))

@@ -38,7 +38,7 @@ def runs(study) -> dict:
 
 
 def outcome(study) -> common.Outcome:
-    from loopjax import figure
+    from loopjax.plots import figure
     from loopjax.plots.accuracy import finetuning
 
     tasks, rows, curves = study.scale.tuning, [], {}
@@ -58,9 +58,9 @@ def outcome(study) -> common.Outcome:
     )
     better = sum(mean[role] > mean["standard"] + 0.03 for role in ROLES[1:])
     verdict = {3: "shows", 0: "does not show"}.get(better, "shows in part")
-    colours = figure.colours(ROLES[:-1])
-    colours |= {"loop, untied": colours["loop"]}
-    picture = finetuning(curves, colours)
+    colors = figure.colors(ROLES[:-1])
+    colors |= {"loop, untied": colors["loop"]}
+    picture = finetuning(curves, colors)
     heads = ("model", "examples", *tasks)
     return common.Outcome(found, verdict, heads, rows, {"finetune": picture})
 

@@ -74,7 +74,7 @@ def _accuracy(heldout: dict, source: str) -> float:
 
 
 def _picture(runs: dict, source: str):
-    from loopjax.log import read_rows
+    from loopjax.files import read_rows
     from loopjax.plots.runs import Row, training
 
     key, curves = f"eval/{source}/accuracy", {}

@@ -37,7 +37,7 @@ def _config(command: list[str], configs: dict):
     """The config of a command; that of fine-tuning is made from its base run's, which is not there."""
     from loopjax import finetune
     from loopjax.config import model_config
-    from loopjax.flags import parse
+    from loopjax.config_flags import parse
 
     verb, *flags = command
     if verb == "train":

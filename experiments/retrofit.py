@@ -70,13 +70,13 @@ def _plan(before: int, block: int, passes: int, after: int):
 
 
 def _picture(curves: dict):
-    from loopjax import figure
+    from loopjax.plots import figure
 
     fig = figure.new(7, 3.6)
     axis, lines = fig.subplots(), {}
-    for name, colour in figure.colours(curves).items():
+    for name, color in figure.colors(curves).items():
         style = "--" if "as it is" in name else ":" if "cooldown" in name else "-"
-        (lines[name],) = axis.plot(MORE, curves[name], "o", linestyle=style, color=colour)
+        (lines[name],) = axis.plot(MORE, curves[name], "o", linestyle=style, color=color)
     figure.plain(axis)
     axis.set_xticks(MORE)
     axis.set_xlabel("additional passes at inference", color=figure.INK, fontsize=9)

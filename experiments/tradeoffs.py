@@ -63,8 +63,8 @@ def _mean(values) -> float:
 
 
 def _picture(points: dict):
-    from loopjax import figure
     from loopjax.depth import DepthPlan
+    from loopjax.plots import figure
 
     def inference(found):
         return DepthPlan.parse(found["plan"]).n_effective
@@ -75,13 +75,13 @@ def _picture(points: dict):
         ("training FLOPs", lambda found: found["training_flops"]),
     )
     fig, axes = figure.grid(6, 3, 4.2, 3.1, 0.4)
-    colours, lines = figure.colours(points), {}
+    colors, lines = figure.colors(points), {}
     for k, axis in enumerate(axes):
         (title, cost), metric = costs[k % 3], 1 + k // 3
         for role, point in points.items():
             x, values = cost(point[0]), point[metric]
-            axis.plot([x] * len(values), values, ".", alpha=0.5, color=colours[role])
-            (lines[role],) = axis.plot([x], [_mean(values)], "o", color=colours[role], alpha=0.8)
+            axis.plot([x] * len(values), values, ".", alpha=0.5, color=colors[role])
+            (lines[role],) = axis.plot([x], [_mean(values)], "o", color=colors[role], alpha=0.8)
         figure.plain(axis)
         axis.margins(0.1)
         if title == "training FLOPs":

@@ -1,3 +1,3 @@
-from loopjax.cli import run
+from loopjax.cli.main import run
 
 run()

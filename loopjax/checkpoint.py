@@ -1,7 +1,7 @@
 """Checkpoints: Orbax underneath, one atomic directory per step.
 
     <directory>/<step>/params       canonical parameters
-    <directory>/<step>/optimizer    step counter and optimiser state; not where no run made it
+    <directory>/<step>/optimizer    step counter and optimizer state; not where no run made it
     <directory>/<step>/meta         JSON: plan, lineage, phases, data position, config, checksums
 
 `meta` says everything that is needed to read a checkpoint without its config. The checksum of a
@@ -313,7 +313,7 @@ def chosen_plan(meta: dict, depth: str | None = None) -> DepthPlan:
 
 
 def load_params(directory, step: int | None = None, shardings=None):
-    """(params, meta) of a checkpoint, by itself: no config, no mesh, no optimiser state.
+    """(params, meta) of a checkpoint, by itself: no config, no mesh, no optimizer state.
 
     Args:
       directory: a run's `checkpoints` directory, or the run's directory; DIR@STEP too.

@@ -58,7 +58,7 @@ def default() -> ConfigDict:
     config.tokenizer = ""  # of text that is not prepared; empty: of prepared text, init_from; bytes
     config.data_threads = 4
 
-    # Optimiser.
+    # Optimizer.
     config.learning_rate = 5e-4
     config.warmup_steps = 2000  # -1: 1% of all
     config.weight_decay = 0.01

@@ -12,6 +12,7 @@ from loopjax import flops, kernels, memory, run, sharding
 from loopjax.depth import DepthPlan
 from loopjax.optim import make_optimizer
 from loopjax.step import abstract_state
+from loopjax.text_table import aligned
 
 
 def flops_of(config) -> dict:
@@ -78,7 +79,7 @@ def flops_text(cost: dict) -> str:
     ]
     standard = cost["standard"]
     lines = [
-        *table([head, *rows], left=3),
+        *aligned([head, *rows], left=3),
         "",
         f"training      {cost['training_pflops']:,.3f} PFLOPs over {cost['tokens']:,} tokens",
         f"inference     {cost['inference_flops_per_token'] / 1e9:,.3f} GFLOPs per token",
@@ -191,14 +192,14 @@ def plan_text(plan: dict) -> str:
         shapes = (" x ".join(map(str, leaf[key])) for key in ("shape", "shape_per_device"))
         shape, per_device = shapes
         rows.append([leaf["path"], leaf["dtype"], shape, axes, per_device])
-    lines += [*table(rows, left=5), "", "bytes on each device, in GB:"]
+    lines += [*aligned(rows, left=5), "", "bytes on each device, in GB:"]
     parts = ("parameters", "optimizer", "gradients", "activations", "peak")
     rows = [["from step", "plan", *parts, "s/step", "hours"]]
     for row in [*plan["phases"], {**plan["standard"], "start": "standard"}]:
         start = row["start"] if isinstance(row["start"], str) else f"{row['start']:,}"
         sizes = [f"{row[part] / 1e9:.3g}" for part in parts]
         rows.append([start, row["plan"], *sizes, f"{row['step_s']:.3g}", f"{row['hours']:.3g}"])
-    lines += table(rows, left=2)
+    lines += aligned(rows, left=2)
     standard = plan["standard"]
     lines += [
         "",
@@ -220,15 +221,3 @@ def _more_room(plan: dict) -> str:
     ways = ["config.model.remat=full"] if plan["remat"] != "full" else []
     ways += ["more of config.mesh.fsdp"] if plan["mesh"]["data"] > 1 else []
     return "no number of microbatches does; try " + ", ".join([*ways, "more devices"])
-
-
-def table(rows: list[list[str]], left: int = 1) -> list[str]:
-    """Rows of cells as lines; the first `left` columns are flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -43,7 +43,7 @@ class Segment:
 class DepthPlan:
     """In which order the unique layers of a stack are executed ("4-4x4-4").
 
-    Neighbouring segments that run once are one segment ("4-4-4" is "12"), so plans that
+    Neighboring segments that run once are one segment ("4-4-4" is "12"), so plans that
     execute the same order are equal, hash equally and print the same text.
     """
 
@@ -201,7 +201,7 @@ def _check_start(op: str, n_layers: int, start: int, size: int) -> None:
 
 
 def swap(n_layers: int, start: int, size: int) -> tuple[int, ...]:
-    """The executed layers with two neighbouring sub-blocks exchanged, the first from `start` on.
+    """The executed layers with two neighboring sub-blocks exchanged, the first from `start` on.
 
     Inside a sub-block the order stays (Kapl et al. 2025, Figures 3, 9, 16; Kapl et al. 2026,
     Figures 5, 11).

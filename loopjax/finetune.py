@@ -9,8 +9,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from loopjax import branch
 from loopjax import config as config_lib
+from loopjax import resume
 from loopjax.errors import UserError
 
 RATE = 0.1  # of the learning rate that the checkpoint was trained with
@@ -27,7 +27,7 @@ def config_for(checkpoint: str, pairs: str) -> ConfigDict:
     """
     config = config_lib.default()
     config.init_from = checkpoint
-    return config_from(branch.find(config).meta, checkpoint, pairs)
+    return config_from(resume.find(config).meta, checkpoint, pairs)
 
 
 def config_from(meta: dict, checkpoint: str, pairs: str) -> ConfigDict:

@@ -43,7 +43,7 @@ def training_flops_per_token(cfg: ModelConfig, plan: DepthPlan, seq_len: int) ->
 
     P: matrix parameters executed (each executed layer, and the output head once); E: executed
     layers; D: width; T: context, not halved for causality. Forward and backward; what
-    rematerialisation recomputes is not counted.
+    rematerialization recomputes is not counted.
     """
     E = plan.n_effective
     P = E * layer_params(cfg) + cfg.vocab_size * cfg.d_model

@@ -1,7 +1,6 @@
 """What a run writes while it runs: metrics.jsonl, TensorBoard events, a progress line."""
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -9,29 +8,8 @@ import time
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one go: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def write_json(path: pathlib.Path, value) -> None:
-    """Writes a JSON file, in one go too."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
+from loopjax.files import read_rows, write_text
+from loopjax.progress import duration
 
 
 class RunLog:
@@ -41,9 +19,7 @@ class RunLog:
         self.total, self.every = total_steps, tensorboard_every
         path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(path) if row["step"] <= step]
-        temporary = path.with_name("metrics.jsonl.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         # Line buffered: what was logged before a checkpoint is on disk before it.
         self.file = open(path, "a", buffering=1)  # noqa: SIM115
         self.events = EventFileWriter(str(workdir / "tensorboard"))
@@ -104,10 +80,3 @@ class NoLog:
 
     def close(self) -> None:
         pass
-
-
-def duration(seconds: float) -> str:
-    """3723 -> "1:02:03"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -27,7 +27,7 @@ therefore grows with the number of segments, not with depth or repetitions, and 
 loop exist once. Decoding (`evals/decode.py`) runs the same blocks one after another, each with
 its own cache: a layer that runs twice remembers twice.
 
-Initialisation (float32):
+Initialization (float32):
 
     weight                     distribution                           source
     embed, query, key, value,  N(0, 1/fan_in), embed: fan_in = D      LeCun et al. 1998; std 0.022 at

@@ -27,7 +27,7 @@ class ModelConfig:
       qk_norm: RMSNorm of each query and key head, before the rotary embedding (Qwen3).
       norm_eps: epsilon of RMSNorm.
       tie_embeddings: whether the output head is the transposed embedding.
-      init_depth: executed layers that the residual output projections are initialised for.
+      init_depth: executed layers that the residual output projections are initialized for.
       dtype: compute type; parameters are float32 always.
       attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" (flash attention
         on NVIDIA GPUs, bfloat16 only) or "auto" (what suits the platform).

@@ -1,4 +1,4 @@
-"""The optimiser of the papers: AdamW, global clipping, one trapezoidal schedule."""
+"""The optimizer of the papers: AdamW, global clipping, one trapezoidal schedule."""
 
 import jax
 import jax.numpy as jnp

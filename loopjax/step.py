@@ -15,7 +15,7 @@ from loopjax.surgery import on_stack
 
 @flax.struct.dataclass
 class TrainState:
-    """What an update changes: step int32 [], canonical parameters, optimiser state."""
+    """What an update changes: step int32 [], canonical parameters, optimizer state."""
 
     step: jax.Array
     params: Any

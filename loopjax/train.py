@@ -18,13 +18,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from loopjax import branch, curriculum, flops, surgery
+from loopjax import curriculum, flops, resume, surgery
 from loopjax.checkpoint import Checkpoints, versions
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
 from loopjax.errors import UserError
+from loopjax.files import read_rows, write_json
 from loopjax.lock import Lock
-from loopjax.log import NoLog, RunLog, duration, read_rows, write_json
+from loopjax.log import NoLog, RunLog
+from loopjax.progress import duration
 from loopjax.run import Run, check_same_directory, check_same_run, on_mesh, plan_run
 from loopjax.step import abstract_state, eval_step, sharded_init
 
@@ -62,10 +64,10 @@ class Trainer:
         self.run, self.config, self.workdir = run, run.config, workdir
         self.writes = jax.process_index() == 0
         config = run.config
-        source, self.ancestry = None, branch.Ancestry()
+        source, self.ancestry = None, resume.Ancestry()
         if config.init_from and not any((workdir / "checkpoints").glob("[0-9]*")):
-            source = branch.find(config)  # before anything is made
-            branch.check(run, source)
+            source = resume.find(config)  # before anything is made
+            resume.check(run, source)
         _check_writable(workdir)
         if self.writes:
             lock.take()
@@ -76,7 +78,7 @@ class Trainer:
         if restored:
             self.state, meta = restored
             self.saved_step, self.best = meta["step"], meta.get("heldout", {})
-            self.ancestry = branch.Ancestry.saved(run, meta)
+            self.ancestry = resume.Ancestry.saved(run, meta)
         else:
             check_same_directory(run, workdir)
             self.state, meta = self._first(source)
@@ -106,15 +108,15 @@ class Trainer:
         check_same_run(run, meta)
         return self._abstract(run.phase_of(meta["step"]).plan.n_unique)
 
-    def _first(self, source: branch.Source | None):
+    def _first(self, source: resume.Source | None):
         """(state, meta) that a new run begins with; the meta of the run that it goes on from, if any."""
         run = self.run
         if source is None:
             depth = run.phases[0].plan.n_unique
             args = run.cfg, self._abstract(depth), depth, run.optimizer, self.config.seed
             return sharded_init(*args), None
-        self.ancestry = branch.Ancestry.of(run, source)
-        state = branch.begin(run, source)
+        self.ancestry = resume.Ancestry.of(run, source)
+        state = resume.begin(run, source)
         if self.config.init == "state":
             return state, source.meta
         say(f"begins with the {self.config.init} of {source}")

@@ -5,8 +5,9 @@ import json
 import numpy as np
 
 from loopjax import checkpoint
-from loopjax.analysis import depth_score, early_exit, effects, norms, results, similarity
-from loopjax.log import write_json
+from loopjax.analysis import depth_score, early_exit, effects, norms, similarity
+from loopjax.files import write_json
+from loopjax.results import store
 
 MODEL = {"vocab_size": 40, "d_model": 16, "d_ff": 24, "n_heads": 4, "n_kv_heads": 2,
          "init_depth": 0, "dtype": "float32"}  # fmt: skip
@@ -87,7 +88,7 @@ def diagnose(output, run, plan="12", E=12, shift=0.0, which=None, **kwargs):
             prompts = None if name in ("similarity", "exit_accuracy") else "arithmetic"
             said = about(run, plan, **{"prompts": prompts, **settings, **kwargs})
             stem = name if prompts is None else f"{name}-{kwargs.get('prompts', prompts)}"
-            results.save(output, stem, said, result, 1.0)
+            store.save(output, stem, said, result, 1.0)
 
 
 def described(run, plan="12", step=STEPS):

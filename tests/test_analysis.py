@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from loopjax import figure, model, surgery
-from loopjax.analysis import batches, depth_score, effects, norms, results, similarity
+from loopjax import model, surgery
+from loopjax.analysis import depth_score, effects, norms, similarity
 from loopjax.analysis.activations import activations, gates_without
 from loopjax.depth import DepthPlan, lidas
 from loopjax.errors import UserError
-from loopjax.evals.language_model import open_model
-from loopjax.plots import diagnostics
+from loopjax.lm import batching
+from loopjax.lm.loaded_model import open_model
+from loopjax.plots import diagnostics, figure
+from loopjax.results import store
 from tests.test_score import language_model
 
 STORIES = pathlib.Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
@@ -274,16 +276,16 @@ def test_batches_fit_and_chunks_cover():
     parts = LM.batch_parts
 
     def rows(n_bytes=1, most=10**6, cost=lambda rows: -rows, lm=LM, T=32):
-        return batches.rows_at_once(lm, T, n_bytes, most, cost)
+        return batching.rows_at_once(lm, T, n_bytes, most, cost)
 
     assert rows() == 2048 // 32 * parts and rows(cost=lambda rows: rows) == 512 // 32 * parts
     assert rows(T=1024) == 5 * parts and rows(lm=one_device(), T=4096) == 5
     assert rows(2**40) == parts and rows(2**40, lm=one_device()) == 2
-    assert rows(batches.HOST_BYTES // 5) == 5 * parts  # what fits is never rounded up
+    assert rows(batching.HOST_BYTES // 5) == 5 * parts  # what fits is never rounded up
     assert rows(most=5 * parts + 1) == 6 * parts
     assert rows(cost=lambda rows: abs(rows - 19 * parts)) == 19 * parts
     for n, size in ((1, 4), (5, 4), (16, 16), (17, 16)):
-        chosen = np.concatenate(list(batches.chunks(n, size)))
+        chosen = np.concatenate(list(batching.chunks(n, size)))
         assert sorted(set(chosen.tolist())) == list(range(n)) and len(chosen) % size == 0
 
 
@@ -329,7 +331,7 @@ def test_the_memory_of_a_row_is_about_what_xla_reports(T, vocab_size):
         program = effects._program(cfg, plan)
         layer = effects.SUBLAYERS["layer"]
         lowered = program.lower(params, clean, 0, batch, T, sublayers=layer)
-        # Buffers are assigned after optimisation, which the other tests switch off.
+        # Buffers are assigned after optimization, which the other tests switch off.
         options = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
         return lowered.compile(options).memory_analysis().temp_size_in_bytes
 
@@ -339,23 +341,23 @@ def test_the_memory_of_a_row_is_about_what_xla_reports(T, vocab_size):
 
 def test_results_come_back_as_they_were_and_only_for_what_they_are_about(tmp_path, monkeypatch):
     found, about = norms.norms(LM, PROMPTS[:1]), {"plan": "1-2x2-1", "seeds": (1, 2)}
-    monkeypatch.setattr(results, "SHORT", 6)
-    results.save(tmp_path, "norms", about, found, 0.1)
-    again = results.load(tmp_path, "norms", norms.Norms, about)
+    monkeypatch.setattr(store, "SHORT", 6)
+    store.save(tmp_path, "norms", about, found, 0.1)
+    again = store.load(tmp_path, "norms", norms.Norms, about)
     assert {k: v.tolist() for k, v in found.largest.items()} == again.largest
     for field in dataclasses.fields(found):
         if field.name != "largest":
             value = getattr(again, field.name)
             np.testing.assert_array_equal(value, getattr(found, field.name))
-    assert results.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
-    assert results.load(tmp_path, "norms", effects.Effects, about) is None
+    assert store.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
+    assert store.load(tmp_path, "norms", effects.Effects, about) is None
     arrays = (tmp_path / "norms.npz").read_bytes()
-    results.save(tmp_path, "norms", {"plan": "6"}, found, 0.1)
+    store.save(tmp_path, "norms", {"plan": "6"}, found, 0.1)
     (tmp_path / "norms.npz").write_bytes(arrays)  # as a process leaves it that is killed in between
-    assert results.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
+    assert store.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
     for damaged in (b"damaged", arrays[:-9]):
         (tmp_path / "norms.npz").write_bytes(damaged)
-        assert results.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
+        assert store.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
 
 
 def test_every_result_has_a_picture(tmp_path):

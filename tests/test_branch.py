@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopjax import branch, checkpoint, curriculum, model, surgery
+from loopjax import checkpoint, curriculum, lineage, model, resume, surgery
 from loopjax.depth import DepthPlan, lidas, restack
 from loopjax.errors import UserError
-from loopjax.inspect import lineage
-from loopjax.log import read_rows
+from loopjax.files import read_rows
 from loopjax.run import on_mesh, plan_run
 from loopjax.train import train
 from tests.conftest import tiny_run
@@ -39,10 +38,10 @@ def source(tmp_path_factory):
 def begun(config):
     """(run, source, the state that it begins with)."""
     run = plan_run(config)
-    found = branch.find(config)
-    branch.check(run, found)
+    found = resume.find(config)
+    resume.check(run, found)
     with on_mesh(run):
-        return run, found, branch.begin(run, found)
+        return run, found, resume.begin(run, found)
 
 
 def logits(params, cfg, plan):
@@ -76,7 +75,7 @@ def test_moments_go_along_by_the_order_and_the_schedule_begins_anew(source):
     assert int(state.opt_state[1][2].count) == 0 and int(old.opt_state[1][2].count) == 6
 
 
-def test_weights_come_with_a_fresh_optimiser(source):
+def test_weights_come_with_a_fresh_optimizer(source):
     _, _, state = begun(looped(init_from=str(source), init="weights", seed=3))
     moments = jax.tree.leaves(state.opt_state)
     assert all(not np.any(leaf) for leaf in moments)
@@ -206,7 +205,7 @@ def test_what_a_run_cannot_begin_from_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("init", ["state", "moments"])
-def test_a_checkpoint_without_an_optimiser_gives_weights_alone(source, tmp_path, init):
+def test_a_checkpoint_without_an_optimizer_gives_weights_alone(source, tmp_path, init):
     shutil.copytree(source, tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare/checkpoints/6/optimizer")
     config = looped(init_from=str(tmp_path / "bare"), init=init)

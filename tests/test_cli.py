@@ -8,9 +8,11 @@ import time
 
 import pytest
 
-from loopjax import cli, flags
+from loopjax import config_flags
+from loopjax.cli import main as cli
 from loopjax.errors import UserError
-from loopjax.log import duration, read_rows
+from loopjax.files import read_rows
+from loopjax.progress import duration
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -167,11 +169,11 @@ def test_a_mistake_is_told_in_one_sentence_with_exit_code_2(
 
 def test_flags_override_the_config():
     argv = [f"--config={TINY}:loop", "--config.mixture={'web': 0.7, 'math': 0.3}"]
-    config, _ = flags.parse("flops", "", argv)
+    config, _ = config_flags.parse("flops", "", argv)
     assert config.depth == "4x3"
     assert config.mixture.to_dict() == {"web": 0.7, "math": 0.3}
     with pytest.raises(UserError):
-        flags.parse("flops", "", [f"--config={TINY}", "--config.model.d_model=1.5"])
+        config_flags.parse("flops", "", [f"--config={TINY}", "--config.model.d_model=1.5"])
 
 
 def test_prepare_and_train_from_the_command_line(tmp_path, capsys):
@@ -193,7 +195,7 @@ def test_durations_read_like_a_clock():
 def test_an_interrupt_is_told_in_a_sentence_and_ends_cleanly(tmp_path):
     """Also while JAX compiles: no traceback, no crash, the code that shells expect."""
     script = (
-        "import signal, sys, loopjax.cli as cli\n"
+        "import signal, sys, loopjax.cli.main as cli\n"
         # Who starts in the background ignores the signal.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def interrupted(argv):\n"

@@ -6,9 +6,11 @@ import pathlib
 import jax
 import pytest
 
-from loopjax import arguments, cli, cost, kernels, memory, run, sharding, step
+from loopjax import cost, kernels, memory, run, sharding, step
+from loopjax.cli import arguments
+from loopjax.cli import main as cli
+from loopjax.config_flags import parse
 from loopjax.depth import DepthPlan
-from loopjax.flags import parse
 from loopjax.optim import make_optimizer
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -82,7 +84,7 @@ def compiled_bytes(config) -> int:
         shape = (config.batch_size, config.seq_len)
         tokens = jax.ShapeDtypeStruct(shape, "int32", sharding=planned.batch_sharding)
         jitted = planned.jitted_update(plan, state)
-        # Buffers are assigned after optimisation, which the other tests switch off.
+        # Buffers are assigned after optimization, which the other tests switch off.
         options = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
         lowered = jitted.lower(state, {"inputs": tokens, "targets": tokens})
         sizes = lowered.compile(compiler_options=options).memory_analysis()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax.curriculum import Phase
-from loopjax.data import hops, instances, pipeline, synthetic, text, tokenizers
+from loopjax.data import hops, instances, pipeline, synthetic, token_shards, tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 
@@ -119,7 +119,7 @@ def test_the_probe_notices_what_no_field_tells(tiny_config):
 
 
 def test_the_standard_library_is_split_without_overlap():
-    train, heldout = (text.StandardLibrary(split, 256) for split in text.SPLITS)
+    train, heldout = (token_shards.StandardLibrary(split, 256) for split in token_shards.SPLITS)
     files = [
         set(bytes(s.tokens.astype(np.uint8)[s.tokens < 256]).split(b"\n\n\n"))
         for s in (train, heldout)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import tokenizers
 
-from loopjax import cli, model
-from loopjax.data.prepare import prepare
+from loopjax import model
+from loopjax.cli import main as cli
+from loopjax.data.prepare.job import prepare
 from loopjax.errors import UserError
 from loopjax.evals import evaluate, icl, nll, suite
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.evals.language_model import open_model
+from loopjax.lm.loaded_model import open_model
 from loopjax.train import train
 from tests.conftest import tiny_run
 
@@ -186,7 +187,7 @@ def test_rolling_log_likelihood_is_the_sum_over_windows(place):
 def test_the_adapter_notices_scores_that_are_not_the_models(place, monkeypatch):
     lm = open_model(place / "bytes")
     LoopjaxLM(lm)
-    from loopjax.evals import score
+    from loopjax.lm import score
 
     right = score._placement
     monkeypatch.setattr(

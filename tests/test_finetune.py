@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax import checkpoint, finetune, model
-from loopjax.cli import main
+from loopjax.cli.main import main
 from loopjax.data import instances, pairs, pipeline, synthetic, tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.log import read_rows
+from loopjax.files import read_rows
 from loopjax.model_config import ModelConfig
 from loopjax.step import token_losses
 from loopjax.train import train

@@ -10,10 +10,10 @@ import warnings
 import numpy as np
 import pytest
 
-from loopjax import cli
+from loopjax.cli import main as cli
 from loopjax.evals import suite
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.evals.language_model import open_model
+from loopjax.lm.loaded_model import open_model
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 STORIES, DATA = SHARED / "models" / "stories260k", SHARED / "data"

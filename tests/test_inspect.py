@@ -19,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from loopjax import checkpoint, cli, curriculum, model, surgery
+from loopjax import checkpoint, curriculum, lineage, model, surgery
 from loopjax import config as config_lib
+from loopjax.cli import main as cli
 from loopjax.depth import DepthPlan
-from loopjax.inspect import lineage, numbers, plot, saved, text
 from loopjax.optim import decay_mask, make_optimizer
 from loopjax.step import TrainState
 from loopjax.train import train
+from loopjax.weights import numbers, plot, saved, terminal
 from tests.conftest import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -228,14 +229,14 @@ def test_cosines_are_those_of_the_concatenated_matrices(run, found):
     assert np.array(found["layers"]["similarity"]) == pytest.approx(unit @ unit.T, abs=1e-9)
     up = layers["up"].reshape(3, -1)
     cosine = up[1] @ up[2] / np.linalg.norm(up[1]) / np.linalg.norm(up[2])
-    neighbour = found["layers"]["neighbours"][1]
-    assert neighbour["layers"] == [1, 2]
-    assert neighbour["cosine"]["up"] == pytest.approx(cosine, abs=1e-9)
-    assert neighbour["cosine"]["matrices"] == found["layers"]["similarity"][1][2]
+    neighbor = found["layers"]["neighbors"][1]
+    assert neighbor["layers"] == [1, 2]
+    assert neighbor["cosine"]["up"] == pytest.approx(cosine, abs=1e-9)
+    assert neighbor["cosine"]["matrices"] == found["layers"]["similarity"][1][2]
 
 
 def test_a_cosine_is_shown_as_1_only_when_it_is():
-    assert [text.cosine(x) for x in (1.0, 0.99999, 0.5, -0.0001, None)] == [
+    assert [terminal.cosine(x) for x in (1.0, 0.99999, 0.5, -0.0001, None)] == [
         "1.000", "0.999", "0.500", "0.000", "–",
     ]  # fmt: skip
 
@@ -363,13 +364,13 @@ PICTURES = {
 
 @pytest.mark.parametrize("plan", PICTURES)
 def test_plans_are_drawn_as_boxes_and_loops(plan):
-    assert text.draw_plan(DepthPlan.parse(plan)) == PICTURES[plan]
+    assert terminal.draw_plan(DepthPlan.parse(plan)) == PICTURES[plan]
 
 
 @given(st.lists(st.tuples(st.integers(1, 32), st.integers(1, 1000)), min_size=1, max_size=32))
 def test_every_plan_fits_80_columns_and_shows_every_segment(parts):
     plan = DepthPlan.of(parts)
-    picture = text.draw_plan(plan)
+    picture = terminal.draw_plan(plan)
     assert max(map(len, picture.splitlines())) <= 80
     assert picture.count("┌") == len(plan.segments)
     assert picture.count("×") == sum(s.repeats > 1 for s in plan.segments)
@@ -381,10 +382,10 @@ def test_descent_has_a_column_for_each_layer():
         {"step": 1500, "operator": "lidas", "plan": "3", "order": [0, 1, 1]},
     ]
     about = numbers.about_lineage(events, lineage.stages(events))
-    lines = text.draw_descent(about, colour=False).splitlines()
+    lines = terminal.draw_descent(about, color=False).splitlines()
     assert lines[2:] == ["    step", "       0  0  1  1", "   1,500  0  1  2"]
-    coloured = text.draw_descent(about, colour=True).splitlines()
-    assert coloured[-1] == "   1,500\x1b[34m  0\x1b[0m\x1b[31m  1\x1b[0m\x1b[31m  2\x1b[0m"
+    colored = terminal.draw_descent(about, color=True).splitlines()
+    assert colored[-1] == "   1,500\x1b[34m  0\x1b[0m\x1b[31m  1\x1b[0m\x1b[31m  2\x1b[0m"
 
 
 def test_the_text_fits_80_columns_and_tells_what_there_is(run, capsys):

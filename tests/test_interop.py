@@ -16,14 +16,15 @@ import jax
 import numpy as np
 import pytest
 
-from loopjax import checkpoint, cli, model
+from loopjax import checkpoint, model
+from loopjax.cli import main as cli
 from loopjax.depth import DepthPlan
-from loopjax.inspect import numbers, plot, saved, text
 from loopjax.interop import architectures
 from loopjax.interop import files as files_lib
 from loopjax.interop.export_hf import export_hf
 from loopjax.interop.import_hf import import_hf
 from loopjax.interop.tensors import Writer
+from loopjax.weights import numbers, plot, saved, terminal
 from tests.conftest import tiny_run
 from tests.test_inspect import fresh, save
 
@@ -255,7 +256,7 @@ def test_float16_is_kept_in_float32(sound, tmp_path, capsys):
 
 
 def random_checkpoint(directory, layers, plan, **fields):
-    """A checkpoint with an optimiser's state, as training leaves it, of random weights."""
+    """A checkpoint with an optimizer's state, as training leaves it, of random weights."""
     config = tiny_run()
     config.depth, config.growth.operator, config.seq_len = plan, "", 48
     config.model.update(vocab_size=50, **fields)
@@ -378,7 +379,7 @@ def test_an_import_is_inspected_like_a_run(imported, made, tmp_path, capsys):
     distances = {m["name"]: m["distance"] for m in found["against"]["modules"]}
     assert 0 < distances["layers/up"] < 2**-8
     json.dumps(found, allow_nan=False)
-    shown = text.render(found, layers=True, colour=False).split("\n")
+    shown = terminal.render(found, layers=True, color=False).split("\n")
     assert f"imported from {made['llama']} (LlamaForCausalLM, float32)" in shown
     assert "step          0, 0 tokens" in shown
     assert ["0", "import", "3"] in [line.split() for line in shown]
@@ -399,8 +400,8 @@ def test_an_import_that_was_cut_off_leaves_nothing(made, tmp_path, monkeypatch, 
 MEASURED = """
 import resource, sys
 import jax
-from loopjax import cli
-from loopjax.interop import commands
+from loopjax.cli import main as cli
+from loopjax.cli import interop
 jax.config.update("jax_platforms", "cpu")
 jax.devices()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

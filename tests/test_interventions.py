@@ -13,13 +13,15 @@ import pytest
 from flax.core import meta
 
 from loopjax import model
-from loopjax.analysis import commands, interventions
+from loopjax.analysis import interventions
 from loopjax.checkpoint import Checkpoints, versions
+from loopjax.cli import analysis
 from loopjax.depth import DepthPlan, repeat, skip, swap
 from loopjax.errors import UserError
-from loopjax.evals import decode, evaluate, score, suite
+from loopjax.evals import evaluate, suite
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.evals.language_model import LanguageModel, open_model
+from loopjax.lm import decode, score
+from loopjax.lm.loaded_model import LanguageModel, open_model
 from loopjax.model_config import ModelConfig
 from tests.conftest import tiny_run
 
@@ -176,7 +178,7 @@ ARGV = ["--limit", "4", "--num-fewshot", "1", "--tasks", ",".join(TASKS), "--max
 def run(place, output, *argv, model="4"):
     command = ["--checkpoint", str(place / model), "--output", str(output), *ARGV, *argv]
     with contextlib.redirect_stdout(io.StringIO()):
-        return commands.intervene(command)
+        return analysis.intervene(command)
 
 
 @pytest.fixture

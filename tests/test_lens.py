@@ -16,10 +16,11 @@ from loopjax.checkpoint import checksums
 from loopjax.data.hops import PHop
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.evals import evaluate, score, suite
+from loopjax.evals import evaluate, suite
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.figure import png
+from loopjax.lm import score
 from loopjax.plots import accuracy, diagnostics
+from loopjax.plots.figure import png
 from tests.test_score import language_model, random_requests
 
 T = 24

@@ -19,8 +19,8 @@ import jax
 import pytest
 import tokenizers
 
-from loopjax import cli
-from loopjax.data.prepare import prepare
+from loopjax.cli import main as cli
+from loopjax.data.prepare.job import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRAIN = [

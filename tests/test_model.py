@@ -150,7 +150,7 @@ def test_the_program_does_not_grow_with_depth_or_repetitions():
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_rematerialisation_changes_memory_and_not_gradients(remat, tokens):
+def test_rematerialization_changes_memory_and_not_gradients(remat, tokens):
     plan = DepthPlan.parse("1-2x2")
     params = params_of(CFG, 3)
 
@@ -191,7 +191,7 @@ def test_a_shallow_and_a_deep_model_of_one_seed_begin_alike():
     np.testing.assert_array_equal(shallow["embed"], deep["embed"])
 
 
-def test_initialisation_has_the_documented_scale():
+def test_initialization_has_the_documented_scale():
     cfg = dataclasses.replace(CFG, d_model=192, d_ff=512, vocab_size=512, init_depth=8)
     params = params_of(cfg, 4)
     expected = {

@@ -13,18 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopjax import cli
-from loopjax.data import (
-    hub,
-    pieces,
-    prepare,
-    progress,
-    shards,
-    show,
-    text,
-    tokenizers,
-    workers,
-)
+from loopjax.cli import main as cli
+from loopjax.data import show, token_shards, tokenizers
+from loopjax.data.prepare import hub, job, pieces, progress, shards, workers
 from loopjax.errors import UserError
 from tests.test_shards import decoded
 
@@ -131,17 +122,17 @@ def test_parquet_and_datasets_make_the_shards_of_the_json_lines(tmp_path):
         "saved": {"inputs": (), "dataset": str(tmp_path / "saved")},
         "hub": {"inputs": (), "dataset": str(tmp_path / "hub")},
     }
-    wanted = prepare.prepare([lines], tmp_path / "out", heldout=0.2)
-    kept = {split: decoded(tmp_path / "out", split) for split in text.SPLITS}
+    wanted = job.prepare([lines], tmp_path / "out", heldout=0.2)
+    kept = {split: decoded(tmp_path / "out", split) for split in token_shards.SPLITS}
     for way, source in ways.items():
-        found = prepare.prepare(output=tmp_path / f"out-{way}", heldout=0.2, **source)
+        found = job.prepare(output=tmp_path / f"out-{way}", heldout=0.2, **source)
         if way == "hub":  # a file is a piece, whatever its size
             assert len(found["splits"]["train"]["shards"]) == 2
         else:
             assert found["splits"] == wanted["splits"]
         cut = tmp_path / f"cut-{way}"
-        found = prepare.prepare(output=cut, heldout=0.2, shard_size=400, **source)
-        assert {split: decoded(cut, split) for split in text.SPLITS} == kept
+        found = job.prepare(output=cut, heldout=0.2, shard_size=400, **source)
+        assert {split: decoded(cut, split) for split in token_shards.SPLITS} == kept
         assert len(found["splits"]["train"]["shards"]) > 3
     assert found["source"] == {
         "dataset": str(tmp_path / "hub"), "subset": None, "split": "train",
@@ -164,8 +155,8 @@ def test_two_processes_make_the_shards_of_one(long_corpus, tmp_path):
     for held in ((), [tmp_path / "held.jsonl"]):
         options = {**long_corpus, "heldout_inputs": held}
         one, two = (tmp_path / f"{n}-{len(held)}" for n in (1, 2))
-        manifest = prepare.prepare(output=one, processes=1, **options)
-        prepare.prepare(output=two, processes=2, **options)
+        manifest = job.prepare(output=one, processes=1, **options)
+        job.prepare(output=two, processes=2, **options)
         assert tree(one) == tree(two)
         assert len(manifest["splits"]["train"]["shards"]) > 15
         assert manifest["dropped_from_training"] == (67 if held else 0)
@@ -178,15 +169,15 @@ def test_killed_without_warning_and_started_again_it_makes_the_same_shards(tmp_p
     process = subprocess.Popen([*command, "--processes=2"], cwd=ROOT, stderr=subprocess.DEVNULL)
     unfinished = tmp_path / "killed" / shards.UNFINISHED
     deadline = time.monotonic() + 60
-    while len(prepare.finished_parts(tmp_path / "killed")) < 3 and time.monotonic() < deadline:
+    while len(job.finished_parts(tmp_path / "killed")) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    n_done = len(prepare.finished_parts(tmp_path / "killed"))
-    assert 3 <= n_done < 70 and (unfinished / prepare.JOB).is_file()
+    n_done = len(job.finished_parts(tmp_path / "killed"))
+    assert 3 <= n_done < 70 and (unfinished / job.JOB).is_file()
     before = {path.name: path.stat().st_mtime_ns for path in unfinished.glob("0*.json")}
     times = []
-    with watching(prepare.shards, "write_piece", lambda task, piece, *_: times.append(piece.name)):
+    with watching(job.shards, "write_piece", lambda task, piece, *_: times.append(piece.name)):
         assert cli.main(["prepare", *flags, str(tmp_path / "killed")]) == 0
     assert not set(times) & set(before) and len(times) + len(before) >= 70
     assert cli.main(["prepare", *flags, str(tmp_path / "whole")]) == 0
@@ -220,15 +211,15 @@ def test_interrupted_it_says_how_to_go_on_and_does(long_corpus, tmp_path, capsys
         watching(shards, "write_piece", interrupt),
         pytest.raises(UserError, match="stopped with 3 of 19 pieces done: the same command goes"),
     ):
-        prepare.prepare(output=tmp_path / "out", **long_corpus)
+        job.prepare(output=tmp_path / "out", **long_corpus)
     assert not half.exists()
     assert show.look(tmp_path / "out", "train", 1, 0)["unfinished"] == {"out": (3, 19)}
     capsys.readouterr()
     (tmp_path / "out" / "train" / "00001.arrayrecord").unlink()  # noticed, and written anew
-    prepare.prepare(output=tmp_path / "out", **long_corpus)
+    job.prepare(output=tmp_path / "out", **long_corpus)
     err = capsys.readouterr().err
     assert "going on: 2 of 19 pieces are done" in err and "pieces 19/19" in err
-    prepare.prepare(output=tmp_path / "whole", **long_corpus)
+    job.prepare(output=tmp_path / "whole", **long_corpus)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -261,10 +252,10 @@ def test_a_mistake_in_a_process_is_told_with_file_and_line(long_corpus, tmp_path
     path.write_text("\n".join(lines))
     for processes in (1, 2):
         with pytest.raises(UserError) as error:
-            prepare.prepare(output=tmp_path / "out", processes=processes, **long_corpus)
+            job.prepare(output=tmp_path / "out", processes=processes, **long_corpus)
         says = f"input {path}, line 501: no JSON object with a text field 'text'"
         assert str(error.value) == says
-    assert len(prepare.finished_parts(tmp_path / "out")) > 10
+    assert len(job.finished_parts(tmp_path / "out")) > 10
 
 
 def test_the_speed_leaves_out_what_was_done_before(capsys, monkeypatch):
@@ -302,9 +293,9 @@ def test_a_restart_reads_the_commit_of_the_hub_that_it_began_with(tmp_path, monk
             raise KeyboardInterrupt
 
     with watching(shards, "write_piece", interrupt), pytest.raises(UserError):
-        prepare.prepare(output=tmp_path / "out", **options)
+        job.prepare(output=tmp_path / "out", **options)
     hub._open_stream.cache_clear()
-    manifest = prepare.prepare(output=tmp_path / "out", **options)
+    manifest = job.prepare(output=tmp_path / "out", **options)
     assert asked == [("some/corpus", "en", "newest0")] * 2
     source = {"dataset": "some/corpus", "subset": "en", "split": "train", "revision": "newest0"}
     assert manifest["source"] == source and len(manifest["splits"]["train"]["shards"]) == 3
@@ -315,16 +306,16 @@ def test_a_restart_reads_the_commit_of_the_hub_that_it_began_with(tmp_path, monk
 
 def test_only_the_same_job_goes_on_in_a_directory(corpus, tmp_path, capsys):
     _, files = corpus
-    manifest = prepare.prepare(files, tmp_path / "web")
+    manifest = job.prepare(files, tmp_path / "web")
     before = tree(tmp_path / "web")
-    assert prepare.prepare(files, tmp_path / "web") == manifest
+    assert job.prepare(files, tmp_path / "web") == manifest
     assert "web is already prepared" in capsys.readouterr().err and tree(tmp_path / "web") == before
     with pytest.raises(UserError, match="web is not empty; give a new directory"):
-        prepare.prepare(files, tmp_path / "web", heldout=0.2)
+        job.prepare(files, tmp_path / "web", heldout=0.2)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("dear")
     with pytest.raises(UserError, match="mine is not empty; give a new directory"):
-        prepare.prepare(files, tmp_path / "mine")
+        job.prepare(files, tmp_path / "mine")
     assert list(tree(tmp_path / "mine")) == ["thesis.tex"]
 
 
@@ -335,18 +326,18 @@ def test_the_beginning_of_another_job_is_refused(long_corpus, tmp_path):
 
     out = tmp_path / "out"
     with watching(shards, "write_piece", stop), pytest.raises(UserError):
-        prepare.prepare(output=out, **long_corpus)
+        job.prepare(output=out, **long_corpus)
     says = f"--output {out} holds the beginning of another job, with heldout 0.05 instead of 0.1;"
     with pytest.raises(UserError, match=says):
-        prepare.prepare(output=out, **{**long_corpus, "heldout": 0.1})
+        job.prepare(output=out, **{**long_corpus, "heldout": 0.1})
     path = long_corpus["inputs"][0]
     path.write_text(path.read_text() + '\n{"text": "more"}')
     with pytest.raises(UserError, match="another job, with other source; go on with that, or give"):
-        prepare.prepare(output=out, **long_corpus)
+        job.prepare(output=out, **long_corpus)
     with (
-        prepare._begun(out, {}, tokenizers.ByteTokenizer()),
+        job._begun(out, {}, tokenizers.ByteTokenizer()),
         pytest.raises(UserError, match=f"another loopjax prepare is at work in {out}"),
-        prepare._begun(out, {}, tokenizers.ByteTokenizer()),
+        job._begun(out, {}, tokenizers.ByteTokenizer()),
     ):
         pass
 
@@ -363,7 +354,7 @@ def test_the_beginning_of_another_job_is_refused(long_corpus, tmp_path):
 def test_bad_input_is_refused_and_nothing_is_left_behind(content, says, tmp_path):
     (tmp_path / "in.jsonl").write_text(content)
     with pytest.raises(UserError) as error:
-        prepare.prepare([tmp_path / "in.jsonl"], tmp_path / "out", heldout=1e-9)
+        job.prepare([tmp_path / "in.jsonl"], tmp_path / "out", heldout=1e-9)
     assert says in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -394,6 +385,6 @@ def test_a_mistake_about_a_dataset_is_told_in_one_sentence(options, says, tmp_pa
     pq.write_table(pa.table({"body": ["a"], "n": [1]}), folder / "train.parquet")
     with pytest.raises(UserError) as error:
         arguments = {"inputs": (), "dataset": str(folder), **options}
-        prepare.prepare(output=tmp_path / "out", **arguments)
+        job.prepare(output=tmp_path / "out", **arguments)
     assert str(error.value).startswith(says.replace("DIR", str(folder)))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()

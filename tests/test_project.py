@@ -10,7 +10,7 @@ import pytest
 from flax.core import meta
 
 from loopjax import config as config_lib
-from loopjax import flags, run, sharding, step
+from loopjax import config_flags, run, sharding, step
 from loopjax.model_config import ModelConfig
 from loopjax.optim import make_optimizer
 
@@ -18,22 +18,24 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "depth", "kernels", "rope", "model_config", "model", "config", "surgery", "flops",
-    "curriculum", "optim", "sharding", "step", "log", "record", "lock", "data.tokenizers", "data.text",
-    "data.instances", "data.addition", "data.hops", "data.igsm", "data.synthetic", "data.pairs", "data.pipeline", "data.pieces", "data.hub", "data.fetch", "data.shards",
-    "data.workers", "data.progress", "data.recipes", "data.prepare", "data.show", "checkpoint",
-    "run", "branch", "memory", "cost", "train", "finetune", "figure", "inspect.lineage",
-    "plots.accuracy", "plots.diagnostics", "plots.runs", "plots.ancestry", "inspect.saved",
-    "inspect.against", "inspect.numbers", "inspect.text", "inspect.plot", "arguments",
-    "interop.files", "interop.tensors", "interop.architectures", "interop.import_hf",
-    "interop.export_hf", "interop.commands", "evals.language_model", "evals.score",
-    "evals.decode", "evals.nll", "evals.documents", "evals.metrics", "evals.local",
-    "evals.primitives", "evals.suite", "evals.harness", "evals.evaluate", "evals.icl",
-    "evals.commands", "analysis.activations", "analysis.batches", "analysis.norms",
-    "analysis.effects", "analysis.depth_score", "analysis.similarity",
-    "analysis.lens", "analysis.early_exit", "analysis.results", "analysis.prompts", "analysis.interventions",
-    "analysis.analyze", "analysis.commands", "analysis.signature", "report.results", "report.models",
-    "report.parts", "report.summary", "report.tuned", "report.drawn", "report.sections", "report.svg", "report.page", "flags", "sweep.points", "sweep.progress", "sweep.local", "sweep.slurm",
-    "sweep.table", "sweep.tradeoffs", "sweep.commands", "cli", "__main__",
+    "curriculum", "optim", "sharding", "step", "files", "progress", "text_table", "log",
+    "run_record", "lock", "checkpoint", "lineage", "analysis.activations", "data.tokenizers",
+    "lm.loaded_model", "lm.batching", "analysis.effects", "analysis.depth_score", "data.instances",
+    "data.addition", "data.hops", "data.igsm", "data.synthetic", "data.token_shards", "data.pairs",
+    "data.pipeline", "evals.nll", "analysis.lens", "lm.decode", "lm.score", "evals.harness",
+    "evals.primitives", "evals.raw_files", "evals.suite", "evals.evaluate", "analysis.early_exit",
+    "analysis.norms", "analysis.similarity", "plots.figure", "plots.accuracy", "plots.diagnostics",
+    "results.store", "analysis.analyze", "analysis.interventions", "analysis.prompts",
+    "cli.arguments", "evals.icl", "cli.evals", "cli.analysis", "interop.architectures",
+    "interop.files", "interop.tensors", "weights.saved", "interop.export_hf", "interop.import_hf",
+    "cli.interop", "config_flags", "run", "sweep.points", "sweep.progress", "sweep.local",
+    "sweep.slurm", "results.reader", "sweep.table", "sweep.tradeoffs", "cli.sweep", "memory", "cost",
+    "data.prepare.pieces", "data.prepare.hub", "data.prepare.progress", "data.prepare.recipes",
+    "data.prepare.fetch", "data.prepare.shards", "data.prepare.workers", "data.prepare.job",
+    "data.show", "resume", "finetune", "report.collect", "report.elements", "analysis.periodicity",
+    "plots.ancestry", "plots.runs", "report.tables", "report.finetune_curves", "report.figures",
+    "report.sections", "report.svg", "report.page", "train", "weights.compare", "weights.numbers",
+    "weights.plot", "weights.terminal", "cli.main", "__main__", "evals.answers", "evals.metrics",
 ]  # fmt: skip
 
 
@@ -60,8 +62,9 @@ def test_imports_point_one_way():
             assert LAYERS.index(imported) < LAYERS.index(module), f"{module} imports {imported}"
 
 
-def test_the_readme_shows_the_files_that_there_are():
-    tree = re.search(r"```\n(loopjax/\n.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+def test_the_documented_tree_shows_the_files_that_there_are():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    tree = re.search(r"```\n(loopjax/\n.*?)```", text, re.S)[1]
     shown, folders = set(), []
     for line in tree.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
@@ -69,22 +72,11 @@ def test_the_readme_shows_the_files_that_there_are():
         shown.add("".join(folders) + name)
         folders += [name] if name.endswith("/") else []
     for path in shown:
-        assert (ROOT / path).exists(), f"the README names {path}"
-    for folder in (
-        "loopjax",
-        "loopjax/data",
-        "loopjax/inspect",
-        "loopjax/interop",
-        "loopjax/evals",
-        "loopjax/analysis",
-        "loopjax/plots",
-        "loopjax/report",
-        "loopjax/sweep",
-        "configs",
-        "experiments",
-    ):
+        assert (ROOT / path).exists(), f"the tree names {path}"
+    packages = [p.parent.relative_to(ROOT) for p in (ROOT / "loopjax").rglob("__init__.py")]
+    for folder in (*packages, "configs", "experiments"):
         names = {f"{folder}/{p.name}" for p in (ROOT / folder).glob("*.py") if "__" not in p.name}
-        assert names <= shown, f"the README leaves out {names - shown}"
+        assert names <= shown, f"the tree leaves out {names - shown}"
 
 
 # Every row of Table 1, and the cooldowns of Tables 2 and 3.
@@ -121,7 +113,7 @@ VARIANTS = {
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_builds_and_traces_a_step(path):
     for variant in VARIANTS[path.stem]:
-        config, _ = flags.parse("train", "", [f"--config={path}:{variant}"])
+        config, _ = config_flags.parse("train", "", [f"--config={path}:{variant}"])
         config, phases, cfg = run.outline(config)
         sharding.axis_rules(config.mesh)
         for phase in (phases[0], phases[-1]):

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from loopjax import cli
-from loopjax.data import fetch, prepare, recipes
+from loopjax.cli import main as cli
+from loopjax.data.prepare import fetch, job, recipes
 from loopjax.errors import UserError
 from tests.test_prepare import write_lines
 from tests.test_shards import decoded
@@ -59,7 +59,7 @@ def test_texts_are_fetched_in_order_and_missing_ones_left_out(server, tmp_path, 
 
     path = tmp_path / "names.jsonl"
     path.write_text("".join(json.dumps({"blob_id": name}) + "\n" for name in names))
-    manifest = prepare.prepare(
+    manifest = job.prepare(
         [path], tmp_path / "out", heldout=0.1, text_key="blob_id", text_url=server
     )
     assert manifest["missing_texts"] == 1 and manifest["text_url"] == server
@@ -99,7 +99,7 @@ def test_a_recipe_fills_a_folder_a_source_and_tells_the_mixture(tmp_path, monkey
 
 def test_the_recipes_are_what_the_papers_configs_read():
     get_config = runpy.run_path(str(ROOT / "configs" / "smollm.py"))["get_config"]
-    arguments = set(prepare.prepare.__kwdefaults__)
+    arguments = set(job.prepare.__kwdefaults__)
     for recipe in recipes.RECIPES.values():
         assert all(set(settings) <= arguments for settings in recipe["sources"].values())
     smollm, cooldown = (recipes.RECIPES[name] for name in ("smollm", "smollm-cooldown"))

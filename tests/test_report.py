@@ -9,17 +9,20 @@ import sys
 import numpy as np
 import pytest
 
-from loopjax import checkpoint, cli, figure
+from loopjax import checkpoint
+from loopjax.cli import main as cli
 from loopjax.errors import UserError
-from loopjax.report import models, page, results, svg
+from loopjax.plots import figure
+from loopjax.report import collect, page, svg
 from loopjax.report.sections import SECTIONS
+from loopjax.results import reader
 from tests import report_material as material
 
 OWN = {"depth_score", "norms"}
 
 
 def labels(paths):
-    return [entry.label for entry in models.collect(paths)[0]]
+    return [entry.label for entry in collect.collect(paths)[0]]
 
 
 def written(tmp_path, paths, **kwargs):
@@ -62,7 +65,7 @@ def test_results_below_a_run_are_its_own_and_runs_below_it_are_not(tmp_path):
     material.diagnose(other / "signature", other, which={"future"})
     (run / "checkpoints.damaged").mkdir()
     (run / "checkpoints.damaged" / "x.json").write_text("{}")
-    (entry,), notes = models.collect([run])
+    (entry,), notes = collect.collect([run])
     assert set(entry.results) == OWN and notes == []
     assert list(entry.results["norms"]) == ["arithmetic, 20 prompts"]
 
@@ -71,7 +74,7 @@ def test_results_elsewhere_go_to_the_model_that_they_are_of(tmp_path):
     run, other = material.run(tmp_path / "a"), material.run(tmp_path / "b")
     material.diagnose(tmp_path / "results", other, which=OWN)
     material.evaluated(tmp_path / "e.json", run)
-    entries, _ = models.collect([run, other, tmp_path / "results", tmp_path / "e.json"])
+    entries, _ = collect.collect([run, other, tmp_path / "results", tmp_path / "e.json"])
     assert [set(entry.results) for entry in entries] == [{"eval"}, OWN]
 
 
@@ -81,7 +84,7 @@ def test_another_plan_is_a_variant_and_an_unnamed_model_one_of_its_own(tmp_path)
     material.diagnose(run / "looped", run, "4-4x2-4", 16, which=OWN)
     material.shown_examples(tmp_path / "icl.json", other)
     assert labels([run, tmp_path / "icl.json"]) == ["a", "a at 4-4x2-4", "gone@20"]
-    entries, _ = models.collect([f"mine={tmp_path / 'icl.json'}"])
+    entries, _ = collect.collect([f"mine={tmp_path / 'icl.json'}"])
     assert [entry.label for entry in entries] == ["mine"]
     assert entries[0].parameters and entries[0].costs["inference_flops_per_token"]
     assert entries[0].model.training_flops is None and entries[0].nll is None
@@ -90,7 +93,7 @@ def test_another_plan_is_a_variant_and_an_unnamed_model_one_of_its_own(tmp_path)
 def test_a_variant_costs_what_it_executes_and_has_no_loss_of_the_training(tmp_path):
     run = material.run(tmp_path / "a")
     material.diagnose(run / "looped", run, "4-4x2-4", 16, which=OWN)
-    own, looped = models.collect([run])[0]
+    own, looped = collect.collect([run])[0]
     assert own.parameters == looped.parameters and own.nll == 2.0 and looped.nll is None
     forward = "inference_flops_per_token"
     assert looped.costs[forward] > 1.2 * own.costs[forward]
@@ -103,7 +106,7 @@ def test_labels_are_given_or_made_distinct(tmp_path):
     assert labels(paths) == ["x/a", "y/a"]
     assert labels([f"one={paths[0]}", f"one={paths[1]}"]) == ["x/one", "y/one"]
     assert labels([f"one={paths[0]}", paths[1]]) == ["one", "a"]
-    entries, notes = models.collect([paths[0], paths[0]])
+    entries, notes = collect.collect([paths[0], paths[0]])
     assert len(entries) == 1 and "once more" in notes[0]
 
 
@@ -113,12 +116,12 @@ def test_results_of_other_prompts_or_settings_are_kept_apart_and_other_tasks_joi
     material.diagnose(run / "s", run, which=OWN, prompts="chains", n=7)
     material.intervened(run / "swap.json", run, sizes=(1,))
     material.intervened(run / "swap4.json", run, sizes=(4,))
-    (entry,), notes = models.collect([run])
+    (entry,), notes = collect.collect([run])
     assert set(entry.results["norms"]) == {"arithmetic, 20 prompts", "chains, 7 prompts"}
     (swaps,) = entry.results["intervene swap"].values()
     assert {row["size"] for row in swaps["rows"]} == {1, 4} and notes == []
     shutil.copytree(run / "s", run / "twice")
-    assert len(models.collect([run])[1]) == 4
+    assert len(collect.collect([run])[1]) == 4
 
 
 def test_foreign_files_are_noted_where_found_and_refused_where_named(tmp_path):
@@ -126,7 +129,7 @@ def test_foreign_files_are_noted_where_found_and_refused_where_named(tmp_path):
     (run / "notes.json").write_text('{"a": 1}')
     (run / "cut.json").write_text('{"kind": "Norms", "about"')
     (run / "list.json").write_text("[]")
-    entries, notes = models.collect([run])
+    entries, notes = collect.collect([run])
     assert len(entries) == 1
     assert sorted(note.split("/")[-1] for note in notes) == [
         "cut.json was left out: it is not JSON",
@@ -135,7 +138,7 @@ def test_foreign_files_are_noted_where_found_and_refused_where_named(tmp_path):
     ]
     assert "notes.json was left out" in written(tmp_path, [run])
     with pytest.raises(UserError, match=r"notes.json is no result of loopjax: it holds no result"):
-        models.collect([run, run / "notes.json"])
+        collect.collect([run, run / "notes.json"])
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty", "other"])
@@ -154,7 +157,7 @@ def test_a_run_with_checkpoints_is_known_by_its_weights_wherever_it_lies(tmp_pat
     run = material.run(tmp_path / "run", material.LIDAS)
     material.saved(run, 6, "8", material.LIDAS)
     material.saved(run, material.STEPS, "12", material.LIDAS, seed=1)
-    last, before = models.open_model(str(run)), models.open_model(f"{run}@6")
+    last, before = collect.open_model(str(run)), collect.open_model(f"{run}@6")
     assert (last.step, str(last.plan), last.way) == (20, "12", "4 → 8 → 12 (lidas)")
     assert len(last.stages) == 3 and last.training_flops == 2000 and last.seconds == 61
     assert (before.name, str(before.plan), before.way) == ("run@6", "8", "4 → 8 (lidas)")
@@ -164,11 +167,11 @@ def test_a_run_with_checkpoints_is_known_by_its_weights_wherever_it_lies(tmp_pat
     material.diagnose(run / "t", run, "8", 8, which={"future"}, weights=before.weights, step=6)
     material.measured(run / "nll.json", run)
     run.rename(tmp_path / "moved")
-    entries, notes = models.collect([tmp_path / "moved"])
+    entries, notes = collect.collect([tmp_path / "moved"])
     assert [entry.label for entry in entries] == ["moved", "run@6"] and notes == []
     assert [set(entry.results) for entry in entries] == [OWN | {"nll"}, {"future"}]
     assert list(entries[0].model.history) == [10]
-    both, _ = models.collect([tmp_path / "moved", f"half={tmp_path / 'moved'}@6"])
+    both, _ = collect.collect([tmp_path / "moved", f"half={tmp_path / 'moved'}@6"])
     assert [entry.label for entry in both] == ["moved", "half"]
     assert [set(entry.results) for entry in both] == [OWN | {"nll"}, {"future"}]
 
@@ -177,11 +180,11 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(tmp_path):
     run = material.run(tmp_path / "run")
     material.saved(run, 10)
     (run / "result.json").unlink()
-    (entry,), _ = models.collect([run])
+    (entry,), _ = collect.collect([run])
     assert (entry.label, entry.model.step, entry.nll) == ("run", 10, 2.5)
     assert entry.model.training_flops == 1000 and entry.parameters
     material.saved(run, 15, flops_before=500.0)
-    assert models.open_model(str(run)).training_flops == 2000
+    assert collect.open_model(str(run)).training_flops == 2000
 
 
 def test_a_run_that_ended_by_its_patience_ends_where_it_stopped_and_costs_what_it_began_from(
@@ -191,7 +194,7 @@ def test_a_run_that_ended_by_its_patience_ends_where_it_stopped_and_costs_what_i
     result = json.loads((run / "result.json").read_text())
     change = {"steps": 10, "stopped_at": 20, "heldout": {"nll": 2.5}, "flops_before": 500.0}
     (run / "result.json").write_text(json.dumps(result | change))
-    model = models.open_model(str(run))
+    model = collect.open_model(str(run))
     steps, _, values = model.curve("eval/nll")
     assert (steps, values) == ((10,), (2.5,)) and model.heldout()["nll"] == 2.5
     assert model.training_flops == 2500.0
@@ -206,7 +209,7 @@ def test_the_digest_is_that_of_the_results():
 
 
 def test_all_kinds_of_files_are_read(three):
-    kinds = {found.kind for file in results.below(three / "lidas") for found in results.read(file)}
+    kinds = {found.kind for file in reader.below(three / "lidas") for found in reader.read(file)}
     needed = {kind for section in SECTIONS for kind in section.needs}
     assert needed == kinds
 
@@ -292,9 +295,9 @@ def test_a_section_without_data_is_left_out_and_its_command_told(tmp_path):
 
 
 def test_the_commands_that_are_told_can_be_parsed(tmp_path):
-    from loopjax.analysis.commands import _analyze_parser, _intervene_parser
+    from loopjax.cli.analysis import _analyze_parser, _intervene_parser
 
-    entry = models.collect([material.run(tmp_path / "a")])[0][0]
+    entry = collect.collect([material.run(tmp_path / "a")])[0][0]
     told = [c.split() for lines in page.wanted(entry and [entry]).values() for c in lines]
     assert {words[1] for words in told} == {"analyze", "intervene", "eval", "icl"}
     for _, verb, *flags in told:
@@ -302,17 +305,17 @@ def test_the_commands_that_are_told_can_be_parsed(tmp_path):
             {"analyze": _analyze_parser, "intervene": _intervene_parser}[verb]().parse_args(flags)
 
 
-def test_a_colour_belongs_to_a_model_in_all_figures(tmp_path):
+def test_a_color_belongs_to_a_model_in_all_figures(tmp_path):
     a, b = material.run(tmp_path / "a"), material.run(tmp_path / "b")
     material.diagnose(b / "signature", b, which={"norms"})
     material.evaluated(a / "eval.json", a)
     text = written(tmp_path, [a, b])
     lines = re.findall(r'<g data-model="(m\d)">.{0,400}?stroke: (#\w+)', text, re.S)
     assert {model: {c for m, c in lines if m == model} for model in ("m0", "m1")} == {
-        "m0": {figure.COLOURS[0]}, "m1": {figure.COLOURS[1]},
+        "m0": {figure.COLORS[0]}, "m1": {figure.COLORS[1]},
     }  # fmt: skip
-    shades = list(figure.colours(range(24)).values())
-    assert len(set(shades)) == 24 and tuple(shades[:8]) == figure.COLOURS
+    shades = list(figure.colors(range(24)).values())
+    assert len(set(shades)) == 24 and tuple(shades[:8]) == figure.COLORS
 
 
 def test_numbers_lie_where_the_figure_draws_them(full):
@@ -432,7 +435,7 @@ def test_a_page_does_not_need_the_harness(three, tmp_path):
 
     code = (
         "import sys; sys.modules['lm_eval'] = None\n"
-        "from loopjax import cli; sys.exit(cli.main(sys.argv[1:]))"
+        "from loopjax.cli import main as cli; sys.exit(cli.main(sys.argv[1:]))"
     )
     argv = [sys.executable, "-c", code, "report", str(tmp_path / "r.html"), str(three / "loop")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)

@@ -5,14 +5,13 @@ import re
 
 import pytest
 
-from loopjax import figure
-from loopjax.plots import accuracy
-from loopjax.report import models, page, tuned
+from loopjax.plots import accuracy, figure
+from loopjax.report import collect, finetune_curves, page
 from tests import report_material as material
 
 
 def lines_of(paths):
-    return {line.label: line for line in tuned.lines(models.collect(paths)[0])}
+    return {line.label: line for line in finetune_curves.lines(collect.collect(paths)[0])}
 
 
 def values_of(line, of="2 examples, first 40 items"):
@@ -150,17 +149,17 @@ def test_only_what_the_layers_computed_before_stands_at_no_examples(study, tmp_p
 
 def test_only_runs_whose_config_counts_their_pairs_are_runs_of_fine_tuning(study):
     standard, _, runs = study
-    (entry,), _ = models.collect([runs[0]])
-    assert tuned.sources(entry) == {"var_assign_code_1": 32, "var_assign_code_2": 32}
-    assert tuned.examples(entry) == 64
+    (entry,), _ = collect.collect([runs[0]])
+    assert finetune_curves.sources(entry) == {"var_assign_code_1": 32, "var_assign_code_2": 32}
+    assert finetune_curves.examples(entry) == 64
     for fields in (
         {"mixture": {"chat": 1.0}}, {"mixture": {"chat:8": 0.5, "stdlib": 0.5}}, {"mixture": {}},
         {"init": "state"},
     ):  # fmt: skip
         kept = json.loads((runs[0] / "config.json").read_text())
-        assert tuned.sources(models.collect([change(runs[0], **fields)])[0][0]) is None
+        assert finetune_curves.sources(collect.collect([change(runs[0], **fields)])[0][0]) is None
         (runs[0] / "config.json").write_text(json.dumps(kept))
-    assert tuned.sources(models.collect([standard])[0][0]) is None
+    assert finetune_curves.sources(collect.collect([standard])[0][0]) is None
 
 
 def test_a_page_shows_fine_tuning_in_its_section_and_models_in_theirs(study, tmp_path):
@@ -179,9 +178,9 @@ def test_a_page_shows_fine_tuning_in_its_section_and_models_in_theirs(study, tmp
         ("standard", "m0"), ("loop", "m1"), ("loop, untied", "m1"),
     ]  # fmt: skip
     assert axis["lines"][0]["points"] == [[0, 64, 128], [0.2, 0.46, 0.51]]
-    # Three curves and three entries of the legend, in the colours of two models.
+    # Three curves and three entries of the legend, in the colors of two models.
     strokes = re.findall(r'data-model="(m\d)">\s*<path d="M[^"]*L[^"]*"[^>]*stroke: (#\w+)', drawn)
-    assert {*strokes} == {("m0", figure.COLOURS[0]), ("m1", figure.COLOURS[1])}
+    assert {*strokes} == {("m0", figure.COLORS[0]), ("m1", figure.COLORS[1])}
 
 
 def test_diagnostics_of_a_fine_tuned_run_are_shown_where_there_are_some(study, tmp_path):
@@ -196,19 +195,19 @@ def test_diagnostics_of_a_fine_tuned_run_are_shown_where_there_are_some(study, t
 
 def test_commands_are_told_for_evaluations_that_a_line_lacks(study, tmp_path):
     standard, loop, runs = study
-    assert "Fine-tuning" not in page.wanted(models.collect([standard, loop, *runs])[0])
+    assert "Fine-tuning" not in page.wanted(collect.collect([standard, loop, *runs])[0])
     (loop / "eval.json").unlink()
     (runs[0] / "tuned.json").unlink()
-    entries, _ = models.collect([standard, loop, *runs])
+    entries, _ = collect.collect([standard, loop, *runs])
     end = "--tasks copying_real --num-fewshot 2 --limit 40 --output {}"
-    file = "finetuning-2-examples-first-40-items.json"
+    file = "finetune_curves-2-examples-first-40-items.json"
     assert page.wanted(entries)["Fine-tuning"] == [
         f"loopjax eval --checkpoint {run} {end.format(run / file)}" for run in (loop, runs[0])
     ]
     assert "1 of 2" in section_of(page_of(tmp_path, [standard, loop, *runs]), "Fine-tuning")
     for run in runs:
         (run / "tuned.json").unlink(missing_ok=True)
-    told = page.wanted(models.collect(runs)[0])
+    told = page.wanted(collect.collect(runs)[0])
     assert list(told) == ["Fine-tuning"] and len(told["Fine-tuning"]) == len(runs)
     assert told["Fine-tuning"][-1].startswith(
         f"loopjax eval --checkpoint {runs[3]} --tasks var_assign_code_1,var_assign_code_2 "
@@ -225,7 +224,7 @@ def test_the_picture_takes_plain_numbers():
         "b, untied": {64: {"x": [0.6]}},
     }
     shared = {"a": "#111111", "b": "#222222", "b, untied": "#222222"}
-    fig = accuracy.finetuning(results, shared, {"b, untied": "b"})
+    fig = accuracy.finetune_curves(results, shared, {"b, untied": "b"})
     first, second = fig.axes
     a, b, untied = first.lines
     assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("x", "y")
@@ -234,7 +233,7 @@ def test_the_picture_takes_plain_numbers():
     assert (untied.get_label(), untied.get_gid(), b.get_gid()) == ("b, untied", "b", "b")
     band = first.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0.0, 0.3)
-    assert len({line.get_color() for line in accuracy.finetuning(results).axes[0].lines}) == 3
+    assert len({line.get_color() for line in accuracy.finetune_curves(results).axes[0].lines}) == 3
 
 
 @pytest.mark.parametrize("n", [2, 30, 120])

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from loopjax import figure
-from loopjax.analysis import analyze, early_exit, lens, results
+from loopjax.analysis import analyze, early_exit, lens
 from loopjax.errors import UserError
+from loopjax.plots import figure
+from loopjax.results import store
 from tests.test_lens import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -53,7 +54,7 @@ def stopped(monkeypatch):
 
     How many parts each call computed is added to `asked`.
     """
-    each = results.Parts.each
+    each = store.Parts.each
 
     def stopped(after, asked):
         def counted(self, compute, cases):
@@ -69,13 +70,13 @@ def stopped(monkeypatch):
 
             return each(self, computed, cases)
 
-        monkeypatch.setattr(results.Parts, "each", counted)
+        monkeypatch.setattr(store.Parts, "each", counted)
 
     return stopped
 
 
 def same(a, b):
-    a, b = (jax.tree.leaves_with_path(results._plain(dataclasses.asdict(x))) for x in (a, b))
+    a, b = (jax.tree.leaves_with_path(store._plain(dataclasses.asdict(x))) for x in (a, b))
     assert a == b and len(a) > 4
 
 
@@ -101,7 +102,7 @@ def test_a_stopped_diagnostic_computes_what_is_left_and_ends_in_the_same_bits(
     assert asked == [PARTS[name], PARTS[name] - 1, 1]
     assert not partial.exists() and said[-1].startswith(f"{name}-made: 0:")
     kind = analyze.DIAGNOSTICS[name].kind
-    found = [results.load(tmp_path / place, f"{name}-made", kind) for place in "ab"]
+    found = [store.load(tmp_path / place, f"{name}-made", kind) for place in "ab"]
     same(*found)
 
 
@@ -129,14 +130,14 @@ def test_parts_of_something_else_are_replaced(stopped, tmp_path):
 
 def test_parts_are_written_when_ten_seconds_have_passed(tmp_path, monkeypatch):
     clock, written = itertools.count(0, 4), []
-    monkeypatch.setattr(results.time, "monotonic", lambda: float(next(clock)))
-    parts = results.Parts(tmp_path / "x.partial.npz", {"n": 1})
+    monkeypatch.setattr(store.time, "monotonic", lambda: float(next(clock)))
+    parts = store.Parts(tmp_path / "x.partial.npz", {"n": 1})
     write = parts._write
     monkeypatch.setattr(parts, "_write", lambda *args: (written.append(len(args[1])), write(*args)))
     found = parts.each(lambda i: {"i": np.float32(i)}, range(9))
     assert [part["i"] for part in found] == list(range(9))
     assert written[-1] == 9 and len(written) == 4  # a part takes 4 s
-    again = results.Parts(tmp_path / "x.partial.npz", {"n": 1})
+    again = store.Parts(tmp_path / "x.partial.npz", {"n": 1})
     assert again.each(None, range(9)) == found and again.earlier > 36
     parts.remove()
     assert list(tmp_path.iterdir()) == []
@@ -147,12 +148,12 @@ import os, signal
 import tests.conftest
 from loopjax.analysis import results
 from tests import test_resume_analysis as test
-write = results.Parts._write
+write = store.Parts._write
 def killed(self, about, found):
     write(self, about, found)
     if len(found) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-results.Parts._write, results.EVERY = killed, 0.0
+store.Parts._write, store.EVERY = killed, 0.0
 test.run(os.environ["OUTPUT"], "depth_score")
 """
 

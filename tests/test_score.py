@@ -16,8 +16,9 @@ from loopjax import config, model, sharding
 from loopjax.data.tokenizers import ByteTokenizer
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.evals import decode, score
-from loopjax.evals.language_model import LanguageModel, _mesh
+from loopjax.lm import decode, score
+from loopjax.lm.batching import bucket
+from loopjax.lm.loaded_model import LanguageModel, _mesh
 
 CFG = model.ModelConfig(
     vocab_size=264, d_model=32, d_ff=48, n_heads=4, n_kv_heads=2, init_depth=4, dtype="float32"
@@ -135,8 +136,8 @@ def test_every_token_of_every_request_is_read_once_from_its_own_past(asked):
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100, 2048])
 def test_buckets_waste_at_most_half(n):
-    assert n <= score.bucket(n) <= max(32, 1.5 * n)
-    assert n <= score.bucket(n, least=1) <= 1.5 * n + 0.5
+    assert n <= bucket(n) <= max(32, 1.5 * n)
+    assert n <= bucket(n, least=1) <= 1.5 * n + 0.5
 
 
 def test_a_continuation_longer_than_the_context_is_told():

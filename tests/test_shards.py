@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopjax import cli
-from loopjax.data import pipeline, prepare, shards, show, text, tokenizers
+from loopjax.cli import main as cli
+from loopjax.data import pipeline, show, token_shards, tokenizers
+from loopjax.data.prepare import job, shards
 from loopjax.errors import UserError
 
 
 def decoded(directory, split):
     """The documents of a split, read back through windows of one token."""
-    source = text.TokenShards(directory, split, 1)
-    counts = text.read_manifest(directory)["splits"][split]["shards"]
+    source = token_shards.TokenShards(directory, split, 1)
+    counts = token_shards.read_manifest(directory)["splits"][split]["shards"]
     ids = np.concatenate([source.read(s, 0, shard["tokens"]) for s, shard in enumerate(counts)])
     ends = np.flatnonzero(ids == 256)
     return [tokenizers.ByteTokenizer().decode(piece) for piece in np.split(ids, ends + 1)[:-1]]
@@ -24,10 +25,10 @@ def decoded(directory, split):
 # --- tokens --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [prepare.SHARD_SIZE, 4096])
+@pytest.mark.parametrize("size", [job.SHARD_SIZE, 4096])
 def test_prepared_text_reads_back_and_no_document_is_on_both_sides(corpus, tmp_path, size):
     documents, files = corpus
-    manifest = prepare.prepare(files, tmp_path / "out", heldout=0.1, shard_size=size)
+    manifest = job.prepare(files, tmp_path / "out", heldout=0.1, shard_size=size)
     train, heldout = (decoded(tmp_path / "out", split) for split in ("train", "heldout"))
     assert sorted(train + heldout) == sorted(documents)
     assert not set(train) & set(heldout)
@@ -39,11 +40,11 @@ def test_prepared_text_reads_back_and_no_document_is_on_both_sides(corpus, tmp_p
 
 def test_duplicates_fall_on_one_side_and_named_heldout_files_are_kept_out(corpus, tmp_path):
     documents, files = corpus
-    prepare.prepare([*files, *files], tmp_path / "twice", heldout=0.1, shard_size=3000)
+    job.prepare([*files, *files], tmp_path / "twice", heldout=0.1, shard_size=3000)
     assert not set(decoded(tmp_path / "twice", "train")) & set(
         decoded(tmp_path / "twice", "heldout")
     )
-    manifest = prepare.prepare(files, tmp_path / "named", heldout_inputs=[files[1]])
+    manifest = job.prepare(files, tmp_path / "named", heldout_inputs=[files[1]])
     assert sorted(decoded(tmp_path / "named", "heldout")) == sorted(documents[200:])
     assert sorted(decoded(tmp_path / "named", "train")) == sorted(documents[:200])
     assert manifest["dropped_from_training"] == 100
@@ -52,8 +53,8 @@ def test_duplicates_fall_on_one_side_and_named_heldout_files_are_kept_out(corpus
 @pytest.mark.parametrize("seq_len", [3, 1000, 2048, 5000])
 def test_windows_of_any_length_tile_the_stream(corpus, tmp_path, seq_len):
     _, files = corpus
-    prepare.prepare([*files, files[1]], tmp_path / "out", heldout=0.1, shard_size=9000)
-    source = text.TokenShards(tmp_path / "out", "train", seq_len)
+    job.prepare([*files, files[1]], tmp_path / "out", heldout=0.1, shard_size=9000)
+    source = token_shards.TokenShards(tmp_path / "out", "train", seq_len)
     position = 0
     for i in range(len(source)):
         shard = int(np.searchsorted(source.first, i, side="right")) - 1
@@ -76,7 +77,7 @@ def test_a_shard_holds_its_documents_token_by_token(tmp_path_factory, lengths):
     for ids in documents:
         writer.add(ids, len(ids))
     [shard] = writer.finish()["shards"]
-    records = text.ArrayRecordDataSource([str(root / shard["file"])])
+    records = token_shards.ArrayRecordDataSource([str(root / shard["file"])])
     stream = np.concatenate([np.frombuffer(record, np.uint16) for record in records])
     wanted = np.concatenate([np.append(ids.astype(np.uint16), 256) for ids in documents])
     np.testing.assert_array_equal(stream, wanted)
@@ -96,7 +97,7 @@ def test_a_tokenizer_file_makes_the_shards_and_the_synthetic_text_beside_them(
     corpus, tmp_path, tiny_config
 ):
     documents, files = corpus
-    prepare.prepare(
+    job.prepare(
         files, tmp_path / "web", str(make_bpe(tmp_path / "bpe.json", documents)), heldout=0.1
     )
     tiny_config.data_dir, tiny_config.seq_len = str(tmp_path), 200
@@ -153,12 +154,12 @@ def flip(data):
 )
 def test_a_damaged_or_foreign_shard_is_told(damage, says, corpus, tmp_path):
     _, files = corpus
-    prepare.prepare(files, tmp_path / "web", heldout=0.1)
+    job.prepare(files, tmp_path / "web", heldout=0.1)
     shard = tmp_path / "web" / "train" / "00000.arrayrecord"
     data = damage(shard.read_bytes())
     shard.unlink() if data is None else shard.write_bytes(data)
     with pytest.raises(UserError, match=says):
-        source = text.TokenShards(tmp_path / "web", "train", 8)
+        source = token_shards.TokenShards(tmp_path / "web", "train", 8)
         for i in range(len(source)):
             source[i]
     with pytest.raises(UserError, match=f"1 of 2 shards are not what was written: {shard}"):
@@ -167,7 +168,7 @@ def test_a_damaged_or_foreign_shard_is_told(damage, says, corpus, tmp_path):
 
 def test_more_shards_than_files_may_be_open_are_read(corpus, tmp_path):
     documents, files = corpus
-    prepare.prepare([files[1]], tmp_path / "web", heldout=0, shard_size=40)
+    job.prepare([files[1]], tmp_path / "web", heldout=0, shard_size=40)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, hard))
     try:
@@ -186,18 +187,18 @@ def test_more_shards_than_files_may_be_open_are_read(corpus, tmp_path):
 )
 def test_a_damaged_manifest_is_told(content, says, corpus, tmp_path):
     _, files = corpus
-    prepare.prepare(files, tmp_path / "web", heldout=0.1)
-    path = tmp_path / "web" / text.MANIFEST
+    job.prepare(files, tmp_path / "web", heldout=0.1)
+    path = tmp_path / "web" / token_shards.MANIFEST
     path.write_text(content(path.read_text()))
     with pytest.raises(UserError, match=says):
-        text.TokenShards(tmp_path / "web", "train", 8)
+        token_shards.TokenShards(tmp_path / "web", "train", 8)
 
 
 def test_foreign_directories_are_refused(corpus, tmp_path, tiny_config):
     _, files = corpus
-    prepare.prepare(files, tmp_path / "web", heldout=0.1)
+    job.prepare(files, tmp_path / "web", heldout=0.1)
     with pytest.raises(UserError, match="holds no sequence of config.seq_len=100000 tokens"):
-        text.TokenShards(tmp_path / "web", "heldout", 100_000)
+        token_shards.TokenShards(tmp_path / "web", "heldout", 100_000)
     with pytest.raises(UserError, match="no source 'wbe' is known"):
         pipeline.open_sources(tiny_config, ["wbe"], "train")
 
@@ -207,14 +208,14 @@ def test_foreign_directories_are_refused(corpus, tmp_path, tiny_config):
 
 def test_the_data_verb_shows_counts_and_documents(corpus, tmp_path, capsys):
     _, files = corpus
-    manifest = prepare.prepare(files, tmp_path / "data" / "web", heldout=0.1, shard_size=3000)
-    prepare.prepare(files, tmp_path / "data" / "more", heldout=0.1)
+    manifest = job.prepare(files, tmp_path / "data" / "web", heldout=0.1, shard_size=3000)
+    job.prepare(files, tmp_path / "data" / "more", heldout=0.1)
     assert cli.main(["data", str(tmp_path / "data"), "--samples", "20", "--verify", "--json"]) == 0
     printed = capsys.readouterr()
     shown = json.loads(printed.out)
     assert "shards are what was written" in printed.err
     assert {(row["source"], row["split"]) for row in shown["rows"]} == {
-        (source, split) for source in ("web", "more") for split in text.SPLITS
+        (source, split) for source in ("web", "more") for split in token_shards.SPLITS
     }
     [row] = [row for row in shown["rows"] if (row["source"], row["split"]) == ("web", "train")]
     counts = manifest["splits"]["train"]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from loopjax.analysis.signature import Block, block_of, column_means, cycle
+from loopjax.analysis.periodicity import Block, block_of, column_means, cycle
 from loopjax.depth import DepthPlan, lidas
-from loopjax.inspect.lineage import Stage
+from loopjax.lineage import Stage
 
 
 def test_a_curve_that_repeats_with_the_block_is_a_cycle_whatever_its_trend():

@@ -12,10 +12,11 @@ import time
 
 import pytest
 
-from loopjax import cli, config, lock, record
+from loopjax import config, lock, run_record
+from loopjax.cli import main as cli
 from loopjax.errors import UserError
-from loopjax.log import read_rows, write_json
-from loopjax.report import models
+from loopjax.files import read_rows, write_json
+from loopjax.report import collect
 from loopjax.sweep import local, points, progress, slurm, table
 from loopjax.train import train
 
@@ -454,8 +455,8 @@ def test_rows_hold_what_was_changed_what_it_cost_and_what_came_of_it(scored):
 def test_the_table_and_the_report_tell_the_same_of_a_run(scored):
     path = scored / "seed=0" / "result.json"
     write_json(path, json.loads(path.read_text()) | {"flops_before": 1e9})
-    (row,), (entry,) = table.rows([path.parent]), models.collect([path.parent])[0]
-    assert {key: row[key] for key in record.COSTS} == entry.costs
+    (row,), (entry,) = table.rows([path.parent]), collect.collect([path.parent])[0]
+    assert {key: row[key] for key in run_record.COSTS} == entry.costs
     assert row["training_flops"] > 1e9 and row["wall_clock_s"] == entry.model.seconds
     assert row["metrics"] == entry.model.heldout()
 

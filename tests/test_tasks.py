@@ -17,10 +17,10 @@ from lm_eval.api.model import LM
 
 from loopjax.data import synthetic
 from loopjax.errors import UserError
-from loopjax.evals import documents, local, metrics, suite
+from loopjax.evals import answers, metrics, raw_files, suite
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-GENERATED = [n for n in local.SOURCES if n not in ("hellaswag", "lambada_openai")]
+GENERATED = [n for n in raw_files.SOURCES if n not in ("hellaswag", "lambada_openai")]
 NUMBERS = range(2, 9)
 
 
@@ -177,7 +177,7 @@ def test_the_suite_is_the_papers():
     assert metrics_of == ["f1", "f1", "acc", "exact_match", "acc"]
     assert set(suite.names()) >= {*suite.GROUPS, *sum(members, ()), "gsm8k", "var_assign_math_2"}
     made_here = {name for name in suite.names() if synthetic.has_items(name)}
-    assert {*local.SOURCES, *made_here, *suite.GROUPS} == set(suite.names())
+    assert {*raw_files.SOURCES, *made_here, *suite.GROUPS} == set(suite.names())
 
 
 def test_right_answers_score_one_and_silence_nothing(public):
@@ -247,7 +247,7 @@ def of_the_harness(name, files, monkeypatch):
 @pytest.mark.parametrize("name", HARNESS)
 def test_a_task_that_the_harness_has_too_asks_the_same(name, public, monkeypatch):
     ours = suite.load([name], public)["tasks"][name]
-    config, theirs = of_the_harness(name, local.Files(public), monkeypatch)
+    config, theirs = of_the_harness(name, raw_files.Files(public), monkeypatch)
     for document in ours.eval_docs:
         assert ours.doc_to_text(document) == theirs.doc_to_text(document)
         if name in ("triviaqa_f1", "nq_open_f1", "coqa_f1"):
@@ -275,7 +275,7 @@ def test_squadv2_asks_what_the_harness_asks(public):
 
 
 def test_coqa_scores_as_the_harness_does(public, monkeypatch):
-    _, theirs = of_the_harness("coqa_f1", local.Files(public), monkeypatch)
+    _, theirs = of_the_harness("coqa_f1", raw_files.Files(public), monkeypatch)
     document = theirs.eval_docs[0] | {"additional_answers": {}}
     for others in ([], ["the sea"], ["sea", "For the  sea", "the blue sea"]):
         turns = {str(i): {"input_text": ["", "", other]} for i, other in enumerate(others)}
@@ -290,8 +290,8 @@ def test_coqa_scores_as_the_harness_does(public, monkeypatch):
 def test_the_hub_files_of_its_form_and_public_files_give_the_same_prompts(
     public, tmp_path, monkeypatch
 ):
-    files, hub = local.Files(public), {}
-    for name in local.SOURCES:
+    files, hub = raw_files.Files(public), {}
+    for name in raw_files.SOURCES:
         rows = files.documents(name)
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         config = suite._manager().task_index[name].cfg
@@ -309,7 +309,7 @@ def test_the_hub_files_of_its_form_and_public_files_give_the_same_prompts(
         return {s: datasets.Dataset.from_list(rows) for s, rows in splits.items() if rows}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    names = list(local.SOURCES)
+    names = list(raw_files.SOURCES)
     asked = prompts(suite.load(names, public))
     assert prompts(suite.load(names, tmp_path)) == asked
     assert prompts(suite.load(names)) == asked
@@ -352,9 +352,9 @@ def test_the_best_accepted_answer_counts_and_the_first_line_said():
     assert metrics.squad(document, ["ship"])["f1"] == pytest.approx(2 / 3)
     for said, right in (("unanswerable", 1.0), ("", 1.0), ("the ship", 0.0)):
         assert metrics.squad({"answers": {"text": []}}, [said])["f1"] == right
-    none = documents.QUAC_NO_ANSWER
-    assert documents.quac(["at sea", none]) == [none]
-    assert documents.quac(["at sea", none, "sea"]) == ["at sea", "sea"]
+    none = answers.QUAC_NO_ANSWER
+    assert answers.quac(["at sea", none]) == [none]
+    assert answers.quac(["at sea", none, "sea"]) == ["at sea", "sea"]
 
 
 @pytest.mark.parametrize(
@@ -372,10 +372,10 @@ def test_the_first_number_said_counts(said, gold, same):
 
 
 def test_math_answers_are_written_as_one_writes_them():
-    assert documents.math_answer({"Answer": 22090603.0}) == "22090603"
-    assert documents.math_answer({"target": 9.43}) == "9.43"
-    assert documents.math_answer({"target": 40}) == "40"
-    assert documents.math_answer({"answer": "9 (apples)"}) == "9"
+    assert answers.math_answer({"Answer": 22090603.0}) == "22090603"
+    assert answers.math_answer({"target": 9.43}) == "9.43"
+    assert answers.math_answer({"target": 40}) == "40"
+    assert answers.math_answer({"answer": "9 (apples)"}) == "9"
 
 
 def test_a_joined_context_of_hellaswag_is_cut_where_the_original_is(tmp_path):
@@ -387,7 +387,9 @@ def test_a_joined_context_of_hellaswag_is_cut_where_the_original_is(tmp_path):
     joined = [{"ctx": f"{row['ctx_a']} {row['ctx_b']}".strip()} for row in cut]
     path = tmp_path / "hellaswag_val.jsonl"
     path.write_text("\n".join(json.dumps(row | rest) for row in joined))
-    assert [{key: row[key] for key in ("ctx_a", "ctx_b")} for row in local._hellaswag(path)] == cut
+    assert [
+        {key: row[key] for key in ("ctx_a", "ctx_b")} for row in raw_files._hellaswag(path)
+    ] == cut
 
 
 def test_prompts_of_drop_are_read_back_into_documents(public, tmp_path):
@@ -427,7 +429,7 @@ def test_a_primary_row_of_tydiqa_gives_its_gold_passage(tmp_path):
     }  # fmt: skip
     others = [row | {"language": "finnish"}, row | {"annotations": [annotation("")]}]
     (tmp_path / "tiny_dev.jsonl").write_text("\n".join(map(json.dumps, [*others, row])))
-    (document,) = local.Files(tmp_path).documents("tydiqa_goldp_en")
+    (document,) = raw_files.Files(tmp_path).documents("tydiqa_goldp_en")
     assert document["context"] == text.split("\n")[1] + "\n"
     answers = document["answers"]
     assert answers["text"] == ["à Pau", "Foix"]
@@ -505,13 +507,13 @@ RECORDS = {
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public files are not here")
 def test_right_answers_score_one_on_the_public_files(monkeypatch):
-    whole = local.Files.documents
+    whole = raw_files.Files.documents
 
     def first(self, task):
         rows = whole(self, task)
         assert len(rows) == RECORDS[task]
         return rows[:100]
 
-    monkeypatch.setattr(local.Files, "documents", first)
+    monkeypatch.setattr(raw_files.Files, "documents", first)
     loaded = suite.load(list(RECORDS), SHARED)
     assert set(headline(evaluate(loaded, gold)).values()) == {1.0}

@@ -12,7 +12,7 @@ import pytest
 from loopjax import checkpoint
 from loopjax import step as step_lib
 from loopjax.errors import UserError
-from loopjax.log import read_rows
+from loopjax.files import read_rows
 from loopjax.run import plan_run
 from loopjax.train import _largest, train
 

@@ -11,14 +11,14 @@ import json
 import pathlib
 from collections.abc import Callable
 
-from loopjax import figure
-from loopjax.analysis import depth_score, early_exit, effects, lens, norms, results, similarity
-from loopjax.checkpoint import versions
+from loopjax.analysis import depth_score, early_exit, effects, lens, norms, similarity
+from loopjax.checkpoint import versions, weights_digest
 from loopjax.errors import UserError
-from loopjax.evals.evaluate import weights_digest
-from loopjax.evals.language_model import LanguageModel
-from loopjax.log import duration
+from loopjax.lm.loaded_model import LanguageModel
+from loopjax.plots import figure
 from loopjax.plots.diagnostics import PLOTS
+from loopjax.progress import duration
+from loopjax.results import store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Diagnostic:
     Attributes:
       kind: the dataclass of its result.
       run: (model, cases, options, each) -> result; a case is (tokens, answer start, group), and
-        `each` is `results.Parts.each`.
+        `each` is `store.Parts.each`.
       prompts: how many of the prompts it takes, from the first; 0: none, None: all.
       settings: what of the options it depends on.
       needs_lens: whether a lens is read, or trained, for it.
@@ -158,8 +158,8 @@ def analyze(
         about = {**_about(lm), "settings": settings}
         if chosen:
             about["prompts"] = {**prompts, "n": len(chosen), "sha256": _digest(chosen)}
-        found = None if again else results.load(output, file, diagnostic.kind, about)
-        parts = results.Parts(
+        found = None if again else store.load(output, file, diagnostic.kind, about)
+        parts = store.Parts(
             output / f"{file}.partial.npz", {"about": about, **_machine(lm)},
             f"{name} at {lm.plan}" if chosen else "",
         )  # fmt: skip
@@ -179,7 +179,7 @@ def analyze(
                     raise
                 say(f"{file}: left out, {error}")
                 continue
-            results.save(output, file, about, found, parts.seconds)
+            store.save(output, file, about, found, parts.seconds)
             say(f"{file}: {duration(parts.seconds)}")
         else:
             say(f"{file}: is there already")
@@ -192,7 +192,7 @@ def analyze(
 def _about(lm: LanguageModel) -> dict:
     """Which model it is."""
     return {
-        "checkpoint": str(lm.path), "step": lm.meta["step"], "weights": weights_digest(lm),
+        "checkpoint": str(lm.path), "step": lm.meta["step"], "weights": weights_digest(lm.meta),
         "depth": str(lm.plan), "dtype": lm.cfg.dtype,
     }  # fmt: skip
 

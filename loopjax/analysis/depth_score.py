@@ -16,7 +16,7 @@ import numpy as np
 
 from loopjax.analysis.effects import erase
 from loopjax.errors import UserError
-from loopjax.evals.language_model import LanguageModel
+from loopjax.lm.loaded_model import LanguageModel
 
 BOUNDARIES, SEED, STEP = 4, 12345, 4
 

@@ -16,10 +16,12 @@ import numpy as np
 from loopjax.analysis import lens as lens_lib
 from loopjax.analysis.lens import Lens
 from loopjax.errors import UserError
-from loopjax.evals import score, suite
+from loopjax.evals import suite
 from loopjax.evals.evaluate import run_task
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.evals.language_model import LanguageModel
+from loopjax.lm import score
+from loopjax.lm.batching import bucket, default_batch_tokens
+from loopjax.lm.loaded_model import LanguageModel
 
 TOP = 5  # tokens whose overlap is measured
 TASKS = ("lambada_openai", "var_assign_math_0")
@@ -91,7 +93,7 @@ def agreement(
         return {"sums": found_EB3.sum(axis=1, dtype=np.float64)}  # rows of padding are 0
 
     sums_E3 = np.zeros((lm.plan.n_effective, 3))
-    batches = _batches(prompts, lm, batch_tokens or score.default_batch_tokens(lm))
+    batches = _batches(prompts, lm, batch_tokens or default_batch_tokens(lm))
     with lm.on_mesh():
         for found in each(of_batch, batches):
             sums_E3 += found["sums"]
@@ -102,12 +104,12 @@ def _batches(prompts, lm: LanguageModel, batch_tokens: int):
     """The prompts as int32 [B, T], the longest first, -1 for padding; few shapes."""
 
     def length(prompt):
-        return score.bucket(len(prompt))
+        return bucket(len(prompt))
 
     for T, alike in itertools.groupby(sorted(prompts, key=length, reverse=True), length):
         size = lm.batch_parts * max(1, batch_tokens // T // lm.batch_parts)
         while batch := list(itertools.islice(alike, size)):
-            B = lm.batch_parts * score.bucket(-(-len(batch) // lm.batch_parts), least=1)
+            B = lm.batch_parts * bucket(-(-len(batch) // lm.batch_parts), least=1)
             tokens_BT = np.full((B, T), -1, np.int32)
             for row_T, prompt in zip(tokens_BT, batch, strict=False):
                 row_T[: len(prompt)] = prompt

@@ -25,9 +25,9 @@ import numpy as np
 
 from loopjax import kernels, model
 from loopjax.analysis.activations import activations
-from loopjax.analysis.batches import chunks, padded, rows_at_once
 from loopjax.errors import UserError
-from loopjax.evals.language_model import LanguageModel
+from loopjax.lm.batching import chunks, padded, rows_at_once
+from loopjax.lm.loaded_model import LanguageModel
 
 BOUNDARIES, SEED = 4, 123
 LEAST = 1e-6

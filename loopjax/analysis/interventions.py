@@ -18,8 +18,9 @@ from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.evals.language_model import LanguageModel
-from loopjax.log import duration, write_json
+from loopjax.files import write_json
+from loopjax.lm.loaded_model import LanguageModel
+from loopjax.progress import duration
 
 TASKS = ("lambada_openai", "var_assign_math_0")
 ACCURACIES = ("acc", "exact_match")  # the metrics that are shares of items, the first one counts

@@ -4,7 +4,7 @@
 
 h_i is what executed layer i reads; every pass of a loop has translators of its own. Final norm and
 head are the model's own, and frozen. W and b are zero at first, which is the logit lens, and learn
-to minimise sum_i KL(p_final || p_i) on held-out text (Belrose et al. 2023, section 3; Kapl et al.
+to minimize sum_i KL(p_final || p_i) on held-out text (Belrose et al. 2023, section 3; Kapl et al.
 2025 and 2026 train one for each of their models).
 
 The logits of all exits never exist at once: those of one exit at a few positions are computed, and
@@ -36,15 +36,16 @@ import optax
 from jax.sharding import PartitionSpec
 
 from loopjax import kernels, model
-from loopjax.checkpoint import versions
+from loopjax.checkpoint import versions, weights_digest
 from loopjax.data import pipeline
 from loopjax.errors import UserError, first_line
-from loopjax.evals import nll, score
-from loopjax.evals.evaluate import weights_digest
-from loopjax.evals.language_model import LanguageModel
+from loopjax.evals import nll
+from loopjax.lm.batching import default_batch_tokens
+from loopjax.lm.loaded_model import LanguageModel
+from loopjax.progress import Progress
 
 FORMAT = 1
-# Logical axes of the arrays of a lens and of its optimiser, by their rank (a count has none).
+# Logical axes of the arrays of a lens and of its optimizer, by their rank (a count has none).
 AXES = {3: ("layers", "embed", "activation"), 2: ("layers", "activation"), 0: ()}
 
 
@@ -86,7 +87,7 @@ def logit_lens(lm: LanguageModel) -> Lens:
 
 
 def placed(tree, lm: LanguageModel):
-    """The arrays of a lens, or of its optimiser, on the mesh: cut along the width that it reads."""
+    """The arrays of a lens, or of its optimizer, on the mesh: cut along the width that it reads."""
     return jax.device_put(tree, _shardings(tree, lm.mesh, lm.rules))
 
 
@@ -226,19 +227,17 @@ def train(
         done, losses = found["step"], arrays["losses"]
     else:  # a place that cannot be written is told now
         _save(path, {**about, "step": 0}, state, losses)
-    parts, rows = data.cut(lm, batch_tokens or score.default_batch_tokens(lm))
+    parts, rows = data.cut(lm, batch_tokens or default_batch_tokens(lm))
     chunk = positions_at_once(lm, rows, data.seq_len)
-    with lm.on_mesh(), score.bar(training.steps, progress) as shown:
+    with lm.on_mesh(), Progress(training.steps, progress, done=done) as shown:
         update = _updater(lm.cfg, lm.plan, training, parts, chunk, lm.mesh, lm.rules)
-        shown.n = shown.initial = done
         state = placed(state, lm)
         for step in range(done, training.steps):
             state, loss_E = update(lm.params, state, lm.put(data.batch(step, parts * rows)))
             losses[step] = jax.device_get(loss_E)
             if not np.isfinite(losses[step]).all():
                 raise UserError(f"the lens's loss is not finite at step {step + 1}")
-            shown.set_postfix_str(f"loss {losses[step].sum():.4f}", refresh=False)
-            shown.update()
+            shown.update(note=f"loss {losses[step].sum():.4f}")
             if (step + 1) % checkpoint_every == 0 and step + 1 < training.steps:
                 _save(path, {**about, "step": step + 1}, state, losses)
     _save(path, {**about, "step": training.steps}, state[:1], losses)
@@ -289,7 +288,7 @@ def _updater(cfg, plan, training: Training, parts: int, chunk: int, mesh, rules)
     gradient = functools.partial(loss_and_gradient, cfg=cfg, plan=plan, parts=parts, chunk=chunk)
 
     def update(params, state, tokens_BT):
-        """((lens, optimiser state) after a batch, KL of each exit on it [E])."""
+        """((lens, optimizer state) after a batch, KL of each exit on it [E])."""
         lens, opt_state = state
         losses_E, grads = gradient(params, lens, tokens_BT)
         updates, opt_state = optimizer.update(grads, opt_state, lens)
@@ -340,7 +339,7 @@ def load(path, lm: LanguageModel) -> Lens:
 
 def _identity(lm: LanguageModel) -> dict:
     """Which model a lens is of: its weights, and in which order they run."""
-    return {"weights": weights_digest(lm), "depth": str(lm.plan), "order": str(lm.order)}
+    return {"weights": weights_digest(lm.meta), "depth": str(lm.plan), "order": str(lm.order)}
 
 
 def _save(path: pathlib.Path, about: dict, state: tuple, losses: np.ndarray) -> None:
@@ -358,7 +357,7 @@ def _save(path: pathlib.Path, about: dict, state: tuple, losses: np.ndarray) -> 
 
 
 def _names(state: tuple) -> list[str]:
-    """Of the leaves of (lens,) or (lens, optimiser state)."""
+    """Of the leaves of (lens,) or (lens, optimizer state)."""
     n = len(jax.tree.leaves(state)) - 2
     return ["weight", "bias", *(f"optimizer/{i}" for i in range(n))]
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopjax.analysis.activations import activations
-from loopjax.analysis.batches import padded
-from loopjax.evals.language_model import LanguageModel
+from loopjax.lm.batching import padded
+from loopjax.lm.loaded_model import LanguageModel
 
 LEAST = 1e-6  # of a denominator
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from loopjax.data.instances import instance_rng
 from loopjax.errors import UserError, first_line
 from loopjax.evals import primitives
-from loopjax.evals.local import Files
+from loopjax.evals.raw_files import Files
 
 SHUFFLE = 42
 SHORT_ANSWERS = ("mquake", "chains")  # sets whose answer is a word or a number alone
@@ -326,7 +326,7 @@ _SCENES = (  # who, where, things, what they are kept in
 _STEPS = {  # sentences of the problem, the line of the solution
     "+": (
         (
-            "Then a neighbour comes by the gate and brings {k} more {things}.",
+            "Then a neighbor comes by the gate and brings {k} more {things}.",
             "Some days later {who} finds {k} further {things} in the cellar and adds them.",
         ),
         "With {k} more {things} there are {x} + {k} = {y}.",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopjax.errors import UserError
-from loopjax.evals.language_model import LanguageModel
+from loopjax.lm.loaded_model import LanguageModel
 
 FEED_FORWARD = ("gate", "up", "down")
 

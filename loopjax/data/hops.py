@@ -100,7 +100,7 @@ class Chain(Instances):
     """`hops_<p>x<n>`: n letters that hold all p hops from the last; where they end is the target.
 
     The places of the hops come first, uniform among all at least two apart, then their letters, no
-    two neighbours alike, then all others, which leave the hops as they are. A token for p stands
+    two neighbors alike, then all others, which leave the hops as they are. A token for p stands
     before the letters, as in `p_hop_<p>`, with which this can be mixed.
     """
 
@@ -141,12 +141,12 @@ def chain(rng: np.random.Generator, p: int, n: int) -> tuple[np.ndarray, int]:
 
 
 def _walk(rng: np.random.Generator, n: int) -> np.ndarray:
-    """n uniform letters of which no two neighbours are alike, int [n]."""
+    """n uniform letters of which no two neighbors are alike, int [n]."""
     return np.cumsum(np.append(rng.integers(ALPHABET), rng.integers(1, ALPHABET, n - 1))) % ALPHABET
 
 
 class Sanford(Instances):
-    """`sanford_<p>`: a token for p, then T - 1 letters, no two neighbours alike (98 as published).
+    """`sanford_<p>`: a token for p, then T - 1 letters, no two neighbors alike (98 as published).
 
     The target at each is its p-hop, or a token that says that there is none. Held-out, only the
     positions whose hop exists are scored. The published mixture is uniform over p = 0..16.
@@ -160,7 +160,7 @@ class Sanford(Instances):
     def __init__(self, p: int, split: str, seq_len: int, seed: int):
         if not 0 <= p <= self.max_hops:
             raise UserError(f"source sanford_{p}: the number of hops must lie within 0..16")
-        if seq_len < 3 * p + 3:  # of letters whose neighbours differ, at most 3 p + 1 have no p-hop
+        if seq_len < 3 * p + 3:  # of letters whose neighbors differ, at most 3 p + 1 have no p-hop
             raise UserError(
                 f"config.seq_len={seq_len} is too short for sanford_{p}: it takes {3 * p + 3}"
             )

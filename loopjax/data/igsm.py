@@ -7,7 +7,7 @@
 The sampler is ours, after Ye et al. 2024 (2407.20311), to whom the paper refers:
 
 1. Structure graph. Four levels of two to four entities each, named by different letters. Edges join
-   neighbouring levels and leave no entity out; each is a parameter, `A#B`. There are up to five
+   neighboring levels and leave no entity out; each is a parameter, `A#B`. There are up to five
    more than operations (and at least six, which is the smallest graph).
 2. Dependency graph, from the asked parameter back. A parameter is a number 0..6 or the sum of one
    to three parameters, times 2..6 or not: uniform among the forms with which the number of

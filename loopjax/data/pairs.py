@@ -16,7 +16,7 @@ import re
 
 import numpy as np
 
-from loopjax.data import synthetic, text
+from loopjax.data import synthetic, token_shards
 from loopjax.errors import UserError
 
 HELDOUT = 0.1  # of the pairs of a file, by hash, where there is no NAME.heldout.jsonl
@@ -183,7 +183,7 @@ def _of_file(folder: pathlib.Path, name: str, count: int, split: str) -> list[Pa
     else:
         heldout = split == "heldout"
         everything = read_file(folder / f"{name}.jsonl")
-        pairs = [p for p in everything if text.is_heldout(p.digest, HELDOUT) == heldout]
+        pairs = [p for p in everything if token_shards.is_heldout(p.digest, HELDOUT) == heldout]
     if split == "heldout" or not count:
         return pairs
     if count > len(pairs):

@@ -12,7 +12,7 @@ import zlib
 import grain
 import numpy as np
 
-from loopjax.data import pairs, synthetic, text, tokenizers
+from loopjax.data import pairs, synthetic, token_shards, tokenizers
 from loopjax.errors import UserError
 
 BLOCK = 10_000  # examples over which the mixture is exact: weights of four decimals are kept
@@ -26,10 +26,10 @@ def open_sources(config, names, split: str, tokenizer: str = "") -> dict:
     """
     sources, folder = {}, pathlib.Path(config.data_dir or ".")
     for name in names:
-        if (folder / name / text.MANIFEST).is_file():
-            sources[name] = text.TokenShards(folder / name, split, config.seq_len)
+        if (folder / name / token_shards.MANIFEST).is_file():
+            sources[name] = token_shards.TokenShards(folder / name, split, config.seq_len)
         elif name == "stdlib":
-            sources[name] = text.StandardLibrary(split, config.seq_len)
+            sources[name] = token_shards.StandardLibrary(split, config.seq_len)
     codec = functools.cache(functools.partial(_codec, folder, dict(sources), tokenizer))
     for name in names:
         if name not in sources:
@@ -52,7 +52,7 @@ def _codec(folder: pathlib.Path, sources: dict, tokenizer: str):
     for name, source in sources.items():
         path = folder / name / tokenizers.FILE
         if source.tokenizer != tokenizers.ByteTokenizer.name and path.is_file():
-            eos = text.read_manifest(folder / name)["eos"]
+            eos = token_shards.read_manifest(folder / name)["eos"]
             return tokenizers.FileTokenizer(path, eos)
     return tokenizers.load(tokenizer or tokenizers.ByteTokenizer.name)
 
@@ -193,7 +193,7 @@ class TrainStream:
         """Copies the tokenizer of the text, so that a run can be read by itself."""
         for source in self.sources.values():
             codec = getattr(source, "codec", None)
-            if isinstance(source, text.TokenShards) and source.eos:
+            if isinstance(source, token_shards.TokenShards) and source.eos:
                 tokenizers.copy(source.directory, directory, source.eos)
                 return
             if codec and codec.path:

@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 
-from loopjax.data import prepare, shards, text, tokenizers
+from loopjax.data import token_shards, tokenizers
+from loopjax.data.prepare import job, shards
 from loopjax.errors import UserError
+from loopjax.text_table import aligned
 
-SPLITS = text.SPLITS
+SPLITS = token_shards.SPLITS
 SAMPLE_TOKENS = 512  # a sample is the rest of a document, at most so long
 SAMPLE_LINES, SAMPLE_COLUMNS = 6, 96
 COLUMNS = (
@@ -25,10 +27,10 @@ def look(directory, split: str, n_samples: int, seed: int) -> dict:
     """
     rows, unfinished, samples = [], {}, {}
     for source in _sources(directory):
-        if not (source / text.MANIFEST).is_file():
-            unfinished[source.name] = prepare.how_far(source)
+        if not (source / token_shards.MANIFEST).is_file():
+            unfinished[source.name] = job.how_far(source)
             continue
-        manifest = text.read_manifest(source)
+        manifest = token_shards.read_manifest(source)
         rows += [_row(source.name, manifest, name) for name in SPLITS]
         if n_samples and manifest["splits"][split]["documents"]:
             samples[source.name] = _samples(source, manifest, split, n_samples, seed)
@@ -45,7 +47,7 @@ def _sources(directory) -> list[pathlib.Path]:
 
 
 def _is_source(path: pathlib.Path) -> bool:
-    return (path / text.MANIFEST).is_file() or (path / shards.UNFINISHED).is_dir()
+    return (path / token_shards.MANIFEST).is_file() or (path / shards.UNFINISHED).is_dir()
 
 
 def _row(source: str, manifest: dict, split: str) -> dict:
@@ -64,7 +66,7 @@ def _samples(source, manifest: dict, split: str, n: int, seed: int) -> list[str]
     codec = tokenizers.FileTokenizer(path, eos) if eos else tokenizers.ByteTokenizer()
     shards_of_split = manifest["splits"][split]["shards"]
     lengths = np.array([shard["tokens"] for shard in shards_of_split])
-    tokens = text.TokenShards(source, split, 1)
+    tokens = token_shards.TokenShards(source, split, 1)
     rng, samples = np.random.default_rng(seed), []
     for place in rng.integers(lengths.sum(), size=n):
         shard = int(np.searchsorted(np.cumsum(lengths), place, side="right"))
@@ -90,15 +92,9 @@ def as_text(shown: dict) -> str:
 
 
 def _table(rows: list[dict]) -> list[str]:
-    cells = [[name.replace("_", " ") for name in COLUMNS]]
-    for row in rows:
-        cells.append([_cell(row[name]) for name in COLUMNS])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    align = [">" if isinstance(rows[0][name], (int, float)) else "<" for name in COLUMNS]
-    return [
-        "  ".join(f"{c:{a}{w}}" for c, a, w in zip(line, align, widths, strict=True)).rstrip()
-        for line in cells
-    ]
+    heads = [name.replace("_", " ") for name in COLUMNS]
+    left = sum(not isinstance(rows[0][name], (int, float)) for name in COLUMNS)
+    return aligned([heads, *([_cell(row[name]) for name in COLUMNS] for row in rows)], left)
 
 
 def _cell(value) -> str:
@@ -124,9 +120,9 @@ def verify(directory) -> None:
     """Hashes every shard; raises UserError that names those that are not what was written."""
     differ, n = [], 0
     for source in _sources(directory):
-        if not (source / text.MANIFEST).is_file():
+        if not (source / token_shards.MANIFEST).is_file():
             continue
-        for split in text.read_manifest(source)["splits"].values():
+        for split in token_shards.read_manifest(source)["splits"].values():
             for shard in split["shards"]:
                 n += 1
                 path = source / shard["file"]

@@ -22,8 +22,9 @@ from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.evals.language_model import LanguageModel
-from loopjax.log import duration, write_json
+from loopjax.files import write_json
+from loopjax.lm.loaded_model import LanguageModel
+from loopjax.progress import duration
 
 FORMAT = 1
 PACKAGES = ("lm-eval", "datasets", "tokenizers")
@@ -78,7 +79,7 @@ def begin(output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
     """A new result, or the one that the file holds if it is of the same model and settings."""
     settings = {
         "checkpoint": str(lm.path),
-        "weights": weights_digest(lm),
+        "weights": checkpoint.weights_digest(lm.meta),
         "dtype": lm.cfg.dtype,
         "context": lm.context,
         "seeds": SEEDS,
@@ -109,11 +110,6 @@ def begin(output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
         "versions": versions() | {name: metadata.version(name) for name in PACKAGES},
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def weights_digest(lm: LanguageModel) -> str:
-    """Which parameters they are, from the checksums of the checkpoint."""
-    return checkpoint.weights_digest(lm.meta)
 
 
 def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:

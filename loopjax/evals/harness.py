@@ -17,8 +17,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from loopjax import model
-from loopjax.evals import decode, score
-from loopjax.evals.language_model import LanguageModel, open_model
+from loopjax.lm import decode, score
+from loopjax.lm.loaded_model import LanguageModel, open_model
 
 MAX_GEN_TOKENS = 256
 PROBE = "The quick brown fox jumps over the lazy dog."

@@ -11,8 +11,8 @@ from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.evals.language_model import LanguageModel
-from loopjax.log import write_json
+from loopjax.files import write_json
+from loopjax.lm.loaded_model import LanguageModel
 
 GRID = (0, 1, 2, 4, 5)  # and multiples of 8, and the limit
 
@@ -103,6 +103,6 @@ def _point(found: dict, shots: int) -> dict:
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The 95% confidence interval of a binomial share (Wilson 1927)."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

@@ -15,7 +15,7 @@ import collections
 import re
 import string
 
-from loopjax.evals import documents
+from loopjax.evals import answers as gold
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -68,7 +68,7 @@ def nq_open(doc: dict, results: list[str]) -> dict[str, float]:
 
 
 def triviaqa(doc: dict, results: list[str]) -> dict[str, float]:
-    return _best(_line(results), documents.triviaqa(doc))
+    return _best(_line(results), gold.triviaqa(doc))
 
 
 def answers(doc: dict, results: list[str]) -> dict[str, float]:
@@ -78,12 +78,12 @@ def answers(doc: dict, results: list[str]) -> dict[str, float]:
 
 def squad(doc: dict, results: list[str]) -> dict[str, float]:
     """SQuAD, TyDi QA."""
-    return _best(_line(results), documents.squad(doc))
+    return _best(_line(results), gold.squad(doc))
 
 
 def coqa(doc: dict, results: list[str]) -> dict[str, float]:
     """The mean over the annotators of the best score against the others, as the harness has it."""
-    said, golds = _line(results), documents.coqa(doc)
+    said, golds = _line(results), gold.coqa(doc)
     others = [golds[:i] + golds[i + 1 :] for i in range(len(golds))] if golds[1:] else [golds]
     scores = [_best(said, some) for some in others]
     return {metric: sum(s[metric] for s in scores) / len(scores) for metric in scores[0]}
@@ -91,4 +91,4 @@ def coqa(doc: dict, results: list[str]) -> dict[str, float]:
 
 def math_word_problem(doc: dict, results: list[str]) -> dict[str, float]:
     """SVAMP, ASDiv, MAWPS."""
-    return {"exact_match": float(same_number(_line(results), documents.math_answer(doc)))}
+    return {"exact_match": float(same_number(_line(results), gold.math_answer(doc)))}

@@ -15,7 +15,7 @@ from loopjax import config as config_lib
 from loopjax.checkpoint import locate, run_directory, versions
 from loopjax.data import pipeline, tokenizers
 from loopjax.errors import UserError
-from loopjax.evals.language_model import LanguageModel, open_model
+from loopjax.lm.loaded_model import LanguageModel, open_model
 from loopjax.step import eval_step
 
 

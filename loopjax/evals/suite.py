@@ -5,7 +5,7 @@
 
 A task is the harness's own where it has one with the paper's metric, else one of the YAML files in
 `tasks/`, which `lm_eval --include_path` reads too. Documents come from the Hugging Face hub, or
-from local files (`local.py`) with the same prompts. Zero-shot unless the YAML says otherwise.
+from local files (`raw_files.py`) with the same prompts. Zero-shot unless the YAML says otherwise.
 Every other task of the harness can be named too; its documents come from the hub.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import yaml
 
 from loopjax.errors import UserError, first_line
-from loopjax.evals import local, primitives
+from loopjax.evals import primitives, raw_files
 
 TASKS = pathlib.Path(__file__).parent / "tasks"
 # The harness's own tasks, unmodified, and the folders that it keeps them in.
@@ -71,7 +71,7 @@ def load(
     leaves = list(dict.fromkeys(leaf for name in known for leaf in _leaves(name)))
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(f"num_fewshot={num_fewshot} must be at least 0")
-    files = local.Files(data_dir) if data_dir else None
+    files = raw_files.Files(data_dir) if data_dir else None
     manager = _manager()
     tasks = {leaf: _task(manager, leaf, files, num_fewshot, primitives_seed) for leaf in leaves}
     tasks |= _of_the_harness(others, files, num_fewshot)
@@ -143,7 +143,9 @@ def _harness():
     return lm_eval.tasks
 
 
-def _of_the_harness(names: list[str], files: local.Files | None, num_fewshot: int | None) -> dict:
+def _of_the_harness(
+    names: list[str], files: raw_files.Files | None, num_fewshot: int | None
+) -> dict:
     """Tasks that are not of this suite, by name, as the harness has them."""
     if names and files:
         raise UserError(f"task {names[0]} is not read from files; leave the data_dir out")
@@ -157,7 +159,7 @@ def _of_the_harness(names: list[str], files: local.Files | None, num_fewshot: in
     return tasks
 
 
-def _task(manager, name: str, files: local.Files | None, num_fewshot: int | None, seed: int):
+def _task(manager, name: str, files: raw_files.Files | None, num_fewshot: int | None, seed: int):
     config = manager.task_index[name].cfg
     shots = (config.get("num_fewshot") or 0) if num_fewshot is None else num_fewshot
     changes = {"task": name, "num_fewshot": shots}
@@ -181,7 +183,7 @@ def _task(manager, name: str, files: local.Files | None, num_fewshot: int | None
     return task
 
 
-def _local(name: str, config: dict, files: local.Files, shots: int) -> dict:
+def _local(name: str, config: dict, files: raw_files.Files, shots: int) -> dict:
     """The changes of a task's YAML that give it documents of local files.
 
     Without a file of examples they are drawn from the documents, where the harness leaves out the
@@ -203,7 +205,7 @@ def _local(name: str, config: dict, files: local.Files, shots: int) -> dict:
 
 
 @contextlib.contextmanager
-def _told(name: str, files: local.Files | None, instead: str = "; name a data_dir"):
+def _told(name: str, files: raw_files.Files | None, instead: str = "; name a data_dir"):
     """Turns whatever the hub, the network or documents of another form raise into one sentence."""
     try:
         yield

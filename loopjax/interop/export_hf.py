@@ -15,10 +15,11 @@ from loopjax.checkpoint import chosen_plan, run_directory
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.inspect.saved import BLOCK, Progress, Saved, open_saved
 from loopjax.interop import architectures, files
 from loopjax.interop.tensors import Writer
 from loopjax.model_config import DTYPES, ModelConfig
+from loopjax.progress import Progress
+from loopjax.weights.saved import BLOCK, Saved, open_saved
 
 SHARD_SIZE = 5 * 10**9
 
@@ -85,7 +86,7 @@ def write_tensors(
         names[name] = list(found)
         tensors |= found
     tensors = {name: tensors[name] for name in sorted(tensors, key=architectures.position)}
-    progress = Progress(sum(leaf.bytes for leaf in leaves.values()))
+    progress = Progress(sum(leaf.bytes for leaf in leaves.values()), "exporting", in_bytes=True)
     with contextlib.closing(Writer(directory, tensors, dtype, shard_size)) as writer:
         for name, leaf in leaves.items():
             order = plan.order if leaf.stacked else (0,)

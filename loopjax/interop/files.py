@@ -64,7 +64,7 @@ def sha256(path: pathlib.Path, progress=None) -> str:
         while block := file.read(2**24):
             digest.update(block)
             if progress:
-                progress(len(block))
+                progress.update(len(block))
     return digest.hexdigest()
 
 

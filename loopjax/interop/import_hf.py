@@ -1,4 +1,4 @@
-"""A model of the Hugging Face hub as a checkpoint of step 0: no config, no optimiser state.
+"""A model of the Hugging Face hub as a checkpoint of step 0: no config, no optimizer state.
 
 Weights go from file to file by blocks: a block is some rows of one tensor in every layer, so it
 takes a part of the model's memory only.
@@ -14,10 +14,11 @@ from loopjax import config as config_lib
 from loopjax.checkpoint import save_params, versions
 from loopjax.data import tokenizers
 from loopjax.errors import UserError
-from loopjax.inspect.saved import BLOCK, Progress
 from loopjax.interop import architectures, files
 from loopjax.interop.architectures import Described
 from loopjax.interop.tensors import Tensor, open_tensors, stored_dtype
+from loopjax.progress import Progress
+from loopjax.weights.saved import BLOCK
 
 
 def import_hf(source: str, directory, *, revision: str | None = None, tokenizer: bool = True):
@@ -46,7 +47,8 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     read = [path / "config.json", *sorted({tensor.path for tensor in tensors.values()})]
     read += [path / name for name in beside if (path / name).is_file()]
     stored = sum(file.stat().st_size for file in read)
-    progress = Progress(stored + 4 * sum(int(np.prod(shape)) for shape in leaves.values()))
+    total = stored + 4 * sum(int(np.prod(shape)) for shape in leaves.values())
+    progress = Progress(total, "importing", in_bytes=True)
     meta = {
         **about(described, path if tokenizer else None),
         "source": {
@@ -159,4 +161,4 @@ class Blocks:
             for layer, name in zip(layers, names, strict=True):
                 architectures.turn(leaf, self.tensors[name].rows(rows), layer)
             yield cut, block
-            self.progress(block.nbytes)
+            self.progress.update(block.nbytes)

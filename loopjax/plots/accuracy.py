@@ -4,13 +4,13 @@ import statistics
 
 import numpy as np
 
-from loopjax import figure
+from loopjax.plots import figure
 
 COLUMNS = 4  # panels side by side
-DASHES = ("-", "--", ":", "-.")  # of lines of one colour
+DASHES = ("-", "--", ":", "-.")  # of lines of one color
 
 
-def icl(results: dict, colours: dict | None = None):
+def icl(results: dict, colors: dict | None = None):
     """Accuracy with its confidence interval against the examples in the prompt, a panel a task.
 
     A result is what `loopjax icl` writes: {"curves": {task: {"rows": [...], ...}}, "chance": {task:
@@ -18,7 +18,7 @@ def icl(results: dict, colours: dict | None = None):
     """
     tasks = _union(result["curves"] for result in results.values())
     fig, axes = figure.grid(len(tasks), 3, 4.2, 3.2, 0.3)
-    colours, lines = figure.colours(results, colours), {}
+    colors, lines = figure.colors(results, colors), {}
     for axis, task in zip(axes, tasks, strict=True):
         for label, result in results.items():
             if task not in result["curves"]:
@@ -26,10 +26,10 @@ def icl(results: dict, colours: dict | None = None):
             rows = sorted(result["curves"][task]["rows"], key=lambda row: row["shots"])
             shots = [row["shots"] for row in rows]
             low, high = zip(*(row["interval"] for row in rows), strict=True)
-            band = {"color": colours[label], "alpha": 0.13, "linewidth": 0}
+            band = {"color": colors[label], "alpha": 0.13, "linewidth": 0}
             figure.own(axis.fill_between(shots, low, high, **band), label)
             values = [row["accuracy"] for row in rows]
-            lines[label] = _line(axis, shots, values, label, colours)
+            lines[label] = _line(axis, shots, values, label, colors)
         chances = [
             found for result in results.values() if (found := result.get("chance", {}).get(task))
         ]
@@ -43,22 +43,22 @@ def icl(results: dict, colours: dict | None = None):
     return fig
 
 
-def finetuning(results: dict, colours: dict | None = None, owners: dict | None = None):
+def finetuning(results: dict, colors: dict | None = None, owners: dict | None = None):
     """Mean accuracy after fine-tuning against the number of training examples, a panel a task.
 
     Args:
       results: {label: {examples: {task: [value of each run]}}}; the runs of a mean differ in their
         seed, and the band is their range. A task that a line has not is left out of it.
-      colours: {label: colour}; lines of one colour differ in their dashes.
+      colors: {label: color}; lines of one color differ in their dashes.
       owners: {label: label of the model that a line belongs to}; by default to its own.
     """
     tasks = _union(scores for by_n in results.values() for scores in by_n.values())
     width = 4.2 if len(tasks) > 1 else 6.3
     fig, axes = figure.grid(len(tasks), 3, width, 3.2, 0.3)
-    colours, lines = figure.colours(results, colours), {}
+    colors, lines = figure.colors(results, colors), {}
     counts = sorted({n for by_n in results.values() for n in by_n})
     margin = (counts[-1] - counts[0]) / 20 or 1
-    used = [colours[label] for label in results]
+    used = [colors[label] for label in results]
     dashes = {
         label: DASHES[used[:k].count(used[k]) % len(DASHES)] for k, label in enumerate(results)
     }
@@ -69,10 +69,10 @@ def finetuning(results: dict, colours: dict | None = None, owners: dict | None =
                 continue
             owner = (owners or {}).get(label, label)
             low, high = (list(map(end, values.values())) for end in (min, max))
-            band = {"color": colours[label], "alpha": 0.13, "linewidth": 0}
+            band = {"color": colors[label], "alpha": 0.13, "linewidth": 0}
             figure.own(axis.fill_between(list(values), low, high, **band), owner)
             means = list(map(statistics.fmean, values.values()))
-            lines[label] = _line(axis, list(values), means, label, colours)
+            lines[label] = _line(axis, list(values), means, label, colors)
             lines[label].set_linestyle(dashes[label])
             figure.own(lines[label], owner)
         _panel(axis, task, "training examples")
@@ -84,11 +84,11 @@ def finetuning(results: dict, colours: dict | None = None, owners: dict | None =
     return fig
 
 
-def interventions(results: dict, colours: dict | None = None):
+def interventions(results: dict, colors: dict | None = None):
     """Accuracy against the start of the edited sub-block: a panel for each task and size.
 
     A result is what `loopjax intervene` writes, all of one operation. The unmodified model is a
-    dashed line of its colour, guessing a dotted one.
+    dashed line of its color, guessing a dotted one.
     """
     panels = _union(
         ((task, row["size"], row["times"]) for task in result["metrics"] for row in result["rows"])
@@ -101,9 +101,9 @@ def interventions(results: dict, colours: dict | None = None):
     columns = min(len(panels), max(1, COLUMNS // per_task) * per_task if per_task else 1)
     columns = min(columns, COLUMNS)
     fig, axes = figure.grid(len(panels), columns, min(5, 13 / columns), 3, 0.3)
-    colours, lines = figure.colours(results, colours), {}
+    colors, lines = figure.colors(results, colors), {}
     for axis, panel in zip(axes, panels, strict=True):
-        lines |= _edited(axis, panel, results, colours)
+        lines |= _edited(axis, panel, results, colors)
     for task in tasks:
         same = [axis for axis, panel in zip(axes, panels, strict=True) if panel[0] == task]
         top = 1.05 * max((axis.dataLim.y1 for axis in same), default=1)
@@ -115,7 +115,7 @@ def interventions(results: dict, colours: dict | None = None):
     return fig
 
 
-def _edited(axis, panel, results: dict, colours: dict) -> dict:
+def _edited(axis, panel, results: dict, colors: dict) -> dict:
     """The curves of a task, a size and a number of extra passes; returns its lines by label."""
     task, size, times = panel
     lines, chance = {}, None
@@ -128,10 +128,10 @@ def _edited(axis, panel, results: dict, colours: dict) -> dict:
             if (row["size"], row["times"]) == (size, times) and task in row["tasks"]
         )
         if points:
-            lines[label] = _line(axis, *zip(*points, strict=True), label, colours)
+            lines[label] = _line(axis, *zip(*points, strict=True), label, colors)
         if task in result["unmodified"]:
             plain = result["unmodified"][task]["accuracy"]
-            style = {"color": colours[label], "linestyle": "--", "linewidth": 1}
+            style = {"color": colors[label], "linestyle": "--", "linewidth": 1}
             figure.own(axis.axhline(plain, **style), label)
         chance = result["chance"].get(task) or chance
     lines |= _guessing(axis, chance) if chance else {}
@@ -142,20 +142,20 @@ def _edited(axis, panel, results: dict, colours: dict) -> dict:
     return lines
 
 
-def exits(results: dict, colours: dict | None = None):
+def exits(results: dict, colors: dict | None = None):
     """Accuracy at each exit as a share of the whole model's; a panel for each task.
 
     A result has the attributes of `early_exit.ExitAccuracy`.
     """
     tasks = _union(result.tasks for result in results.values())
     fig, axes = figure.grid(len(tasks), 2, 6.3, 3.4, 0.3)
-    colours, lines = figure.colours(results, colours), {}
+    colors, lines = figure.colors(results, colors), {}
     for axis, task in zip(axes, tasks, strict=True):
         most = 0
         for label, result in results.items():
             if task in result.tasks:
                 values = np.asarray(result.relative[list(result.tasks).index(task)], float)
-                lines[label] = _line(axis, range(len(values)), values, label, colours)
+                lines[label] = _line(axis, range(len(values)), values, label, colors)
                 most = max(most, len(values))
         axis.axhline(1, color=figure.PALE, linewidth=1.5, zorder=0)
         _panel(axis, task, "exit before layer")
@@ -171,8 +171,8 @@ def _guessing(axis, chance: float) -> dict:
     return {"guessing": axis.axhline(chance, **style)}
 
 
-def _line(axis, x, y, label: str, colours: dict):
-    style = {"color": colours[label], "markersize": 4, "clip_on": False, "label": label}
+def _line(axis, x, y, label: str, colors: dict):
+    style = {"color": colors[label], "markersize": 4, "clip_on": False, "label": label}
     (line,) = axis.plot(x, y, "o-", **style)
     return figure.own(line, label)
 

@@ -3,10 +3,10 @@
 import colorsys
 import dataclasses
 
-from loopjax import figure
 from loopjax.depth import DepthPlan
-from loopjax.figure import COLOURS, INK
-from loopjax.inspect.lineage import Stage
+from loopjax.lineage import Stage
+from loopjax.plots import figure
+from loopjax.plots.figure import COLORS, INK
 
 BOX = 0.36  # half the width of a box, in layers
 
@@ -61,14 +61,14 @@ def lineages(models: dict[str, Ancestry]):
 
 
 def draw(axis, model: Ancestry, columns: int | None = None) -> None:
-    """Stacks as rows of boxes in the colour of their ancestor, lines to their copies.
+    """Stacks as rows of boxes in the color of their ancestor, lines to their copies.
 
     Below them what each looped plan executes, passes underlined. `columns` is the width of the
     axis in boxes.
     """
     columns = columns or model.columns
     origins, first = model.origins, len(model.stages[0].order)
-    colours = _colours(first)
+    colors = _colors(first)
     # Where a box is narrow its number has to be small: of 12 inches, at 72 points.
     size = min(8.0, 72 * 11 / columns / 2.4)
 
@@ -82,14 +82,14 @@ def draw(axis, model: Ancestry, columns: int | None = None) -> None:
             before = left(len(model.stages[k - 1].order))
             axis.plot(
                 [before + parent, left(n) + i], [1 - k - 0.26, -k + 0.26],
-                color=colours[origins[k][i]], linewidth=1.2 if original else 2,
+                color=colors[origins[k][i]], linewidth=1.2 if original else 2,
                 alpha=0.3 if original else 1, solid_capstyle="round",
             )  # fmt: skip
         for i, origin in enumerate(origins[k]):
-            _box(axis, left(n) + i, -k, i, colours[origin], size)
+            _box(axis, left(n) + i, -k, i, colors[origin], size)
     labels = [f"step {stage.step:,}\n{stage.operator}" for stage in model.stages]
     for k, plan in enumerate(model.looped, len(model.stages)):
-        _executed(axis, plan, left(plan.n_effective), -k, origins[-1], colours, size)
+        _executed(axis, plan, left(plan.n_effective), -k, origins[-1], colors, size)
         labels.append(f"executed\nby {plan}")
     axis.set_yticks([-k for k in range(len(labels))], labels)
     axis.set_xticks([])
@@ -99,9 +99,9 @@ def draw(axis, model: Ancestry, columns: int | None = None) -> None:
     axis.set_ylim(-len(labels) + 0.4, 0.5)
 
 
-def _executed(axis, plan: DepthPlan, x: float, y: float, origins, colours, size) -> None:
+def _executed(axis, plan: DepthPlan, x: float, y: float, origins, colors, size) -> None:
     for e, layer in enumerate(plan.order):
-        _box(axis, x + e, y, layer, colours[origins[layer]], size)
+        _box(axis, x + e, y, layer, colors[origins[layer]], size)
     for segment in plan.segments:
         for _ in range(segment.repeats):
             if segment.repeats > 1:
@@ -110,19 +110,19 @@ def _executed(axis, plan: DepthPlan, x: float, y: float, origins, colours, size)
             x += segment.layers
 
 
-def _box(axis, x: float, y: float, text, colour, size: float) -> None:
+def _box(axis, x: float, y: float, text, color, size: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     box = FancyBboxPatch(
         (x - BOX, y - 0.2), 2 * BOX, 0.4, boxstyle="round,pad=0,rounding_size=0.12",
-        mutation_aspect=0.5, facecolor=colour, edgecolor="none",
+        mutation_aspect=0.5, facecolor=color, edgecolor="none",
     )  # fmt: skip
     axis.add_patch(box)
     axis.text(x, y - 0.01, text, ha="center", va="center", color="white", fontsize=size)
 
 
-def _colours(n: int) -> list:
-    """A colour for each layer of the first stack: of many, from blue over green and red to purple."""
-    if n <= len(COLOURS):
-        return list(COLOURS[:n])
+def _colors(n: int) -> list:
+    """A color for each layer of the first stack: of many, from blue over green and red to purple."""
+    if n <= len(COLORS):
+        return list(COLORS[:n])
     return [colorsys.hls_to_rgb((0.62 - 0.84 * i / (n - 1)) % 1, 0.42, 0.6) for i in range(n)]

@@ -9,8 +9,7 @@ import math
 
 import numpy as np
 
-from loopjax import figure
-from loopjax.plots import accuracy
+from loopjax.plots import accuracy, figure
 
 COLUMNS = 3  # heat maps side by side
 # Panels of the norms, by the attribute that they show.
@@ -31,12 +30,12 @@ AGREEMENT = {
 }
 
 
-def norms(results: dict, colours: dict | None = None):
+def norms(results: dict, colors: dict | None = None):
     """Residual norm, and contribution and cosine of attention, MLP and layer, by executed layer."""
     fig, axes = figure.grid(len(NORMS), 2, 5.5, 2.4, 0.4)
     for axis, (name, title) in zip(axes, NORMS.items(), strict=True):
         curves = {label: getattr(result, name) for label, result in results.items()}
-        shown = _curves(axis, title, curves, colours)
+        shown = _curves(axis, title, curves, colors)
         if name in ("attention", "mlp", "layer"):
             # The first layer, which reads the bare embedding, is off the scale of all others.
             rest = np.concatenate([values[1:] for values in curves.values()])
@@ -45,23 +44,23 @@ def norms(results: dict, colours: dict | None = None):
     return fig
 
 
-def agreement(results: dict, colours: dict | None = None):
+def agreement(results: dict, colors: dict | None = None):
     """Overlap with the model and both divergences from it, against the exit."""
     fig, axes = figure.grid(len(AGREEMENT), 3, 4.2, 3.2, 0.3)
     for axis, (name, title) in zip(axes, AGREEMENT.items(), strict=True):
         curves = {label: getattr(result, name) for label, result in results.items()}
-        shown = _curves(axis, title, curves, colours, "exit before layer")
+        shown = _curves(axis, title, curves, colors, "exit before layer")
         axis.set_ylim(0, 1.02 * axis.get_ylim()[1])
     figure.legend(fig, shown)
     return fig
 
 
-def _curves(axis, title, curves: dict, colours, xlabel="executed layer") -> dict:
+def _curves(axis, title, curves: dict, colors, xlabel="executed layer") -> dict:
     """Values by layer; returns the lines by label."""
-    colours = figure.colours(curves, colours)
+    colors = figure.colors(curves, colors)
     lines = {}
     for label, values in curves.items():
-        (line,) = axis.plot(range(len(values)), values, ".-", color=colours[label], label=label)
+        (line,) = axis.plot(range(len(values)), values, ".-", color=colors[label], label=label)
         lines[label] = figure.own(line, label)
     figure.plain(axis)
     figure.title(axis, title)
@@ -69,12 +68,12 @@ def _curves(axis, title, curves: dict, colours, xlabel="executed layer") -> dict
     return lines
 
 
-def depth_score(results: dict, colours: dict | None = None):
+def depth_score(results: dict, colors: dict | None = None):
     """m(s) by layer, and the score as a line."""
     fig = figure.new(9, 4.2)
-    axis, colours, lines = fig.subplots(), figure.colours(results, colours), {}
+    axis, colors, lines = fig.subplots(), figure.colors(results, colors), {}
     for label, result in results.items():
-        style, text = {"color": colours[label]}, f"{label}: {result.score:.2f}"
+        style, text = {"color": colors[label]}, f"{label}: {result.score:.2f}"
         layers = range(len(result.effect))
         (line,) = axis.plot(layers, result.effect, ".-", label=label, **style)
         lines[text] = figure.own(line, label)
@@ -89,8 +88,8 @@ def depth_score(results: dict, colours: dict | None = None):
     return fig
 
 
-def effects(results: dict, colours: dict | None = None, *, title: str = ""):
-    """A heat map for each model; the colours run from 0 to 1 in all."""
+def effects(results: dict, colors: dict | None = None, *, title: str = ""):
+    """A heat map for each model; the colors run from 0 to 1 in all."""
     fig, axes = figure.grid(len(results), COLUMNS, 4.1, 3.8, 0.3 * bool(title))
     for axis, (label, result) in zip(axes, results.items(), strict=True):
         image = _heat_map(axis, label, result.matrix)
@@ -102,7 +101,7 @@ def effects(results: dict, colours: dict | None = None, *, title: str = ""):
     return fig
 
 
-def similarity(results: dict, colours: dict | None = None):
+def similarity(results: dict, colors: dict | None = None):
     """A heat map of i < j for each model."""
     fig, axes = figure.grid(len(results), COLUMNS, 4.1, 3.8)
     for axis, (label, result) in zip(axes, results.items(), strict=True):

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from loopjax import figure
+from loopjax.plots import figure
 
 OFF_SCALE = 0.05  # of the steps, whose losses would flatten all others
 
@@ -25,7 +25,7 @@ class Row:
     cut: bool = False
 
 
-def training(rows: list[Row], colours: dict | None = None):
+def training(rows: list[Row], colors: dict | None = None):
     """A row for each quantity, against steps (left) and training FLOPs (right).
 
     Rows of other models have a legend each.
@@ -33,15 +33,15 @@ def training(rows: list[Row], colours: dict | None = None):
     labels = list(dict.fromkeys(label for row in rows for label in row.curves))
     apart = len(rows) > 1 and len(labels) == sum(len(row.curves) for row in rows)
     fig, axes = figure.grid(2 * len(rows), 2, 5.5, 3.2, 0.3 * (not apart))
-    colours, lines = figure.colours(labels, colours), {}
+    colors, lines = figure.colors(labels, colors), {}
     for row, pair in zip(rows, zip(axes[::2], axes[1::2], strict=True), strict=True):
         for label, (*places, values) in row.curves.items():
             dense = len(values) > 100
-            style = {"color": colours[label], "linewidth": 1 if dense else 2, "label": label}
+            style = {"color": colors[label], "linewidth": 1 if dense else 2, "label": label}
             for axis, x in zip(pair, places, strict=True):
                 (line,) = axis.plot(x, values, **style)
                 lines[label] = figure.own(line, label)
-                (end,) = axis.plot(x[-1:], values[-1:], "o", color=colours[label], markersize=5)
+                (end,) = axis.plot(x[-1:], values[-1:], "o", color=colors[label], markersize=5)
                 figure.own(end, label)
         top = _top(row.curves) if row.cut else None
         for axis, xlabel in zip(pair, ("training steps", "training FLOPs"), strict=True):
@@ -66,7 +66,7 @@ def _top(curves: dict) -> float:
     return float(high + 0.05 * (high - low))
 
 
-def trade_off(values: dict, costs: dict, ylabel: str, colours: dict | None = None):
+def trade_off(values: dict, costs: dict, ylabel: str, colors: dict | None = None):
     """A value of each model against each of its costs; a panel for each cost.
 
     Args:
@@ -74,10 +74,10 @@ def trade_off(values: dict, costs: dict, ylabel: str, colours: dict | None = Non
       costs: {name of the cost: {label: cost}}; a model without a cost is not in its panel.
     """
     fig, axes = figure.grid(len(costs), 3, 4.2, 3.2, 0.3)
-    colours, lines = figure.colours(values, colours), {}
+    colors, lines = figure.colors(values, colors), {}
     for axis, (name, known) in zip(axes, costs.items(), strict=True):
         for label in filter(known.__contains__, values):
-            style = {"color": colours[label], "markersize": 8, "alpha": 0.8, "label": label}
+            style = {"color": colors[label], "markersize": 8, "alpha": 0.8, "label": label}
             (line,) = axis.plot([known[label]], [values[label]], "o", **style)
             lines[label] = figure.own(line, label)
         figure.plain(axis)

@@ -4,7 +4,7 @@
   const tip = document.getElementById("tip");
 
   const shown = (model) => !model || document.getElementById(model).checked;
-  const colour = (model) => {
+  const color = (model) => {
     const dot = document.querySelector(`label:has(#${model}) .dot`);
     return dot ? dot.style.background : "";
   };
@@ -97,7 +97,7 @@
       if (model) {
         const dot = document.createElement("span");
         dot.className = "dot";
-        dot.style.background = colour(model);
+        dot.style.background = color(model);
         name.append(dot);
       }
       name.append(label);

@@ -14,13 +14,13 @@ import shlex
 from collections.abc import Callable
 from importlib import resources
 
-from loopjax import figure
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
-from loopjax.log import write_text
+from loopjax.files import write_text
+from loopjax.plots import figure
 from loopjax.plots.diagnostics import PLOTS
-from loopjax.report import drawn, models, summary, svg, tuned
-from loopjax.report.parts import Picture, table_html
+from loopjax.report import collect, figures, finetune_curves, svg, tables
+from loopjax.report.elements import Picture, table_html
 from loopjax.report.sections import SECTIONS, Section
 
 
@@ -41,7 +41,7 @@ class Group:
     text: str
     paths: list
     metric: str = "eval/nll"
-    label: str = drawn.NLL
+    label: str = figures.NLL
     accuracies: tuple[tuple[str, str], ...] = ()
     wanted: bool = True
 
@@ -85,32 +85,32 @@ class _Page:
     def __init__(self, figures: pathlib.Path | None):
         self.figures = figures
         self.numbers: dict[str, dict] = {}  # of each figure, by its id
-        self.shown: list[
-            tuple[str, str, str, str]
-        ] = []  # of each entry: group, label, word, colour
+        self.shown: list[tuple[str, str, str, str]] = []  # of each entry: group, label, word, color
         self.left_out: list[str] = []
         self.devices: dict[str, None] = {}
 
     def group(self, group: Group, number: int) -> str:
         """The HTML of a group."""
-        entries, notes = models.collect(group.paths)
-        shown, bases = tuned.shown(entries)
-        colours = figure.colours([*(entry.label for entry in shown), *bases])
-        owners = {label: f"m{len(self.shown) + k}" for k, label in enumerate(colours)}
-        self.shown += [(group.title, label, word, colours[label]) for label, word in owners.items()]
+        entries, notes = collect.collect(group.paths)
+        shown, bases = finetune_curves.shown(entries)
+        colors = figure.colors([*(entry.label for entry in shown), *bases])
+        owners = {label: f"m{len(self.shown) + k}" for k, label in enumerate(colors)}
+        self.shown += [(group.title, label, word, colors[label]) for label, word in owners.items()]
         self.left_out += notes
         self.devices |= dict.fromkeys(e.model.result["device"] for e in entries if e.model.result)
         special = {
-            summary.models: {"accuracies": group.accuracies},
-            drawn.training: {"metric": group.metric, "label": group.label},
-            drawn.costs: {"accuracies": group.accuracies},
+            tables.models: {"accuracies": group.accuracies},
+            figures.training: {"metric": group.metric, "label": group.label},
+            figures.costs: {"accuracies": group.accuracies},
         }
         made, level = [], 3 if group.title else 2
         for section in SECTIONS:
             build: Callable = functools.partial(section.build, **special.get(section.build, {}))
-            chosen = [entry for entry in entries if section.tuned or not tuned.sources(entry)]
-            if chosen and (parts := build(chosen, colours)):
-                show = functools.partial(self.part, owners=owners, colours=colours, group=number,
+            chosen = [
+                entry for entry in entries if section.tuned or not finetune_curves.sources(entry)
+            ]
+            if chosen and (parts := build(chosen, colors)):
+                show = functools.partial(self.part, owners=owners, colors=colors, group=number,
                                          section=section)  # fmt: skip
                 made.append(
                     f"<section>\n<h{level}>{html.escape(section.title)}</h{level}>\n"
@@ -125,10 +125,10 @@ class _Page:
             made.append(_wanted_html(commands, level))
         return "\n".join(made)
 
-    def part(self, part, *, owners, colours, group: int, section: Section) -> str:
+    def part(self, part, *, owners, colors, group: int, section: Section) -> str:
         """The HTML of a picture or a table."""
         if not isinstance(part, Picture):
-            return table_html(part, owners, colours)
+            return table_html(part, owners, colors)
         key = f"f{len(self.numbers)}"
         if self.figures:
             self.save(part, f"{group + 1}-" if group else "")
@@ -158,13 +158,13 @@ class _Page:
     def legend(self) -> str:
         """A box to tick for each entry."""
         made, before = [], ""
-        for group, label, word, colour in self.shown:
+        for group, label, word, color in self.shown:
             if group != before:
                 made.append(f'<span class="of">{html.escape(group)}</span>')
             before = group
             made.append(
                 f'<label><input type="checkbox" id="{word}" checked>'
-                f'<span class="dot" style="background:{colour}"></span>{html.escape(label)}</label>'
+                f'<span class="dot" style="background:{color}"></span>{html.escape(label)}</label>'
             )
         return "\n".join(made)
 
@@ -224,7 +224,7 @@ def _values(numbers: dict) -> str:
     return f"<details><summary>Numbers</summary>{''.join(made)}</details>" if made else ""
 
 
-def wanted(entries: list[models.Entry]) -> dict[str, list[str]]:
+def wanted(entries: list[collect.Entry]) -> dict[str, list[str]]:
     """{title of a section: commands whose results it would show too}."""
     made: dict[str, list[str]] = {}
     for section in SECTIONS:
@@ -233,14 +233,14 @@ def wanted(entries: list[models.Entry]) -> dict[str, list[str]]:
             missing = [kind for kind in section.needs if kind not in entry.results]
             if "nll" in missing and entry.nll is not None:
                 missing.remove("nll")
-            if not tuned.sources(entry):
+            if not finetune_curves.sources(entry):
                 lines += commands(entry, missing)
-        if section.build is drawn.finetuning:
-            lines += [_evaluation(*about) for about in tuned.missing(entries)]
+        if section.build is figures.finetuning:
+            lines += [_evaluation(*about) for about in finetune_curves.missing(entries)]
     return {title: lines for title, lines in made.items() if lines}
 
 
-def commands(entry: models.Entry, kinds: list[str]) -> list[str]:
+def commands(entry: collect.Entry, kinds: list[str]) -> list[str]:
     """The commands that give these kinds of results of an entry."""
     made = []
 
@@ -262,7 +262,7 @@ def commands(entry: models.Entry, kinds: list[str]) -> list[str]:
     return made
 
 
-def _evaluation(entry: models.Entry, of: str, tasks: list[str], settings: dict) -> str:
+def _evaluation(entry: collect.Entry, of: str, tasks: list[str], settings: dict) -> str:
     """The command that evaluates an entry as those were that it is drawn with."""
     flags = ["--tasks", ",".join(tasks)]
     for name in ("num_fewshot", "limit", "data_dir"):
@@ -271,7 +271,7 @@ def _evaluation(entry: models.Entry, of: str, tasks: list[str], settings: dict) 
     return _command(entry, "eval", f"finetuning {of}".strip(), *flags)
 
 
-def _command(entry: models.Entry, verb: str, name: str, *flags: str) -> str:
+def _command(entry: collect.Entry, verb: str, name: str, *flags: str) -> str:
     """A command whose output lies where a report finds it."""
     model, at = entry.model, "" if entry.own else f"-{entry.plan}"
     depth = [] if entry.own else ["--depth", str(entry.plan)]

@@ -1,14 +1,14 @@
 """The sections of a page, in order: what each shows, what to look for, and how to get its data.
 
-A new one is an entry of `SECTIONS` and a function from entries and colours to parts; it has no parts
+A new one is an entry of `SECTIONS` and a function from entries and colors to parts; it has no parts
 where there are no data for it.
 """
 
 import dataclasses
 from collections.abc import Callable
 
-from loopjax.report import summary
-from loopjax.report.drawn import (
+from loopjax.report import tables
+from loopjax.report.figures import (
     costs,
     depth,
     effects,
@@ -29,7 +29,7 @@ class Section:
 
     Attributes:
       title, shows, look: the heading, and a sentence each: what is shown, what to look for.
-      build: (entries, colours) -> [Picture | Table], empty where there are no data.
+      build: (entries, colors) -> [Picture | Table], empty where there are no data.
       needs: kinds of results of which each is asked for where a model has none.
       tuned: whether runs of fine-tuning are among its models.
     """
@@ -48,14 +48,14 @@ SECTIONS = (
         "Every model with its depth, its cost and how well it predicts.",
         "Compare models of equal executed layers (the same inference cost) or of equal parameters; "
         "NLL in nats per token compares only models of one tokenizer.",
-        summary.models,
+        tables.models,
         tuned=False,
     ),
     Section(
         "Lineage",
         "Each row of boxes is the stack of layers from one training step on, each box a layer in the "
-        "colour of the layer of the first stack that it descends from.",
-        "Follow one colour down: bold lines are copies made by growth, and an underlined group of "
+        "color of the layer of the first stack that it descends from.",
+        "Follow one color down: bold lines are copies made by growth, and an underlined group of "
         "the lowest row is one pass of a loop, the same weights run again.",
         lineages,
         tuned=False,

@@ -25,9 +25,9 @@ from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
 from loopjax import run
+from loopjax.config_flags import parse
 from loopjax.errors import UserError, first_line
-from loopjax.flags import parse
-from loopjax.log import write_json
+from loopjax.files import write_json
 
 FILE = "sweep.json"
 RESERVED = ("slurm",)  # what else lies in the directory of a sweep

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 
-from loopjax.log import duration
+from loopjax.progress import duration
 from loopjax.sweep.points import Point
 
 TAIL = 16_384  # bytes of a log that are looked at: the last few dozen rows

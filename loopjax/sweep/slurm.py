@@ -16,7 +16,7 @@ import threading
 import time
 
 from loopjax.errors import UserError, first_line
-from loopjax.log import write_json
+from loopjax.files import write_json
 from loopjax.sweep.local import start, stop_signals, summary, trainer_of
 from loopjax.sweep.points import Point, read_json
 from loopjax.sweep.progress import Screen, done, failure, status

@@ -7,13 +7,15 @@ import os
 import pathlib
 
 from loopjax import config as config_lib
-from loopjax import record
+from loopjax import run_record
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.log import duration, write_text
-from loopjax.report import results
+from loopjax.files import read_json, write_text
+from loopjax.progress import duration
+from loopjax.results import reader
 from loopjax.sweep.points import FILE
 from loopjax.sweep.progress import last_rows
+from loopjax.text_table import markdown
 
 # Columns of every finished run: key, title, how Markdown shows it.
 COLUMNS = (
@@ -22,7 +24,7 @@ COLUMNS = (
     ("effective_layers", "effective layers", str),
     *(
         (key, title, ("{:,}" if key == "parameters" else "{:.3g}").format)
-        for key, title in record.COSTS.items()
+        for key, title in run_record.COSTS.items()
     ),
     ("wall_clock_s", "wall-clock", duration),
 )
@@ -60,7 +62,7 @@ def rows(directories) -> list[dict]:
 
 
 def _row(directory: pathlib.Path, name: str) -> dict:
-    run = record.of_directory(directory)
+    run = run_record.of_directory(directory)
     if run is None or not run.config:
         raise UserError(f"{directory} is not the directory of a run")
     made, result = last_rows(directory), run.result
@@ -70,7 +72,7 @@ def _row(directory: pathlib.Path, name: str) -> dict:
         "finished": run.finished,
         "step": made[-1]["step"] if made else 0,
         "steps": run.config["steps"],
-        "config": record.fields(run.config),
+        "config": run_record.fields(run.config),
     }
     if not run.finished:
         return row
@@ -85,7 +87,7 @@ def _row(directory: pathlib.Path, name: str) -> dict:
 def _scores(directory: pathlib.Path, result: dict) -> dict[str, float]:
     """Scores of the files that `loopjax eval` wrote below a run's directory."""
     found = {}
-    for evaluated in results.evaluations(directory):
+    for evaluated in reader.evaluations(directory):
         suffix = "" if evaluated.plan == result["plan"] else f" at {evaluated.plan}"
         if evaluated.step != result["steps"]:
             suffix += f" @{evaluated.step}"
@@ -99,21 +101,21 @@ def _named(evaluated: dict) -> dict[str, float]:
     """{group, or task/metric: value} of an evaluation."""
     out = {group: score["value"] for group, score in evaluated["groups"].items()}
     for task, of_task in evaluated["tasks"].items():
-        for metric, (value, _) in record.scores(of_task).items():
+        for metric, (value, _) in run_record.scores(of_task).items():
             out.setdefault(f"{task}/{metric}", value)
     return out
 
 
 def not_started(directory) -> list[str]:
     """The points of a sweep's directory that have no run yet."""
-    about = record.read_json(pathlib.Path(directory) / FILE) or {"points": []}
+    about = read_json(pathlib.Path(directory) / FILE) or {"points": []}
     names = [point["name"] for point in about["points"]]
     return [n for n in names if not (pathlib.Path(directory) / n / "config.json").is_file()]
 
 
 def changed(found: list[dict]) -> list[str]:
     """The fields of the config in which runs differ, but those that make no other run of it."""
-    return record.differing(row["config"] for row in found)
+    return run_record.differing(row["config"] for row in found)
 
 
 def groups(found: list[dict], over: list[str]) -> dict[str, list[dict]]:
@@ -147,16 +149,16 @@ def check_over(found: list[dict], over: list[str]) -> None:
             raise UserError("--over: " + config_lib.unknown_field(config_lib.default(), name))
 
 
-def markdown(found: list[dict], missing: list[str], over: list[str]) -> str:
+def report(found: list[dict], missing: list[str], over: list[str]) -> str:
     """The table of runs, that of means over fields, and what is not finished."""
     check_over(found, over)
     finished = [row for row in found if row["finished"]]
     parts = []
     if finished:
-        parts.append(_as_markdown(*_by_run(finished, shown=True)))
+        parts.append(markdown(*_by_run(finished, shown=True)))
     if any(len(group) > 1 for group in groups(finished, over).values()):
         parts.append(f"Mean ± standard deviation over {', '.join(over)}:")
-        parts.append(_as_markdown(*_by_group(finished, over)))
+        parts.append(markdown(*_by_group(finished, over)))
     left = [f"- {r['name']}: step {r['step']} of {r['steps']}" for r in found if not r["finished"]]
     left += [f"- {name}: not started" for name in missing]
     if left:
@@ -197,18 +199,9 @@ def _by_group(finished: list[dict], over: list[str]) -> tuple[list[str], list[li
         cells += [show(group[0][key]) for key, _, show in costs]
         for score in scores:
             values = [row["metrics"][score] for row in group if score in row["metrics"]]
-            cells.append(record.spread(values, 4) if values else "")
+            cells.append(run_record.spread(values, 4) if values else "")
         body.append(cells)
     return heads, body
-
-
-def _as_markdown(heads: list[str], body: list[list]) -> str:
-    """A table in columns of equal width."""
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [heads, *body]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    lines = [" | ".join(f"{c:<{w}}" for c, w in zip(r, widths, strict=True)) for r in cells]
-    rule = " | ".join("-" * max(width, 3) for width in widths)
-    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def write(prefix, found: list[dict], text: str) -> None:

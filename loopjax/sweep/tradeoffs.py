@@ -1,8 +1,8 @@
 """Pictures of a table of runs: a metric against parameters and FLOPs."""
 
-from loopjax import figure
 from loopjax.errors import UserError
-from loopjax.record import COSTS, mean_and_deviation
+from loopjax.plots import figure
+from loopjax.run_record import COSTS, mean_and_deviation
 from loopjax.sweep.table import groups, metrics
 
 
@@ -18,18 +18,18 @@ def chosen(finished: list[dict], wanted: list[str] | None) -> list[str]:
 def draw(path, finished: list[dict], names: list[str], over: list[str]) -> None:
     """Writes a PNG: a row for each metric, a column for each cost.
 
-    Runs that differ in `over` alone share a colour; small, and their mean with its standard
+    Runs that differ in `over` alone share a color; small, and their mean with its standard
     deviation.
     """
     together = groups(finished, over)
     fig, axes = figure.grid(len(names) * len(COSTS), len(COSTS), 4.2, 3.2, 0.3)
-    colours, lines, costs = figure.colours(together), {}, list(COSTS.items())
+    colors, lines, costs = figure.colors(together), {}, list(COSTS.items())
     for k, axis in enumerate(axes):
         name, (key, title) = names[k // len(costs)], costs[k % len(costs)]
         for label, group in together.items():
             known = [row for row in group if name in row["metrics"]]
             if known:
-                lines[label] = _points(axis, known, key, name, colours[label])
+                lines[label] = _points(axis, known, key, name, colors[label])
         figure.plain(axis)
         axis.margins(0.12)
         figure.amounts(axis)
@@ -40,10 +40,10 @@ def draw(path, finished: list[dict], names: list[str], over: list[str]) -> None:
     figure.save(fig, path)
 
 
-def _points(axis, group: list[dict], key: str, name: str, colour: str):
+def _points(axis, group: list[dict], key: str, name: str, color: str):
     values, costs = [row["metrics"][name] for row in group], [row[key] for row in group]
     (mean, deviation), (cost, _) = mean_and_deviation(values), mean_and_deviation(costs)
     if len(group) > 1:
-        axis.plot(costs, values, "o", markersize=4, alpha=0.4, color=colour)
-        axis.errorbar([cost], [mean], [deviation], capsize=3, color=colour)
-    return axis.plot([cost], [mean], "o", markersize=8, alpha=0.8, color=colour)[0]
+        axis.plot(costs, values, "o", markersize=4, alpha=0.4, color=color)
+        axis.errorbar([cost], [mean], [deviation], capsize=3, color=color)
+    return axis.plot([cost], [mean], "o", markersize=8, alpha=0.8, color=color)[0]

@@ -1,0 +1,1 @@
+"""`loopjax prepare`: text to token shards."""

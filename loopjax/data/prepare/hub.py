@@ -1,0 +1,192 @@
+"""Hugging Face datasets as pieces: streamed from the hub or a directory, or saved to disk."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import pathlib
+
+from loopjax.data.prepare import pieces
+from loopjax.errors import UserError, first_line
+
+SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A split of a dataset of the hub, or of a directory."""
+
+    path: str
+    subset: str | None
+    split: str
+    revision: str | None  # the commit of the hub, so that a restart reads what was read before
+
+    def __str__(self) -> str:
+        return f"dataset {self.path}" + (f" ({self.subset})" if self.subset else "")
+
+    @property
+    def on_disk(self) -> bool:
+        return any((pathlib.Path(self.path) / name).is_file() for name in SAVED)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of a directory: the hash of its files' names and sizes."""
+        root = pathlib.Path(self.path)
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        listing = [f"{path.relative_to(root)} {path.stat().st_size}" for path in files]
+        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
+
+
+def find(path: str, subset: str | None, split: str, revision: str | None) -> Dataset:
+    """The dataset of a directory; else of the hub, at its newest commit if none is named."""
+    _library()
+    if pathlib.Path(path).is_dir():
+        return Dataset(path, subset, split, None)
+    import huggingface_hub
+
+    where = f"dataset {path} is no directory, and the Hugging Face hub"
+    with _told(f"{where} does not give it"):
+        info = huggingface_hub.HfApi().dataset_info(path, revision=revision)
+    return Dataset(path, subset, split, info.sha)
+
+
+def describe(dataset: Dataset) -> dict:
+    """What the manifest says of it."""
+    said = {"dataset": dataset.path, "subset": dataset.subset, "split": dataset.split}
+    if dataset.revision:
+        return said | {"revision": dataset.revision}
+    return said | {"fingerprint": dataset.fingerprint}
+
+
+def cut(dataset: Dataset, key: str, size: int) -> list[tuple]:
+    """Pieces of about `size` bytes."""
+    if dataset.on_disk:
+        rows = _open_saved(dataset)
+        pieces.check_column(rows.column_names, str(dataset), key)
+        n = max(1, -(-rows.data.nbytes // size))
+        cuts = [len(rows) * i // n for i in range(n + 1)]
+        share = rows.data.nbytes // n
+        return [(Rows(dataset, *span, share),) for span in itertools.pairwise(cuts)]
+    stream, files = _open_stream(dataset)
+    if stream.column_names is not None:
+        pieces.check_column(stream.column_names, str(dataset), key)
+    sizes = _sizes(files)
+    per_file = sum(sizes) // stream.num_shards
+    # Only Parquet can be read from its middle.
+    n = max(1, -(-per_file // size)) if all(f.endswith(".parquet") for f in files) else 1
+    return [
+        (StreamPart(dataset, file, part, n, per_file // n),)
+        for file in range(stream.num_shards)
+        for part in range(n)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows [start, stop) of a dataset that was saved to disk."""
+
+    dataset: Dataset
+    start: int
+    stop: int
+    bytes: int
+
+    def documents(self, key: str):
+        rows = _open_saved(self.dataset).select_columns([key])
+        starts = range(self.start, self.stop, pieces.ROWS)
+        columns = (rows[i : min(i + pieces.ROWS, self.stop)][key] for i in starts)
+        texts = pieces.texts(columns, self.start, str(self.dataset), key)
+        for i, document in enumerate(texts, 1):
+            yield document, self.bytes * i // (self.stop - self.start)
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPart:
+    """Part `part` of `parts` of the data file number `file` of a streamed dataset.
+
+    How many row groups a file has is known when it is opened: a file of fewer than `parts` leaves
+    the last parts empty. `bytes` is an estimate, and counts when the part is done.
+    """
+
+    dataset: Dataset
+    file: int
+    part: int
+    parts: int
+    bytes: int
+
+    def documents(self, key: str):
+        with _told(f"{self.dataset}, file {self.file}, is not readable"):
+            stream, _ = _open_stream(self.dataset)
+            stream = stream.shard(stream.num_shards, self.file)
+            if self.parts > 1:
+                stream = stream.reshard()
+                n = min(self.parts, stream.num_shards)
+                if self.part >= n:
+                    return
+                stream = stream.shard(n, self.part)
+            tables = stream.with_format("arrow").iter(pieces.ROWS)
+            columns = (self._column(table, key) for table in tables)
+            where = f"{self.dataset}, file {self.file}, part {self.part}"
+            for document in pieces.texts(columns, 0, where, key):
+                yield document, 0
+
+    def _column(self, table, key: str) -> list:
+        pieces.check_column(table.column_names, str(self.dataset), key)
+        return table.column(key).to_pylist()
+
+
+def _library():
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "reading a dataset needs the package datasets: pip install 'loopjax[data]'"
+        ) from None
+    datasets.disable_progress_bars()
+    return datasets
+
+
+@contextlib.contextmanager
+def _told(what: str):
+    """Turns whatever the library, the network or the hub raise into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {first_line(error)}") from None
+
+
+# A worker reads many pieces of one dataset: it finds its files once.
+@functools.lru_cache(maxsize=2)
+def _open_saved(dataset: Dataset):
+    with _told(f"{dataset} is not readable"):
+        rows = _library().load_from_disk(dataset.path)
+    if isinstance(rows, dict):
+        if dataset.split not in rows:
+            raise UserError(f"{dataset} has no split {dataset.split!r}: {', '.join(rows)}")
+        rows = rows[dataset.split]
+    return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _open_stream(dataset: Dataset):
+    """The dataset, streamed, and the addresses of the split's data files."""
+    with _told(f"{dataset} cannot be opened"):
+        builder = _library().load_dataset_builder(
+            dataset.path, dataset.subset, revision=dataset.revision
+        )
+        stream = builder.as_streaming_dataset(split=dataset.split)
+        return stream, [str(file) for file in (builder.config.data_files or {})[dataset.split]]
+
+
+def _sizes(files: list[str]) -> list[int]:
+    import fsspec
+
+    sizes = {}
+    with _told("the sizes of the data files are not known"):
+        for folder in {file.rpartition("/")[0] for file in files}:  # one question a folder
+            system, path = fsspec.core.url_to_fs(folder)
+            for entry in system.ls(path, detail=True):
+                sizes[f"{folder}/{pathlib.PurePath(entry['name']).name}"] = entry["size"]
+    return [sizes.get(file) or 0 for file in files]

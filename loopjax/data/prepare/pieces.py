@@ -1,0 +1,223 @@
+"""The input of `loopjax prepare` as pieces: what one worker reads to write one shard.
+
+A piece is a tuple of parts, and where the cuts lie depends on the input and the wanted size
+alone, so that the shards are the same however many processes write them. A part has a size in
+`bytes`, by which progress is counted, and `documents(key)` yields (text, bytes read so far).
+"""
+
+import dataclasses
+import gzip
+import io
+import itertools
+import json
+import pathlib
+import zlib
+
+from loopjax.errors import UserError, first_line
+
+TEXT_DOCUMENT = 2**16  # bytes; a longer plain-text file is cut into documents of this size
+BUFFER = 2**20  # bytes: a line is often longer than the buffer that Python would take
+ROWS = 1024  # read from Parquet and from datasets at a time
+PACKED = (".gz", ".zst")
+JSON_LINES = (".jsonl", ".json")
+FOUND = (".jsonl", ".txt", ".parquet")  # what is taken from a directory
+
+
+def find_files(inputs) -> list[pathlib.Path]:
+    """The files among the inputs, and those below the directories among them, sorted."""
+    paths = []
+    for given in map(pathlib.Path, inputs):
+        if given.is_dir():
+            below = sorted(path for path in given.rglob("*") if path.is_file())
+            found = [path for path in below if _format(path) in FOUND]
+            if not found:
+                raise UserError(f"input {given} holds no {', '.join(FOUND)} file (or .gz, .zst)")
+            paths += found
+        elif given.is_file():
+            paths.append(given)
+        else:
+            raise UserError(f"input {given} is not a file or a directory")
+    return paths
+
+
+def cut_files(paths, key: str, size: int) -> list[tuple]:
+    """Pieces of about `size` bytes: long files are cut, short ones lie together."""
+    parts = [part for path in paths for part in _parts(path, key, size)]
+    return join(parts, size)
+
+
+def join(parts, size: int) -> list[tuple]:
+    """Neighbors together in tuples of at most `size` bytes, or of one part."""
+    pieces, room = [], 0
+    for part in parts:
+        if pieces and part.bytes <= room:
+            pieces[-1] += (part,)
+        else:
+            pieces.append((part,))
+            room = size
+        room -= part.bytes
+    return pieces
+
+
+def _format(path: pathlib.Path) -> str:
+    """The suffix that tells how a file is read, whether it is packed or not."""
+    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
+
+
+def _parts(path: pathlib.Path, key: str, size: int) -> list:
+    if path.suffix == ".parquet":
+        return list(_row_groups(path, key, size))
+    length = path.stat().st_size
+    n = 1 if path.suffix in PACKED else -(-length // size)  # what is packed cannot be cut
+    cuts = [length * i // max(n, 1) for i in range(n + 1)]
+    return [FileRange(str(path), start, stop) for start, stop in itertools.pairwise(cuts)]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRange:
+    """The lines of a .jsonl or text file that begin in the bytes [start, stop)."""
+
+    path: str
+    start: int
+    stop: int
+
+    @property
+    def bytes(self) -> int:
+        return self.stop - self.start
+
+    def documents(self, key: str):
+        read = self._json if _format(pathlib.Path(self.path)) in JSON_LINES else self._text
+        try:
+            with open(self.path, "rb", BUFFER) as raw:
+                yield from read(self._lines(raw), key)
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+            raise UserError(f"input {self.path} is not readable: {first_line(error)}") from None
+
+    def _lines(self, raw):
+        """Yields (line, position in the file behind it)."""
+        if self.path.endswith(PACKED):
+            for line in _unpacked(raw, self.path):
+                yield line, raw.tell()
+            return
+        position = self.start
+        if position:
+            # The line that the byte before belongs to began before this part.
+            raw.seek(position - 1)
+            position += len(raw.readline()) - 1
+        while position < self.stop and (line := raw.readline()):
+            position += len(line)
+            yield line, position
+
+    def _json(self, lines, key):
+        for number, (line, position) in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                document = json.loads(line)[key]
+            except (ValueError, KeyError, TypeError):
+                document = None
+            if not isinstance(document, str):
+                raise UserError(
+                    f"input {self.path}, line {self._lines_before() + number}: no JSON object "
+                    f"with a text field {key!r}"
+                )
+            yield document, position - self.start
+
+    def _lines_before(self) -> int:
+        """How many lines begin before this part: counted only to tell where a mistake is."""
+        if not self.start:
+            return 0
+        before = dataclasses.replace(self, start=0, stop=self.start)
+        with open(self.path, "rb", BUFFER) as raw:
+            return sum(1 for _ in before._lines(raw))
+
+    def _text(self, lines, key):
+        """Plain text as documents, cut at line ends where it is long."""
+        held, size, position = [], 0, self.start
+        for line, position in lines:
+            held.append(line)
+            size += len(line)
+            if size >= TEXT_DOCUMENT:
+                yield b"".join(held).decode("utf-8"), position - self.start
+                held, size = [], 0
+        if held:
+            yield b"".join(held).decode("utf-8"), position - self.start
+
+
+def _unpacked(raw, path: str):
+    if path.endswith(".gz"):
+        return gzip.GzipFile(fileobj=raw)
+    return io.BufferedReader(pyarrow(path).CompressedInputStream(raw, "zstd"), BUFFER)
+
+
+def pyarrow(what):
+    """The module; a UserError where it is not installed."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            f"reading {what} needs the package pyarrow: pip install 'loopjax[data]'"
+        ) from None
+    return pyarrow
+
+
+@dataclasses.dataclass(frozen=True)
+class RowGroups:
+    """The row groups [start, stop) of a Parquet file; `bytes` are those of the text column."""
+
+    path: str
+    start: int
+    stop: int
+    bytes: int
+
+    def documents(self, key: str):
+        parquet = pyarrow(self.path).parquet
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                groups = range(self.start, self.stop)
+                first = sum(file.metadata.row_group(g).num_rows for g in range(self.start))
+                rows = sum(file.metadata.row_group(g).num_rows for g in groups)
+                batches = file.iter_batches(ROWS, row_groups=list(groups), columns=[key])
+                columns = (batch.column(0).to_pylist() for batch in batches)
+                for i, document in enumerate(texts(columns, first, f"input {self.path}", key), 1):
+                    yield document, self.bytes * i // rows
+        except OSError as error:
+            raise UserError(f"input {self.path} is not readable: {first_line(error)}") from None
+
+
+def texts(columns, first: int, where: str, key: str):
+    """The texts of lists of values, of which the first is row number `first` of `where`."""
+    row = first
+    for values in columns:
+        for document in values:
+            if not isinstance(document, str):
+                raise UserError(f"{where}, row {row}: no text in the column {key!r}")
+            yield document
+            row += 1
+
+
+def check_column(columns, where: str, key: str) -> None:
+    if key not in columns:
+        raise UserError(
+            f"{where} has no column {key!r}: name one of {', '.join(columns)} by --text-key"
+        )
+
+
+def _row_groups(path: pathlib.Path, key: str, size: int):
+    arrow = pyarrow(path)
+    try:
+        with arrow.parquet.ParquetFile(path) as file:
+            metadata, names = file.metadata, file.schema_arrow.names
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise UserError(f"input {path} is not readable: {first_line(error)}") from None
+    check_column(names, f"input {path}", key)
+    start = total = 0
+    for group in range(metadata.num_row_groups):
+        columns = (metadata.row_group(group).column(c) for c in range(metadata.num_columns))
+        length = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == key)
+        if group > start and total + length > size:
+            yield RowGroups(str(path), start, group, total)
+            start, total = group, 0
+        total += length
+    if metadata.num_row_groups:
+        yield RowGroups(str(path), start, metadata.num_row_groups, total)

@@ -1,1 +1,0 @@
-"""What a checkpoint holds: its plan, where its layers come from, its weights and its updates."""

@@ -1,0 +1,1 @@
+"""A language model loaded from a checkpoint: scoring, decoding, batching."""

@@ -1,0 +1,262 @@
+"""Decoding with a KV cache: batches of prompts of unequal length, a few compiled shapes.
+
+A prompt is read in one forward pass (`prefill`), which leaves the keys and values of every
+*executed* layer. They are moved to the right end of their slots, so that all rows of a batch write
+their next token to the same slot; `first_B` says where a row begins. Tokens are then made CHUNK at
+a time on the device, and the host looks for stop strings in between.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from loopjax import model
+from loopjax.errors import UserError
+from loopjax.lm.batching import bucket
+from loopjax.lm.loaded_model import LanguageModel
+from loopjax.progress import Progress
+
+CHUNK = 16  # tokens between two looks for stop strings
+CACHE_AXES = ("batch", "kv_heads", "seq", "head_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: the most likely at temperature 0, else drawn.
+
+    Attributes:
+      temperature: the logits are divided by it.
+      top_p: drawn from the fewest tokens whose probabilities sum to at least this.
+      seed: of the draws; the tokens of prompt i depend on (seed, i) and on nothing beside it.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"--temperature {self.temperature} must be at least 0")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p {self.top_p} must lie within 0..1, without 0")
+
+
+@dataclasses.dataclass
+class Generation:
+    """What was made of a prompt.
+
+    Attributes:
+      tokens: the new ones, the end of document or the stop string's tokens not among them.
+      text: decoded, cut before the first stop string.
+      ended: by "eos", "stop" (a stop string) or "length".
+      truncated: tokens that the prompt lost from the left, to fit into the context.
+    """
+
+    tokens: list[int]
+    text: str
+    ended: str
+    truncated: int = 0
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    *,
+    stop: Sequence[str] = (),
+    sampling: Sampling = Sampling(),
+    batch_size: int = 64,
+    progress: str = "",
+) -> list[Generation]:
+    """Continues prompts of token ids, each of at least one token.
+
+    Prompts longer than the context less `max_new_tokens` lose tokens from the left, as in
+    lm-evaluation-harness.
+
+    Args:
+      stop: texts before which a continuation ends.
+      batch_size: prompts at a time, over all devices.
+      progress: what the progress bar says; empty for none.
+    """
+    room = lm.context - max_new_tokens
+    if max_new_tokens < 1 or room < 1:
+        raise UserError(
+            f"--max-new-tokens {max_new_tokens} must lie within 1..{lm.context - 1}, the context "
+            "less a token"
+        )
+    if not all(prompts):
+        raise ValueError("a prompt is empty")
+    made: list[Generation | None] = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][-room:]), reverse=True)
+    with lm.on_mesh(), Progress(len(prompts), progress) as shown:
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            cut = [prompts[i][-room:] for i in numbers]
+            for i, generation in zip(
+                numbers, _continue(lm, cut, numbers, max_new_tokens, stop, sampling), strict=True
+            ):
+                generation.truncated = max(0, len(prompts[i]) - room)
+                made[i] = generation
+            shown.update(len(numbers))
+    return made
+
+
+def _continue(lm, prompts, numbers, max_new_tokens, stop, sampling) -> list[Generation]:
+    """One batch; `numbers` are those of the prompts, which the draws depend on."""
+    B = lm.batch_parts * bucket(-(-len(prompts) // lm.batch_parts), least=1)
+    T = bucket(max(map(len, prompts)))
+    tokens = np.zeros((B, T), np.int32)
+    lengths, seeds = np.ones(B, np.int32), np.zeros(B, np.int32)
+    for r, (prompt, number) in enumerate(zip(prompts, numbers, strict=True)):
+        tokens[r, : len(prompt)], lengths[r], seeds[r] = prompt, len(prompt), number
+    chunks = -(-max_new_tokens // CHUNK)
+    start, step = _programs(lm.cfg, lm.plan, sampling.temperature, sampling.top_p)
+    rows = lm.put({"tokens": tokens, "lengths": lengths, "seeds": seeds})
+    key = jax.random.key(sampling.seed)
+    state = start(lm.params, rows, key, slots=T + chunks * CHUNK)
+    outside = {name: leaf for name, leaf in lm.params.items() if name != "layers"}
+    ends = [_End(lm.tokenizer, stop, max_new_tokens) for _ in prompts]
+    for _ in range(chunks):
+        state, new_BN = step(outside, lm.layers, state, key)
+        new_BN = np.asarray(new_BN)
+        for end, row in zip(ends, new_BN, strict=False):
+            end.add(row.tolist())
+        if all(end.ended for end in ends):
+            break
+    return [end.generation() for end in ends]
+
+
+class _End:
+    """The tokens of one continuation, and where it ends."""
+
+    def __init__(self, tokenizer, stop: Sequence[str], limit: int):
+        self.tokenizer, self.stop, self.limit = tokenizer, [s for s in stop if s], limit
+        self.tokens, self.text, self.ended = [], "", ""
+
+    def add(self, new: list[int]) -> None:
+        if self.ended:
+            return
+        new = new[: self.limit - len(self.tokens)]
+        if self.tokenizer.eos_id in new:
+            new, self.ended = new[: new.index(self.tokenizer.eos_id)], "eos"
+        self.tokens += new
+        if not self.ended and len(self.tokens) == self.limit:
+            self.ended = "length"
+        self.text = self.decoded(len(self.tokens))
+        if self.stops(self.text):
+            self.ended = "stop"
+            n = next(n for n in range(len(self.tokens)) if self.stops(self.decoded(n + 1)))
+            self.tokens = self.tokens[:n]
+            self.text = min((self.text.split(s)[0] for s in self.stop), key=len)
+
+    def decoded(self, n: int) -> str:
+        return self.tokenizer.decode(self.tokens[:n], special=False)
+
+    def stops(self, text: str) -> bool:
+        return any(s in text for s in self.stop)
+
+    def generation(self) -> Generation:
+        return Generation(self.tokens, self.text, self.ended or "length")
+
+
+def prefill(params, tokens_BT, cfg, plan):
+    """(residual stream before the final norm [B, T, D], a `KVCache` of T slots per executed layer)."""
+    x_BTD, sown = model.intermediates(params, tokens_BT, cfg, plan, ("key", "value"))
+    key, value = (sown[name].swapaxes(2, 3) for name in ("key", "value"))
+    return x_BTD, tuple(map(model.KVCache, key, value))
+
+
+def decode_step(params, layers, tokens_BT, cfg, plan, placement: model.Placement, caches):
+    """(residual stream before the final norm [B, T, D], the caches with the tokens written to them).
+
+    The blocks are not scanned: what a scan cuts from a stack (weights, caches) is copied, and reading
+    them once is all that a step with few tokens costs.
+
+    Args:
+      layers: the parameters of each unique layer; the rest is read from `params`.
+      caches: a `KVCache` for each executed layer.
+    """
+    x_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
+    angles, written = model.angles_of(cfg, placement.positions_BT), []
+    for i, cache in zip(plan.order, caches, strict=True):
+        x_BTD, cache = model.Block(cfg).apply(
+            {"params": layers[i]}, x_BTD, angles, placement, cache=cache
+        )
+        written.append(cache)
+    return x_BTD, tuple(written)
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(cfg, plan, temperature: float, top_p: float):
+    """The two compiled programs: prompts to a state, and a state to CHUNK tokens more."""
+    choose = functools.partial(_choose, temperature=temperature, top_p=top_p)
+    start = functools.partial(_start, cfg=cfg, plan=plan, choose=choose)
+    steps = functools.partial(_steps, cfg=cfg, plan=plan, choose=choose)
+    return jax.jit(start, static_argnames="slots"), jax.jit(steps, donate_argnums=2)
+
+
+def _start(params, rows, key, *, slots: int, cfg, plan, choose) -> dict:
+    """Reads the prompts; the state holds the cache, the next tokens, and where everything is."""
+    tokens_BT, lengths_B = rows["tokens"], rows["lengths"]
+    T = tokens_BT.shape[1]
+    x_BTD, caches = prefill(params, tokens_BT, cfg, plan)
+    x_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
+    logits_BV = model.unembed(params, x_B1D, cfg)[:, 0]
+    first_B = T - lengths_B
+
+    def aligned(new_BKTC):
+        source_BT = (jnp.arange(T)[None] - first_B[:, None]) % T
+        right = jnp.take_along_axis(new_BKTC, source_BT[:, None, :, None], axis=2)
+        padded = jnp.pad(right, ((0, 0), (0, 0), (0, slots - T), (0, 0)))
+        return nn.with_logical_constraint(padded, CACHE_AXES)
+
+    return {
+        "caches": jax.tree.map(aligned, caches),
+        "next": choose(logits_BV, key, rows["seeds"], lengths_B),
+        "first": first_B,
+        "seeds": rows["seeds"],
+        "slot": jnp.int32(T),
+    }
+
+
+def _steps(params, layers, state, key, *, cfg, plan, choose):
+    """The state after CHUNK tokens more of every row, and the tokens, [B, CHUNK]."""
+    slots = jnp.arange(state["caches"][0].key.shape[2])
+    first_B = state["first"]
+
+    def step(carry, _):
+        caches, next_B, slot = carry
+        positions_B = slot - first_B
+        mask_B1S = (slots[None] >= first_B[:, None]) & (slots[None] <= slot)
+        placement = model.Placement(positions_B[:, None], mask_B1S[:, None], slot)
+        x_B1D, caches = decode_step(params, layers, next_B[:, None], cfg, plan, placement, caches)
+        logits_BV = model.unembed(params, x_B1D, cfg)[:, 0]
+        chosen_B = choose(logits_BV, key, state["seeds"], positions_B + 1)
+        return (caches, chosen_B, slot + 1), next_B
+
+    carry = (state["caches"], state["next"], state["slot"])
+    (caches, next_B, slot), made_NB = jax.lax.scan(step, carry, length=CHUNK)
+    return {**state, "caches": caches, "next": next_B, "slot": slot}, made_NB.T
+
+
+def _choose(logits_BV, key, seeds_B, positions_B, *, temperature: float, top_p: float):
+    """The next token of each row, int32 [B]."""
+    if temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / temperature
+    if top_p < 1:
+        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+        before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV), axis=-1) - jax.nn.softmax(sorted_BV)
+        least_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+
+    def draw(logits_V, seed, position):
+        own = jax.random.fold_in(jax.random.fold_in(key, seed), position)
+        return jax.random.categorical(own, logits_V)
+
+    return jax.vmap(draw)(logits_BV, seeds_B, positions_B).astype(jnp.int32)

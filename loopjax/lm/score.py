@@ -1,0 +1,222 @@
+"""Log-likelihoods of continuations: few shapes, little padding, no context computed twice.
+
+Requests of one context become one row. Its tokens are the context and, behind it, the
+continuations as *branches*: each sees the context and itself, at the positions that it would have
+alone. So ten options for one prompt cost about one forward pass, and a continuation of one token,
+which is read off the end of the context, costs nothing.
+
+    tokens      c0 c1 c2 | a0 a1 | b0        continuations a0 a1 a2 and b0 b1
+    positions    0  1  2 |  3  4 |  3
+    branch       0  0  0 |  1  1 |  2        a token sees branch 0 and its own, no later token
+    read at            c2  a0 a1               a0, a1, a2
+                       c2  b0                  b0, b1
+
+Rows are sorted by length and padded to one of a few lengths; a batch holds about the same number of
+tokens whatever their length.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from loopjax import model
+from loopjax.errors import UserError
+from loopjax.lm.batching import bucket, default_batch_tokens
+from loopjax.lm.loaded_model import LanguageModel
+from loopjax.progress import Progress
+
+READ_CHUNK = 64  # positions whose logits are held at a time, per row
+
+
+@dataclasses.dataclass
+class Row:
+    """One sequence of a batch, and what is read of it.
+
+    Attributes:
+      tokens, positions, branches: of each of its tokens.
+      reads: (slot, target token, request) for each token of each continuation.
+    """
+
+    tokens: list[int]
+    positions: list[int]
+    branches: list[int]
+    reads: list[tuple[int, int, int]]
+
+    @property
+    def branched(self) -> bool:
+        return self.branches[-1] > 0
+
+
+@dataclasses.dataclass
+class Scores:
+    """For each request: sum of the log-probabilities, whether greedy decoding gives it; counts.
+
+    With exits both are [E + 1, requests], the last row the model's own.
+    """
+
+    logprobs: np.ndarray
+    greedy: np.ndarray
+    truncated: int
+    rows: int
+    tokens: int
+
+
+def log_likelihoods(
+    lm: LanguageModel,
+    requests: Sequence[tuple[list[int], list[int]]],
+    *,
+    batch_tokens: int | None = None,
+    progress: str = "",
+    exits=None,
+) -> Scores:
+    """log p(continuation | context) of (context, continuation) pairs of token ids.
+
+    A request longer than the model's context loses tokens from the left, as in
+    lm-evaluation-harness; `truncated` counts them. A context must have at least one token.
+
+    Args:
+      batch_tokens: tokens per batch, over all devices; by default what suits the platform.
+      progress: what the progress bar says; empty for none.
+      exits: an `analysis.lens.Lens`, to score by all its exits at once.
+    """
+    rows, truncated = make_rows(requests, lm.context)
+    shape = (len(requests),) if exits is None else (lm.plan.n_effective + 1, len(requests))
+    logprobs, greedy = np.zeros(shape), np.ones(shape, bool)
+    with lm.on_mesh(), Progress(len(requests), progress) as shown:
+        score = _scorer(lm.cfg, lm.plan)
+        for batch, branched in _batches(rows, lm, batch_tokens or default_batch_tokens(lm)):
+            arrays = _arrays(batch, lm)
+            found, best = jax.device_get(score(lm.params, lm.put(arrays), exits, branched=branched))
+            for r, row in enumerate(batch):
+                for n, (_, _, request) in enumerate(row.reads):
+                    logprobs[..., request] += found[..., r, n]
+                    greedy[..., request] &= best[..., r, n]
+            shown.update(len({request for row in batch for *_, request in row.reads}))
+    return Scores(logprobs, greedy, truncated, len(rows), sum(len(row.tokens) for row in rows))
+
+
+def make_rows(requests, context: int) -> tuple[list[Row], int]:
+    """(rows, how many requests were cut); requests of one context share rows."""
+    options: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+    truncated = 0
+    for number, (before, after) in enumerate(requests):
+        if not before:
+            raise ValueError(f"request {number} has an empty context")
+        if len(after) > context:
+            raise UserError(
+                f"a continuation of {len(after)} tokens is longer than the context of {context}"
+            )
+        truncated += len(before) + len(after) > context + 1
+        before = before[max(0, len(before) + len(after) - context - 1) :]
+        options.setdefault(tuple(before), {}).setdefault(tuple(after), []).append(number)
+    rows = [row for before, after in options.items() for row in _rows_of(before, after, context)]
+    return rows, truncated
+
+
+def _rows_of(context: tuple, options: dict, limit: int):
+    """Rows of a context and its continuations, none much longer than the model's context."""
+    row = None
+    for continuation, numbers in options.items():
+        inputs = continuation[:-1]
+        if row is None or len(row.tokens) + len(inputs) > 2 * limit:
+            if row:
+                yield row
+            n = len(context)
+            row = Row(list(context), list(range(n)), [0] * n, [])
+        slots = [len(context) - 1, *range(len(row.tokens), len(row.tokens) + len(inputs))]
+        for slot, token in zip(slots, continuation, strict=True):
+            row.reads += [(slot, token, number) for number in numbers]
+        if inputs:
+            row.tokens += inputs
+            row.positions += range(len(context), len(context) + len(inputs))
+            row.branches += [row.branches[-1] + 1] * len(inputs)
+    yield _unbranched(row)
+
+
+def _unbranched(row: Row) -> Row:
+    """A single branch is a plain sequence, which needs no mask."""
+    if row.branches[-1] == 1:
+        row.branches = [0] * len(row.tokens)
+    return row
+
+
+def _batches(rows: list[Row], lm: LanguageModel, batch_tokens: int):
+    """(rows, whether any is branched), the longest first, of one padded length each."""
+
+    def shape(row):
+        return bucket(len(row.tokens)), row.branched
+
+    for (length, branched), alike in itertools.groupby(
+        sorted(rows, key=shape, reverse=True), shape
+    ):
+        size = lm.batch_parts * max(1, batch_tokens // length // lm.batch_parts)
+        while batch := list(itertools.islice(alike, size)):
+            yield batch, branched
+
+
+def _arrays(batch: list[Row], lm: LanguageModel) -> dict:
+    """int32 [B, T] and [B, N], both padded so that few shapes are compiled."""
+    parts = lm.batch_parts
+    B = parts * bucket(-(-len(batch) // parts), least=1)
+    T = bucket(max(len(row.tokens) for row in batch))
+    N = bucket(max(len(row.reads) for row in batch), least=1)
+    names = ("tokens", "positions", "branches")
+    out = {name: np.zeros((B, T), np.int32) for name in names}
+    out |= {name: np.zeros((B, N), np.int32) for name in ("slots", "targets")}
+    for r, row in enumerate(batch):
+        for name in names:
+            out[name][r, : len(row.tokens)] = getattr(row, name)
+        # Padding is a branch of its own: nobody sees it.
+        out["branches"][r, len(row.tokens) :] = -1
+        out["slots"][r, : len(row.reads)] = [slot for slot, _, _ in row.reads]
+        out["targets"][r, : len(row.reads)] = [target for _, target, _ in row.reads]
+    return out
+
+
+@functools.lru_cache(maxsize=16)
+def _scorer(cfg, plan):
+    return jax.jit(functools.partial(_score, cfg=cfg, plan=plan), static_argnames="branched")
+
+
+def _score(params, batch, exits, *, cfg, plan, branched: bool):
+    """Log-probability of each target, and whether it is the most likely token; both [B, N].
+
+    With exits both are [E + 1, B, N].
+    """
+    placement, targets_BN = _placement(batch) if branched else None, batch["targets"]
+    if exits is None:
+        x_BTD = model.residual(params, batch["tokens"], cfg, plan, placement)
+        x_BND = jnp.take_along_axis(x_BTD, batch["slots"][..., None], axis=1)
+        return _read(params, x_BND, targets_BN, cfg)
+    at = (params, batch["tokens"], batch["slots"], cfg, plan, placement)
+    return jax.lax.map(lambda x_BND: _read(params, x_BND, targets_BN, cfg), exits.residuals(*at))
+
+
+def _read(params, x_BND, targets_BN, cfg):
+    """Log-probability of each target from the residual that it is read off, and whether it is best."""
+
+    def read(args):
+        x_BnD, target_Bn = args
+        logits_BnV = model.unembed(params, x_BnD, cfg)
+        logprobs_BnV = jax.nn.log_softmax(logits_BnV)
+        found_Bn = jnp.take_along_axis(logprobs_BnV, target_Bn[..., None], axis=-1)[..., 0]
+        return found_Bn, jnp.argmax(logits_BnV, axis=-1) == target_Bn
+
+    # Logits are [..., V]: of a few positions of each row at a time.
+    B, N = targets_BN.shape
+    chunk = next(c for c in range(min(N, READ_CHUNK), 0, -1) if N % c == 0)
+    chunks = tuple(
+        x.reshape(B, N // chunk, chunk, *x.shape[2:]).swapaxes(0, 1) for x in (x_BND, targets_BN)
+    )
+    return tuple(x.swapaxes(0, 1).reshape(B, N) for x in jax.lax.map(read, chunks))
+
+
+def _placement(batch) -> model.Placement:
+    branches_BT = batch["branches"]
+    query, key = branches_BT[:, :, None], branches_BT[:, None, :]
+    return model.Placement(batch["positions"], (key == 0) | (key == query))

@@ -1,0 +1,106 @@
+"""Pictures by matplotlib, which is an extra: colors, axes, PNG."""
+
+import io
+import pathlib
+
+from loopjax.errors import UserError
+
+COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
+INK, PALE = "#1f2937", "#e5e7eb"
+
+
+def new(width: float, height: float):
+    """An empty figure, in inches; raises UserError where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("a picture needs matplotlib: pip install 'loopjax[report]'") from None
+    fig = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig
+
+
+def grid(n: int, columns: int, width: float, height: float, more: float = 0.0):
+    """(figure, n axes) in rows of `columns`; inches of one axis, and more of the figure's height."""
+    columns = max(1, min(n, columns))
+    rows = -(-n // columns)
+    fig = new(width * columns, height * rows + more)
+    fig.get_layout_engine().set(h_pad=0.09)
+    cells = fig.add_gridspec(rows, columns)
+    return fig, [fig.add_subplot(cells[divmod(k, columns)]) for k in range(n)]
+
+
+def colors(labels, chosen: dict | None = None) -> dict[str, str]:
+    """{label: color}: the one that is chosen, else the next of the palette.
+
+    The first eight are told apart with ease, sixteen more are paler and darker ones of them.
+    """
+    chosen = chosen or {}
+    return {label: chosen.get(label) or _shade(k) for k, label in enumerate(labels)}
+
+
+def _shade(k: int) -> str:
+    base, target, share = COLORS[k % 8], *((0, 0.0), (255, 0.5), (0, 0.45))[k // 8 % 3]
+    parts = (int(base[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + share * (target - part)):02x}" for part in parts)
+
+
+def own(artist, label: str):
+    """Says whose a line, an image or a whole axis is; the report hides and shows it by that."""
+    artist.set_gid(label)
+    return artist
+
+
+def title(axis, text: str) -> None:
+    axis.set_title(text, loc="left", color=INK, fontsize=10, fontweight="bold")
+
+
+def layers(axis, n: int, label: str = "executed layer") -> None:
+    """The horizontal axis of n executed layers, with a grid line every four where there are many."""
+    axis.set_xticks(range(0, n, 1 if n <= 10 else 4))
+    axis.set_xlabel(label, color=INK, fontsize=9)
+
+
+def amounts(axis) -> None:
+    """A horizontal axis of parameters or FLOPs: few ticks, "1.5M"."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def legend(fig, lines: dict) -> None:
+    """A legend of {text: line} below all axes; a long one makes the figure higher, not the axes low."""
+    longest = max(map(len, lines), default=0)
+    # An inch holds about 14 characters of this size, or five lines.
+    columns = max(1, int(fig.get_figwidth() / (longest / 14 + 0.6)))
+    fig.set_figheight(fig.get_figheight() + max(0, -(-len(lines) // columns) - 2) / 5)
+    fig.legend(
+        lines.values(), lines.keys(), loc="outside lower left", ncols=min(columns, len(lines)),
+        frameon=False, fontsize=9, labelcolor=INK,
+    )  # fmt: skip
+
+
+def plain(axis) -> None:
+    """An axis for curves: a pale grid, no box."""
+    axis.grid(color=PALE, linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(PALE)
+    axis.tick_params(colors=INK, labelsize=9, length=0)
+
+
+def png(fig) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=140)
+    return buffer.getvalue()
+
+
+def save(fig, path) -> None:
+    """Writes a PNG; raises UserError where that cannot be."""
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(fig))
+    except OSError as error:
+        raise UserError(f"--plot {path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,84 @@
+"""The progress line on standard error, for every command that works for more than a moment."""
+
+import sys
+import time
+
+WIDTH = 79
+TERMINAL_S, FILE_S = 0.2, 10.0  # seconds between two lines: redrawn on a terminal, kept in a file
+
+
+def duration(seconds: float) -> str:
+    """3723 -> "1:02:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Line:
+    """A line that is redrawn on a terminal, and printed every 10 seconds elsewhere."""
+
+    def __init__(self):
+        self.terminal = sys.stderr.isatty()
+        self.interval = TERMINAL_S if self.terminal else FILE_S
+        self.shown_at: float | None = None
+
+    def due(self, since: float) -> bool:
+        """Whether it is time for another line; the first is due an interval after `since`."""
+        return time.monotonic() - max(since, self.shown_at or since) >= self.interval
+
+    def show(self, text: str, *, last: bool = False) -> None:
+        """Prints the line; the last one stays on a terminal too."""
+        self.shown_at = time.monotonic()
+        end = "\r" if self.terminal and not last else "\n"
+        print(f"{text:<{WIDTH}}" if self.terminal else text, end=end, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """How far a job is: count, speed and time left. A context manager.
+
+    A job that ends before the first line is due prints nothing.
+
+    Args:
+      total: units of work.
+      text: what the line begins with; an empty text prints nothing at all.
+      done: units that an earlier start finished already; they do not count for the speed.
+      in_bytes: whether the units are bytes, shown as GB and MB/s.
+    """
+
+    def __init__(self, total: int, text: str, *, done: int = 0, in_bytes: bool = False):
+        self.total, self.text, self.in_bytes = total, text, in_bytes
+        self.done = self.done_before = done
+        self.note = ""
+        self.begun = time.monotonic()
+        self.line = Line()
+
+    def update(self, n: int = 1, note: str = "") -> None:
+        """Counts `n` more units, and prints a line if one is due; `note` ends it."""
+        self.done += n
+        self.note = f"  {note}" if note else ""
+        if self.text and self.line.due(self.begun):
+            self.line.show(self._text())
+
+    def close(self) -> None:
+        """Prints the last line, if there was one before."""
+        if self.line.shown_at is not None:
+            self.line.show(self._text(), last=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _text(self) -> str:
+        seconds = max(time.monotonic() - self.begun, 1e-9)
+        speed = (self.done - self.done_before) / seconds
+        if self.in_bytes:
+            count = f"{self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB  {speed / 1e6:,.0f} MB/s"
+        else:
+            per = f"{speed:,.1f}/s" if speed >= 1 or not speed else f"{1 / speed:,.1f} s each"
+            count = f"{self.done:,}/{self.total:,}  {per}"
+        if self.done >= self.total:
+            return f"{self.text}  {count}  {duration(seconds)}{self.note}"
+        left = duration((self.total - self.done) / speed) if speed else "unknown"
+        return f"{self.text}  {count}  ETA {left}{self.note}"

@@ -1,0 +1,77 @@
+"""What a section is made of: pictures and tables."""
+
+import dataclasses
+import html
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure of matplotlib.
+
+    Attributes:
+      name: of its files, where figures are written.
+      caption: one sentence: what it is of.
+      figure: what is drawn; its parts are marked by `figure.own`.
+    """
+
+    name: str
+    caption: str
+    figure: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of cells.
+
+    Attributes:
+      caption: one sentence: what it is of.
+      heads: titles of the columns.
+      rows: (label of the model or None, cells); a cell is a text, a number with its text, or None.
+    """
+
+    caption: str
+    heads: list[str]
+    rows: list[tuple[str | None, list]]
+
+
+def number(value: float | None, form: str) -> tuple[float, str] | None:
+    """A cell that is sorted by its value: number(0.5, ".1%")."""
+    return None if value is None else (value, format(value, form))
+
+
+def table_html(table: Table, owners: dict[str, str], colors: dict[str, str]) -> str:
+    """A table; its rows belong to their models, and it can be sorted by any column."""
+    words = [
+        any(isinstance(cells[k], str) for _, cells in table.rows) for k in range(len(table.heads))
+    ]
+    kinds = [' class="words"' if word else "" for word in words]
+    heads = "".join(
+        f'<th scope="col"{kind}>{html.escape(text)}</th>'
+        for kind, text in zip(kinds, table.heads, strict=True)
+    )
+    rows = []
+    for label, cells in table.rows:
+        owner = f' data-model="{owners[label]}"' if label in owners else ""
+        first, *rest = map(_cell, cells)
+        dot = f'<span class="dot" style="background:{colors[label]}"></span>' if owner else ""
+        head = f'<th scope="row">{dot}{first[1]}</th>'
+        tail = "".join(
+            f"<td{kind}{value}>{text}</td>"
+            for kind, (value, text) in zip(kinds[1:], rest, strict=True)
+        )
+        rows.append(f"<tr{owner}>{head}{tail}</tr>")
+    return (
+        '<figure class="table"><div class="wide" tabindex="0"><table>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<figcaption>{html.escape(table.caption)}</figcaption></figure>"
+    )
+
+
+def _cell(cell) -> tuple[str, str]:
+    """(attribute that it is sorted by, text)."""
+    if cell is None:
+        return "", "–"
+    if isinstance(cell, tuple):
+        return f' data-value="{cell[0]:.17g}"', html.escape(cell[1])
+    return "", html.escape(str(cell))

@@ -1,0 +1,1 @@
+"""Result files: written, resumed and read back."""

@@ -1,0 +1,151 @@
+"""What a run left behind: what was asked for, what it cost, what came of it.
+
+What a run cost and achieved is counted here alone, for `loopjax report` and `loopjax results`.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from loopjax import config as config_lib
+from loopjax import flops
+from loopjax.depth import DepthPlan
+from loopjax.files import read_json
+from loopjax.model_config import ModelConfig
+
+# What models are held against: key of `Record.costs`, title.
+COSTS = {
+    "parameters": "unique parameters",
+    "inference_flops_per_token": "inference FLOPs per token",
+    "training_flops": "training FLOPs",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Record:
+    """A run up to a step, or as much as is known of one.
+
+    Attributes:
+      config: with nothing left open, as nested dicts; {} where it is not known.
+      cfg: the architecture; None where it is not known.
+      result: what result.json says, {} of an unfinished run or a checkpoint on the way.
+      rows: of metrics.jsonl, up to the step.
+      flops_before: training FLOPs of what the run began from.
+      seconds: wall-clock of the training, or None.
+    """
+
+    config: dict = dataclasses.field(default_factory=dict)
+    cfg: ModelConfig | None = None
+    result: dict = dataclasses.field(default_factory=dict)
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    flops_before: float = 0.0
+    seconds: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is that of the config: a run that is prolonged keeps its first."""
+        return bool(self.result) and (
+            bool(self.config.get("patience")) or self.result["steps"] == self.config["steps"]
+        )
+
+    @property
+    def training_flops(self) -> float | None:
+        """With those of what it began from."""
+        own = self.result.get("training_flops") or (self.rows[-1]["flops"] if self.rows else None)
+        return own and own + self.flops_before
+
+    def costs(self, plan: DepthPlan) -> dict:
+        """{key of COSTS: value or None} of the model run by a plan; inference at its context."""
+        cfg, length = self.cfg, self.config.get("seq_len")
+        forward = None
+        if cfg and length:  # a third of an update
+            forward = flops.training_flops_per_token(cfg, plan, length) // 3
+        counted = flops.count_params(cfg, plan.n_unique) if cfg else None
+        return {
+            "parameters": self.result.get("parameters") or counted,
+            "inference_flops_per_token": forward,
+            "training_flops": self.training_flops,
+        }
+
+    def heldout(self) -> dict:
+        """Held-out metrics of the training at its step, {} where there are none."""
+        if self.result:
+            return self.result["heldout"]
+        last = self.rows[-1] if self.rows else {}
+        return {k.removeprefix("eval/"): v for k, v in last.items() if k.startswith("eval/")}
+
+    def curve(self, metric: str):
+        """(steps, FLOPs, values) of a column of metrics.jsonl, the final evaluation included."""
+        points = [(r["step"], r["flops"], r[metric]) for r in self.rows if metric in r]
+        final = self.result.get("heldout", {}).get(metric.removeprefix("eval/"))
+        # A run that ended by its patience has the best of its rows as its result.
+        last = "stopped_at" not in self.result
+        if metric.startswith("eval/") and final is not None and last:
+            points.append((self.result["steps"], self.result["training_flops"], final))
+        return list(zip(*points, strict=True)) if points else None
+
+
+def of_directory(directory) -> Record | None:
+    """The record of a run by config.json and result.json; None where neither is there.
+
+    The rows of metrics.jsonl, which may be many, are left to the caller. Raises UserError for a
+    file that is damaged.
+    """
+    place = pathlib.Path(directory)
+    config, result = (read_json(place / name) or {} for name in ("config.json", "result.json"))
+    if not config and not result:
+        return None
+    return Record(
+        config=config, cfg=_architecture(config) if "model" in config else None, result=result,
+        flops_before=result.get("flops_before", 0.0), seconds=result.get("wall_clock_s"),
+    )  # fmt: skip
+
+
+def _architecture(config: dict) -> ModelConfig:
+    # A field that a run knew nothing of had the value that is its default now.
+    whole = config_lib.default()
+    whole.update(ConfigDict({"model": config["model"], "depth": config["depth"]}))
+    return config_lib.model_config(whole)
+
+
+def scores(task: dict) -> dict[str, tuple[float, float | None]]:
+    """{metric: (value, its standard error or None)} of a task in a file of `loopjax eval`."""
+    values = {key.partition(",")[0]: value for key, value in task["metrics"].items()}
+    return {
+        name: (value, values.get(f"{name}_stderr"))
+        for name, value in values.items()
+        if not name.endswith("_stderr")
+    }
+
+
+def fields(config: dict) -> dict:
+    """{field: value} of a config; what its run knew nothing of had the value that is the default."""
+    known = config_lib.flatten(config_lib.default().to_dict())
+    return {f: v for f, v in known.items() if "mixture." not in f} | config_lib.flatten(config)
+
+
+def differing(configs: Iterable[dict]) -> list[str]:
+    """The fields in which configs of `fields` differ, but those that make no other run of it."""
+    configs = list(configs)
+    free = config_lib.RUNTIME_FIELDS
+    return [
+        field
+        for field in dict.fromkeys(field for config in configs for field in config)
+        if not any(f"{field}.".startswith(f"{name}.") for name in free)
+        and len({json.dumps(config.get(field)) for config in configs}) > 1
+    ]
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation of the sample; one value has none."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def spread(values: list[float], digits: int) -> str:
+    """ "0.412 ± 0.031", or the one value."""
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")

@@ -1,0 +1,180 @@
+"""A checkpoint on disk, read a block at a time: no config, no mesh, never a whole array.
+
+Orbax says which arrays there are, how they are cut and how they were sharded; TensorStore reads
+parts of them. Every block that is read counts towards the checksum of its array.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+
+import jax
+import numpy as np
+
+from loopjax.checkpoint import Checkpoints, array, locate, reading
+
+BLOCK = 2**24  # numbers per block: 64 MB in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A saved array.
+
+    Attributes:
+      name: its path, "params/layers/query".
+      shape, dtype: of the array.
+      chunk: shape of the pieces that it is stored in.
+      spec: mesh axes of each of its axes when it was saved; None if it lay on one device.
+      mesh: devices per mesh axis when it was saved.
+      checksum: sum of its bits, modulo 2^32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunk: tuple[int, ...]
+    spec: tuple | None
+    mesh: dict[str, int]
+    checksum: int
+
+    @property
+    def stacked(self) -> bool:
+        return "layers" in self.name.split("/")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * np.dtype(self.dtype).itemsize
+
+    def blocks(self) -> list[tuple[slice, ...]]:
+        """Slices that cover the array: whole along the layers axis, else along stored pieces."""
+        step = list(self.chunk)
+        if self.stacked:
+            step[0] = self.shape[0]
+        for axis in reversed(range(self.stacked, len(step))):
+            fitting = max(1, BLOCK // math.prod(step))
+            step[axis] = min(self.shape[axis], step[axis] * fitting)
+        corners = np.ndindex(*(-(-n // s) for n, s in zip(self.shape, step, strict=True)))
+        return [
+            tuple(
+                slice(k * s, min((k + 1) * s, n))
+                for k, s, n in zip(corner, step, self.shape, strict=True)
+            )
+            for corner in corners
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint: where it is, what it says about itself, when it was complete, its arrays."""
+
+    path: pathlib.Path
+    meta: dict
+    written: float
+    leaves: dict[str, Leaf]
+
+    def params(self) -> dict[str, Leaf]:
+        """{"layers/query": leaf, ...}."""
+        return self._below("params")
+
+    def moments(self, kind: str) -> dict[str, Leaf]:
+        """AdamW's first ("mu") or second ("nu") moments, by the names of the parameters.
+
+        Empty where no run made the checkpoint.
+        """
+        return self._below(kind)
+
+    def updates(self) -> int:
+        """Updates that AdamW has counted; 0 for parameters that come without it."""
+        if not self.moments("mu"):
+            return 0
+        adam = next(name.split("/mu/")[0] for name in self.leaves if "/mu/" in name)
+        return int(next(self.read(self.leaves[f"{adam}/count"])))
+
+    def _below(self, key: str) -> dict[str, Leaf]:
+        split = {name: name.split("/") for name in self.leaves}
+        return {
+            "/".join(parts[parts.index(key) + 1 :]): self.leaves[name]
+            for name, parts in split.items()
+            if key in parts
+        }
+
+    def read(self, leaf: Leaf, blocks=None, progress=None):
+        """Yields the array by blocks (its own by default); they have to cover it.
+
+        The next block is read while the caller works on this one. Raises UserError when an array
+        is missing or is not the one that was saved.
+        """
+        with reading(self.path):
+            store = array(self.path, leaf.name).result()
+            blocks, bits = list(leaf.blocks() if blocks is None else blocks), 0
+            following = store[blocks[0]].read()
+            for k in range(len(blocks)):
+                block = following.result()
+                if k + 1 < len(blocks):
+                    following = store[blocks[k + 1]].read()
+                width = f"u{block.dtype.itemsize}"
+                bits += int(np.sum(block.view(width), dtype=np.uint64))
+                if progress:
+                    progress.update(block.nbytes)
+                yield block
+            if bits % 2**32 != leaf.checksum:
+                raise ValueError(f"the content of {leaf.name} is not what was saved")
+
+
+def open_saved(directory, step: int | None = None) -> Saved:
+    """A checkpoint of a run (DIR or DIR@STEP, as for `checkpoint.locate`), the newest by default.
+
+    Raises UserError when there is none, or when it is damaged.
+    """
+    directory, step = locate(directory, step)
+    path, leaves = directory / str(step), {}
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints, reading(path):
+        meta = checkpoints.meta(step)
+        # All are opened before Orbax is asked: what is missing it tells in more than a sentence.
+        stores = {name: array(path, name) for name in meta["checksums"]}
+        stores = {name: _opened(name, store) for name, store in stores.items()}
+        orbax = checkpoints.manager.metadata(step)
+        shardings = _shardings(orbax, meta["checksums"])
+        for name, checksum in meta["checksums"].items():
+            leaves[name] = _leaf(name, stores[name], shardings[name], checksum)
+    return Saved(path, meta, orbax.commit_timestamp_nsecs / 1e9, leaves)
+
+
+def _opened(name: str, store):
+    try:
+        return store.result()
+    except ValueError:
+        raise ValueError(f"the array {name} cannot be found") from None
+
+
+def _shardings(orbax, names) -> dict:
+    """How Orbax says that each of the arrays was sharded."""
+    out = {}
+    for item in {name.split("/")[0] for name in names}:
+        tree = orbax.item_metadata[item].tree
+        for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            name = jax.tree_util.keystr(key, simple=True, separator="/")
+            out[f"{item}/{name}"] = leaf.sharding
+    return out
+
+
+def _leaf(name: str, store, sharding, checksum: int) -> Leaf:
+    spec, mesh = getattr(sharding, "partition_spec", None), {}
+    if spec is not None:
+        spec = tuple(spec)
+        mesh = dict(zip(sharding.axis_names, map(int, sharding.shape), strict=True))
+    dtype, chunk = str(store.dtype.numpy_dtype), store.chunk_layout.read_chunk.shape
+    return Leaf(name, store.shape, dtype, tuple(chunk or ()), spec, mesh, checksum)
+
+
+def columns(*arrays):
+    """Arrays [rows, n] in slices of columns that stay in a processor's cache."""
+    rows, n = arrays[0].shape
+    step = max(1, 2**18 // rows)
+    for start in range(0, n, step):
+        yield tuple(array[:, start : start + step] for array in arrays)
