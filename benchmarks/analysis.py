@@ -23,7 +23,7 @@ from common import SIZES, alternate, config_of, emit, parser, ratio, spread
 
 from loopjax import model, sharding
 from loopjax.analysis import depth_score, early_exit, effects, lens, norms
-from loopjax.analysis.activations import activations, gates_without
+from loopjax.analysis.activations import activations
 from loopjax.config import default
 from loopjax.depth import DepthPlan
 from loopjax.lm.batching import padded
@@ -61,21 +61,29 @@ class Loop:
     def _erased(self, params, tokens_1T, source, hidden_T, sublayers):
         """(updates [E, T, D], distributions [T, V]) without one layer at some tokens."""
         cfg, plan = self.lm.cfg, self.lm.plan
-        gates = gates_without(source[None], hidden_T[None], plan.n_effective, sublayers)
-        found = activations(params, tokens_1T, cfg, plan, gates)
-        logits_1TV = model.unembed(params, found.residual[-1].astype(cfg.dtype), cfg)
-        return found.update[:, 0], jax.nn.softmax(logits_1TV)[0]
+        x_1TD = model.outside_stack(params, cfg, tokens_1T, "embedded")
+        context = model.context_of(cfg, jnp.arange(tokens_1T.shape[1]), x_1TD)
+
+        def layer(x_1TD, e):
+            ablated_1T = (hidden_T & (e == source))[None]
+            gates = {
+                name: jnp.where(ablated_1T & (name in sublayers), 0.0, 1.0)
+                for name in ("attention", "mlp")
+            }
+            at = params["layers"], e, x_1TD, context.replace(gates=gates)
+            x_1TD, _, sown = model.run_layer(*at, cfg, plan)
+            return x_1TD, sown["attention"].astype(jnp.float32) + sown["mlp"].astype(jnp.float32)
+
+        x_1TD, update_E1TD = jax.lax.scan(layer, x_1TD, jnp.arange(plan.n_effective))
+        return update_E1TD[:, 0], jax.nn.softmax(model.unembed(params, x_1TD, cfg))[0]
 
     def _block(self, layer, x_TD):
         """The update of one layer, [T, D]."""
         cfg = self.lm.cfg
-        angles = model.angles_of(cfg, jnp.arange(x_TD.shape[0]))
         x_1TD = x_TD[None].astype(cfg.dtype)
-        _, sown = model.Block(cfg).apply(
-            {"params": layer}, x_1TD, angles, mutable=["intermediates"]
-        )
-        a, m = (sown["intermediates"][name][0][0] for name in ("attention", "mlp"))
-        return a.astype(jnp.float32) + m.astype(jnp.float32)
+        context = model.context_of(cfg, jnp.arange(x_TD.shape[0]), x_1TD)
+        _, _, sown = model.run_layer([layer], 0, x_1TD, context, cfg, DepthPlan.of([(1, 1)]))
+        return sum(sown[name][0].astype(jnp.float32) for name in ("attention", "mlp"))
 
     def _at_exit(self, params, h_1TD, final_1TD, length):
         """Means over the tokens of overlap and both divergences, [3]."""

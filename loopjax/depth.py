@@ -40,6 +40,21 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExecutedLayer:
+    """Where an executed layer stands in its plan.
+
+    Attributes:
+      unique: index of its weights in the stack, 0..U-1.
+      segment: index of its segment in the plan.
+      iteration: repetition of that segment, from 0.
+    """
+
+    unique: int
+    segment: int
+    iteration: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DepthPlan:
     """In which order the unique layers of a stack are executed ("4-4x4-4").
 
@@ -83,9 +98,19 @@ class DepthPlan:
         return sum(s.layers * s.repeats for s in self.segments)
 
     @property
+    def executed(self) -> tuple[ExecutedLayer, ...]:
+        """The executed layers in order, [E]."""
+        return tuple(
+            ExecutedLayer(unique, segment, iteration)
+            for segment, s in enumerate(self.segments)
+            for iteration in range(s.repeats)
+            for unique in range(s.start, s.stop)
+        )
+
+    @property
     def order(self) -> tuple[int, ...]:
         """The unique-layer index of each executed layer, [E]."""
-        return tuple(i for s in self.segments for i in [*range(s.start, s.stop)] * s.repeats)
+        return tuple(layer.unique for layer in self.executed)
 
     @property
     def first_uses(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from loopjax import model, sharding
+from loopjax import block, model, sharding
 from loopjax.depth import DepthPlan
 from loopjax.surgery import on_stack
 
@@ -54,19 +54,22 @@ def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int)
 def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Negative log-likelihood, hit of the argmax, and whether there is a target; each [B, T]."""
     logits_BTV = model.forward(params, batch["inputs"], cfg, plan, _placement(batch))
-    targets = batch["targets"]
-    scored = targets >= 0
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(targets, 0))
-    hits = (jnp.argmax(logits_BTV, axis=-1) == targets) & scored
-    return jnp.where(scored, nll, 0.0), hits, scored
+    return _token_losses(logits_BTV, batch["targets"])
 
 
-def _placement(batch) -> model.Placement | None:
+def _token_losses(logits_BTV, targets_BT):
+    scored_BT = targets_BT >= 0
+    nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(targets_BT, 0))
+    hits_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) & scored_BT
+    return jnp.where(scored_BT, nll_BT, 0.0), hits_BT, scored_BT
+
+
+def _placement(batch) -> block.Placement | None:
     """Packed rows: every token sees its own segment, from position 0 on."""
     if "segments" not in batch:
         return None
     segments_BT = batch["segments"]
-    return model.Placement(batch["positions"], segments_BT[:, :, None] == segments_BT[:, None, :])
+    return block.Placement(batch["positions"], segments_BT[:, :, None] == segments_BT[:, None, :])
 
 
 def train_step(
@@ -74,29 +77,38 @@ def train_step(
 ):
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
-    These are "loss", "grad_norm" (of all, before clipping), "grad_norms" (of each parameter, of
-    stacked ones by layer [U]) and "learning_rate".
+    The metrics are "loss", "grad_norm" (of all, before clipping), "grad_norms" (of each parameter,
+    of stacked ones by layer [U]), "learning_rate", and "losses/NAME" for each auxiliary loss.
 
     The loss is the mean over all targets of the batch. With microbatches the gradients of the
     parts are summed, each divided by the count of the whole batch, which gives the same mean.
+    What is minimized is the loss plus the auxiliary losses (`model.outputs`; none in the plain
+    model), which are averaged over the microbatches.
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
 
-    def part_loss(params, part):
-        return jnp.sum(token_losses(params, part, cfg, plan)[0]) / n_targets
+    def objective(params, part):
+        logits_BTV, losses = model.outputs(params, part["inputs"], cfg, plan, _placement(part))
+        loss = jnp.sum(_token_losses(logits_BTV, part["targets"])[0]) / n_targets
+        losses = {name: value / microbatches for name, value in losses.items()}
+        return sum(losses.values(), start=loss), (loss, losses)
+
+    gradient = jax.grad(objective, has_aux=True)
 
     def add_part(carry, part):
-        return jax.tree.map(jnp.add, carry, jax.value_and_grad(part_loss)(state.params, part)), None
+        return jax.tree.map(jnp.add, carry, gradient(state.params, part)), None
 
     if microbatches == 1:
-        loss, grads = jax.value_and_grad(part_loss)(state.params, batch)
+        grads, (loss, losses) = gradient(state.params, batch)
     else:
         # Part m takes rows m, m + M, ...: each device keeps the rows that it has.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
         )
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, grads), _ = jax.lax.scan(add_part, zero, parts)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradient, state.params, first)
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (grads, (loss, losses)), _ = jax.lax.scan(add_part, zero, parts)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
@@ -104,6 +116,7 @@ def train_step(
         "grad_norm": optax.tree.norm(grads),
         "grad_norms": jax.tree_util.tree_map_with_path(_norm, grads),
         "learning_rate": schedule(state.step),
+        **{f"losses/{name}": value for name, value in losses.items()},
     }
     return TrainState(state.step + 1, params, opt_state), metrics
 

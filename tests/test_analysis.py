@@ -12,7 +12,7 @@ from flax.core import meta
 
 from loopjax import model, surgery
 from loopjax.analysis import depth_score, effects, norms, similarity
-from loopjax.analysis.activations import activations, gates_without
+from loopjax.analysis.activations import activations
 from loopjax.depth import DepthPlan, lidas
 from loopjax.errors import UserError
 from loopjax.lm import batching
@@ -120,36 +120,12 @@ class Plain:
         return out, output
 
 
-def test_gates_of_one_change_no_bit():
-    tokens = jnp.array(PROMPTS[0])[None]
-    params, args = jax.device_get(LM.params), (LM.cfg, LM.plan)
-    gates = gates_without(jnp.array([-1]), jnp.ones(tokens.shape, bool), LM.plan.n_effective)
-
-    @jax.jit
-    def both(params):
-        with_gates = model.intermediates(params, tokens, *args, (), gates)[0]
-        return model.residual(params, tokens, *args), with_gates
-
-    plain, gated = both(params)
-    np.testing.assert_array_equal(plain, gated)
-
-
 def test_the_activations_are_those_of_plain_numpy():
     tokens = PROMPTS[0]
     found = activations(jax.device_get(LM.params), jnp.array([tokens]), LM.cfg, LM.plan)
     h, c, _ = Plain(LM).run(tokens)
     np.testing.assert_allclose(found.residual[:, 0], h, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.update[:, 0], c, rtol=1e-4, atol=1e-5)
-
-
-def test_a_layer_without_gates_is_a_layer_left_out():
-    tokens = jnp.array(PROMPTS[0])[None]
-    params = jax.device_get(surgery.untie(LM.params, LM.plan))
-    gates = gates_without(jnp.array([2]), jnp.ones(tokens.shape, bool), 6)
-    skipped, _ = model.intermediates(params, tokens, LM.cfg, DepthPlan.parse("6"), (), gates)
-    left_out = surgery.reorder(params, [0, 1, 3, 4, 5])
-    expected = model.residual(left_out, tokens, LM.cfg, DepthPlan.parse("5"))
-    np.testing.assert_allclose(skipped, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_effects_are_those_of_plain_numpy():

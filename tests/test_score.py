@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopjax import config, model, sharding
+from loopjax import block, config, model, sharding
 from loopjax.data.tokenizers import ByteTokenizer
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
@@ -173,7 +173,7 @@ def test_logits_with_a_cache_are_those_without():
         caches = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 8), (0, 0))), caches)
         positions = jnp.arange(12, 20)
         mask = jnp.arange(20)[None] <= positions[:, None]
-        placement = model.Placement(
+        placement = block.Placement(
             jnp.tile(positions, (2, 1)), jnp.tile(mask, (2, 1, 1)), jnp.int32(12)
         )
         rest = (tokens[:, 12:], LM.cfg, LM.plan, placement, caches)

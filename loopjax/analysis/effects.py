@@ -217,16 +217,15 @@ def _erased(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
     """
     (B,), T, E = batch["source"].shape, clean_X1TD.shape[2], plan.n_effective
     hidden_BT, measured_BT = _where(batch, T, length)
-    angles, order = model.angles_of(cfg, jnp.arange(T)), jnp.array(plan.order)
-    block = model.Block(cfg)
+    context = _context(clean_X1TD, cfg)
 
     def run_layer(e, carry):
         x_BTD, change_EB = carry
-        layer = jax.tree.map(lambda leaf: leaf[order[e]], params["layers"])
         gate_BT = jnp.where(hidden_BT & (batch["source"] == e)[:, None], 0.0, 1.0)
         kept_BT = jnp.ones_like(gate_BT)
         gates = {name: gate_BT if name in sublayers else kept_BT for name in SUBLAYERS["layer"]}
-        x_BTD, c_BTD = _run_block(block, layer, x_BTD, angles, gates)
+        at = params["layers"], e, x_BTD, context.replace(gates=gates)
+        x_BTD, c_BTD = _run_layer(*at, cfg, plan)
         change_BT = _relative(c_BTD, c_BTD[:1])
         return x_BTD, change_EB.at[e].set(jnp.where(measured_BT, change_BT, 0.0).max(-1))
 
@@ -236,12 +235,16 @@ def _erased(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
     return change_EB, _output_change(params, x_BTD, measured_BT, cfg)
 
 
-def _run_block(block, layer, x_BTD, angles, gates=None):
-    """(the residual behind a layer, its update c in float32), [B, T, D] each."""
-    (x_BTD, _), sown = block.apply(
-        {"params": layer}, x_BTD, angles, None, gates, mutable=["intermediates"]
-    )
-    a, m = (sown["intermediates"][name][0].astype(jnp.float32) for name in SUBLAYERS["layer"])
+def _context(clean_X1TD, cfg):
+    """The context of layers that are run one by one on a prompt; its embeddings are h_0."""
+    embedded_1TD = clean_X1TD[0].astype(cfg.dtype)
+    return model.context_of(cfg, jnp.arange(clean_X1TD.shape[2]), embedded_1TD)
+
+
+def _run_layer(layers, e, x_BTD, context, cfg, plan):
+    """(the residual behind executed layer e, its update c in float32), [B, T, D] each."""
+    x_BTD, _, sown = model.run_layer(layers, e, x_BTD, context, cfg, plan)
+    a, m = (sown[name].astype(jnp.float32) for name in SUBLAYERS["layer"])
     return x_BTD, a + m
 
 
@@ -316,9 +319,8 @@ def _erased_for_one(params, clean, reference_TD, target, batch, length, *, cfg, 
     hidden_BT &= (batch["source"] >= 0)[:, None]
     erased_BTD = clean["update"][batch["source"], 0] * hidden_BT[..., None]
     x_BTD = (clean["residual"][target] - erased_BTD).astype(cfg.dtype)
-    layer = jax.tree.map(lambda leaf: leaf[jnp.array(plan.order)[target]], params["layers"])
-    angles = model.angles_of(cfg, jnp.arange(T))
-    _, c_BTD = _run_block(model.Block(cfg), layer, x_BTD, angles)
+    context = _context(clean["residual"], cfg)
+    _, c_BTD = _run_layer(params["layers"], target, x_BTD, context, cfg, plan)
     reference_TD = jnp.where(batch["source"][0] < 0, c_BTD[0], reference_TD)
     change_BT = _relative(c_BTD, reference_TD[None])
     return jnp.where(measured_BT, change_BT, 0.0).max(-1), reference_TD

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import model
+from loopjax import block, model
 from loopjax.errors import UserError
 from loopjax.lm.batching import bucket
 from loopjax.lm.loaded_model import LanguageModel
@@ -168,10 +168,10 @@ def prefill(params, tokens_BT, cfg, plan):
     """(residual stream before the final norm [B, T, D], a `KVCache` of T slots per executed layer)."""
     x_BTD, sown = model.intermediates(params, tokens_BT, cfg, plan, ("key", "value"))
     key, value = (sown[name].swapaxes(2, 3) for name in ("key", "value"))
-    return x_BTD, tuple(map(model.KVCache, key, value))
+    return x_BTD, tuple(map(block.KVCache, key, value))
 
 
-def decode_step(params, layers, tokens_BT, cfg, plan, placement: model.Placement, caches):
+def decode_step(params, layers, tokens_BT, cfg, plan, placement: block.Placement, caches):
     """(residual stream before the final norm [B, T, D], the caches with the tokens written to them).
 
     The blocks are not scanned: what a scan cuts from a stack (weights, caches) is copied, and reading
@@ -182,11 +182,10 @@ def decode_step(params, layers, tokens_BT, cfg, plan, placement: model.Placement
       caches: a `KVCache` for each executed layer.
     """
     x_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
-    angles, written = model.angles_of(cfg, placement.positions_BT), []
-    for i, cache in zip(plan.order, caches, strict=True):
-        x_BTD, cache = model.Block(cfg).apply(
-            {"params": layers[i]}, x_BTD, angles, placement, cache=cache
-        )
+    context = model.context_of(cfg, placement.positions_BT, x_BTD, placement)
+    written = []
+    for e, cache in enumerate(caches):
+        x_BTD, cache, _ = model.run_layer(layers, e, x_BTD, context, cfg, plan, cache)
         written.append(cache)
     return x_BTD, tuple(written)
 
@@ -233,7 +232,7 @@ def _steps(params, layers, state, key, *, cfg, plan, choose):
         caches, next_B, slot = carry
         positions_B = slot - first_B
         mask_B1S = (slots[None] >= first_B[:, None]) & (slots[None] <= slot)
-        placement = model.Placement(positions_B[:, None], mask_B1S[:, None], slot)
+        placement = block.Placement(positions_B[:, None], mask_B1S[:, None], slot)
         x_B1D, caches = decode_step(params, layers, next_B[:, None], cfg, plan, placement, caches)
         logits_BV = model.unembed(params, x_B1D, cfg)[:, 0]
         chosen_B = choose(logits_BV, key, state["seeds"], positions_B + 1)

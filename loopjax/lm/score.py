@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import model
+from loopjax import block, model
 from loopjax.errors import UserError
 from loopjax.lm.batching import bucket, default_batch_tokens
 from loopjax.lm.loaded_model import LanguageModel
@@ -216,7 +216,7 @@ def _read(params, x_BND, targets_BN, cfg):
     return tuple(x.swapaxes(0, 1).reshape(B, N) for x in jax.lax.map(read, chunks))
 
 
-def _placement(batch) -> model.Placement:
+def _placement(batch) -> block.Placement:
     branches_BT = batch["branches"]
     query, key = branches_BT[:, :, None], branches_BT[:, None, :]
-    return model.Placement(batch["positions"], (key == 0) | (key == query))
+    return block.Placement(batch["positions"], (key == 0) | (key == query))

@@ -1,0 +1,170 @@
+"""One layer of the transformer: what a researcher changes to change the model.
+
+Shape letters are those of `model.py`. A layer gets the residual stream and a `Context`; whatever
+else it should know (its place in the plan, the embeddings) it asks for by `Block.reads`.
+"""
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from loopjax import kernels, rope
+from loopjax.depth import ExecutedLayer
+from loopjax.model_config import ModelConfig
+
+# In a scan its numbers are traced.
+jax.tree_util.register_dataclass(
+    ExecutedLayer, data_fields=("unique", "segment", "iteration"), meta_fields=()
+)
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Rotated keys, and values, of S slots; [B, K, S, C]. Every executed layer has its own."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+@flax.struct.dataclass
+class Placement:
+    """Where the T tokens of a call stand, when they are not positions 0..T-1 seen causally.
+
+    Attributes:
+      positions_BT: int, for the rotary embedding.
+      mask_BTS: which slots of the cache a token sees; without a cache, which of the T tokens, of
+        those up to itself.
+      slot: int [], the first of the T slots that the tokens take in the cache.
+    """
+
+    positions_BT: jax.Array
+    mask_BTS: jax.Array
+    slot: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Context:
+    """What a layer reads beside the residual stream.
+
+    Attributes:
+      angles: `rope.tables` of the positions of the tokens.
+      placement: where the tokens stand; None for positions 0..T-1 seen causally.
+      gates: {"attention", "mlp"}, [B, T] each, that multiply the output of the sublayer; None for 1.
+      place: which executed layer of the plan this is; only for a block that reads it.
+      embedded_BTD: the embeddings of the tokens; only for a block that reads them.
+    """
+
+    angles: tuple[jax.Array, jax.Array]
+    placement: Placement | None = None
+    gates: dict | None = None
+    place: ExecutedLayer | None = None
+    embedded_BTD: jax.Array | None = None
+
+
+def fan_in_normal(scale: float = 1.0):
+    return nn.initializers.variance_scaling(scale, "fan_in", "normal")
+
+
+class Block(nn.Module):
+    """One layer: x + Attention(norm(x)), then x + SwiGLU(norm(x)). [B, T, D] -> [B, T, D].
+
+    It sows its input ("residual"), the outputs of attention and MLP ("attention", "mlp"), and "key"
+    and "value" [B, T, K, C] as a cache holds them, into "intermediates" (see `intermediates`). A
+    scalar sown into "losses" is an auxiliary loss: `outputs` sums it over the executed layers, and
+    training adds it to the loss as it is.
+    """
+
+    cfg: ModelConfig
+
+    # Which of "place" and "embedded_BTD" of the context the layer reads. Per-iteration weights read
+    # the place, input injection the embeddings; what is not named here is not computed, so the
+    # compiled program of a plain layer has no trace of either.
+    reads = ()
+
+    @nn.compact
+    def __call__(self, x_BTD, context: Context, cache: KVCache | None = None):
+        """Returns (x_BTD, the cache with the tokens written to it)."""
+        self.sow("intermediates", "residual", x_BTD)
+        attended_BTD, cache = self.attention(self.norm("attention_norm", x_BTD), context, cache)
+        x_BTD = self.added("attention", x_BTD, attended_BTD, context.gates)
+        x_BTD = self.added("mlp", x_BTD, self.mlp(self.norm("mlp_norm", x_BTD)), context.gates)
+        return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation")), cache
+
+    def added(self, name, x_BTD, out_BTD, gates):
+        if gates is not None:
+            out_BTD = out_BTD * gates[name][..., None].astype(out_BTD.dtype)
+        self.sow("intermediates", name, out_BTD)
+        return x_BTD + out_BTD
+
+    def attention(self, x_BTD, context, cache):
+        cfg, angles, placement = self.cfg, context.angles, context.placement
+        B, T, _ = x_BTD.shape
+        q_BTHC = rope.rotate(self.heads("query", x_BTD, "heads", cfg.n_heads), angles)
+        k_BTKC = rope.rotate(self.heads("key", x_BTD, "kv_heads", cfg.n_kv_heads), angles)
+        v_BTKC = self.heads("value", x_BTD, "kv_heads", cfg.n_kv_heads)
+        q_BTHC = nn.with_logical_constraint(q_BTHC, ("batch", "seq", "heads", "head_size"))
+        k_BTKC = nn.with_logical_constraint(k_BTKC, ("batch", "seq", "kv_heads", "head_size"))
+        v_BTKC = nn.with_logical_constraint(v_BTKC, ("batch", "seq", "kv_heads", "head_size"))
+        if cache is not None:
+            cache = _written(cache, KVCache(k_BTKC, v_BTKC), placement.slot)
+            out_BTHC = kernels.cached_attention(q_BTHC, cache.key, cache.value, placement.mask_BTS)
+        else:
+            self.sow("intermediates", "key", k_BTKC)
+            self.sow("intermediates", "value", v_BTKC)
+            mask_BTT = None if placement is None else placement.mask_BTS
+            out_BTHC = kernels.causal_attention(
+                q_BTHC, k_BTKC, v_BTKC, mask_BTT, implementation=cfg.attention
+            )
+        flat_BTD = out_BTHC.reshape(B, T, -1)
+        return self.linear("output", flat_BTD, ("heads", "embed"), cfg.d_model), cache
+
+    def heads(self, name, x_BTD, axis, n):
+        """Queries, keys or values, [B, T, n, C], before the rotary embedding."""
+        cfg, (B, T, _) = self.cfg, x_BTD.shape
+        out_BTN = self.linear(name, x_BTD, ("embed", axis), n * cfg.head_size)
+        if cfg.attention_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
+            bias_N = self.param(f"{name}_bias", init, (n * cfg.head_size,))
+            out_BTN = out_BTN + bias_N.astype(out_BTN.dtype)
+        out_BTNC = out_BTN.reshape(B, T, n, cfg.head_size)
+        return self.norm(f"{name}_norm", out_BTNC) if self.normed(name) else out_BTNC
+
+    def normed(self, name):
+        return self.cfg.qk_norm and name != "value"
+
+    def mlp(self, x_BTD):
+        gate_BTF = self.linear("gate", x_BTD, ("embed", "mlp"), self.cfg.d_ff)
+        up_BTF = self.linear("up", x_BTD, ("embed", "mlp"), self.cfg.d_ff)
+        hidden_BTF = nn.with_logical_constraint(nn.silu(gate_BTF) * up_BTF, ("batch", "seq", "mlp"))
+        return self.linear("down", hidden_BTF, ("mlp", "embed"), self.cfg.d_model)
+
+    def linear(self, name, x, axes, features):
+        # Projections back into the residual stream start smaller, so that its variance
+        # at the end does not grow with the number of executed layers.
+        scale = 1.0 / (2 * self.cfg.init_depth) if axes[-1] == "embed" else 1.0
+        init = nn.with_logical_partitioning(fan_in_normal(scale), axes)
+        kernel = self.param(name, init, (x.shape[-1], features))
+        # The name is what remat="dots" keeps.
+        return checkpoint_name(kernels.matmul(x, kernel.astype(x.dtype)), "linear")
+
+    def norm(self, name, x):
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        return rms_norm(x, self.param(name, init, (x.shape[-1],)), self.cfg.norm_eps)
+
+
+def rms_norm(x, scale, eps):
+    """x / rms(x) * scale over the last axis, computed in float32."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * scale).astype(x.dtype)
+
+
+def _written(cache: KVCache, new: KVCache, slot) -> KVCache:
+    """The cache with [B, T, K, C] written to its slots from `slot` on."""
+
+    def write(old_BKSC, new_BTKC):
+        return jax.lax.dynamic_update_slice(old_BKSC, new_BTKC.swapaxes(1, 2), (0, 0, slot, 0))
+
+    return jax.tree.map(write, cache, new)
