@@ -44,7 +44,7 @@ def get_config(variant: str = "1x4"):
         config.model.update(
             d_model=64, d_ff=160, n_heads=4, n_kv_heads=4, dtype="float32", remat="full"
         )
-    config.weight_decay = 0.1
-    config.beta2 = 0.98
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.beta2 = 0.98
     config.model.vocab_size = 16  # 13 symbols
     return config

@@ -35,8 +35,8 @@ def get_config(variant: str = "1x4"):
     config = default()
     config.depth = depth
     config.growth.update(operator=growth, block=1)
-    config.weight_decay = 0.1
-    config.beta2 = 0.98
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.beta2 = 0.98
     config.checkpoint_every = config.eval_every = 5000
     if task == "sanford":
         config.steps, config.cooldown.steps = 100_000, 20_000

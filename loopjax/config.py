@@ -9,6 +9,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
+from loopjax import optim
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
 from loopjax.model_config import ModelConfig
@@ -20,6 +21,8 @@ RUNTIME_FIELDS = (
 )  # fmt: skip
 # What may differ as long as the past (phases, learning rate) comes out the same.
 FUTURE_FIELDS = ("steps", "patience", "depth", "growth", "cooldown", "mixture")
+# Where the fields of earlier versions are now.
+MOVED = {name: f"optimizer.{name}" for name in ("weight_decay", "beta1", "beta2", "eps")}
 INIT_FIELDS = ("init_from", "init", "init_operator")  # how a run began
 INITS = ("state", "weights", "moments")
 
@@ -42,8 +45,14 @@ def default() -> ConfigDict:
     config.microbatches = 1  # gradient accumulation: parts of a batch, one after the other
     config.depth = "24"  # plan: "24", "4x6", "4-4x4-4", ...; where growth ends
     config.growth = ConfigDict()
-    config.growth.operator = ""  # "midas", "lidas"; empty: no growth
+    config.growth.operator = ""  # "midas", "lidas", "stack", "gstack"; empty: no growth
     config.growth.block = 4  # layers added per stage
+    config.growth.depths = ""  # or the layers of each stage, "4,8,24"; then block is not read
+    config.growth.transform = (
+        ""  # of new layers: "zero_output" (at first they add nothing), "noise"
+    )
+    config.growth.noise = 0.01  # of "noise": standard deviation, relative to each matrix's RMS
+    config.growth.moments = "copy"  # of the optimizer, at a step of growth: "copy", "reset"
     config.growth.alpha = 1.0  # PROP-alpha: stage i gets steps in proportion to i^alpha
     config.growth.steps = 0  # the stages fill this many; 0: all before the cooldown
     config.cooldown = ConfigDict()
@@ -58,14 +67,20 @@ def default() -> ConfigDict:
     config.tokenizer = ""  # of text that is not prepared; empty: of prepared text, init_from; bytes
     config.data_threads = 4
 
-    # Optimizer.
+    # Learning rate, the same for all parameters.
     config.learning_rate = 5e-4
-    config.warmup_steps = 2000  # -1: 1% of all
-    config.weight_decay = 0.01
-    config.beta1 = 0.9
-    config.beta2 = 0.95
-    config.eps = 1e-8
-    config.clip_norm = 1.0
+    config.schedule = "trapezoid"  # "trapezoid", "cosine", "constant"
+    config.warmup_steps = 2000  # linear, from 0; -1: 1% of all
+
+    # Optimizer: each reads the fields that it has (`optim.OPTIMIZERS`).
+    config.clip_norm = 1.0  # of the gradient of all parameters
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # "adamw", "muon" (matrices of the stack), "lion"
+    config.optimizer.weight_decay = 0.01  # of matrices and embeddings
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.95
+    config.optimizer.eps = 1e-8
+    config.optimizer.momentum = 0.95  # of muon's matrices
 
     # What is written, and how often (in steps).
     config.checkpoint_every = 1000
@@ -158,12 +173,16 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.patience={config.patience} needs config.eval_every and config.eval_batches"
         )
-    for name in ("learning_rate", "clip_norm", "eps"):
-        if not 0 < config[name] < float("inf"):
-            raise UserError(f"config.{name}={config[name]} must be positive")
-    for name in ("beta1", "beta2", "weight_decay"):
-        if not 0 <= config[name] < 1:
-            raise UserError(f"config.{name}={config[name]} must lie within 0..1")
+    optim.check(config, default())
+    values = flatten(config.to_dict())
+    for name in ("learning_rate", "clip_norm", "optimizer.eps"):
+        if not 0 < values[name] < float("inf"):
+            raise UserError(f"config.{name}={values[name]} must be positive")
+    for name in ("beta1", "beta2", "weight_decay", "momentum"):
+        if not 0 <= config.optimizer[name] < 1:
+            raise UserError(
+                f"config.optimizer.{name}={config.optimizer[name]} must lie within 0..1"
+            )
     if config.batch_size % config.microbatches:
         raise UserError(
             f"config.microbatches={config.microbatches} does not divide "
@@ -189,7 +208,8 @@ def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[
     with `branch`, where the run began.
     """
     # A field that a run knew nothing of had the value that is its default now.
-    saved, current = flatten(default().to_dict()) | flatten(saved), flatten(current)
+    saved = flatten(default().to_dict()) | flatten(upgraded(saved))
+    current = flatten(current)
     free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(INIT_FIELDS if branch else ()))
     names = [n for n in {**saved, **current} if not any(f"{n}.".startswith(f"{f}.") for f in free)]
     return [
@@ -199,8 +219,34 @@ def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[
     ]
 
 
+def upgraded(saved: dict) -> dict:
+    """A config that an earlier version saved, as nested dicts, with its fields where they are now."""
+    out = {key: value for key, value in saved.items() if key not in MOVED}
+    for key in saved.keys() & MOVED.keys():
+        group, _, name = MOVED[key].partition(".")
+        out[group] = {**out.get(group, {}), name: saved[key]}
+    return out
+
+
+def from_saved(saved: dict) -> ConfigDict:
+    """The config of a saved run; fields that it knew nothing of have their defaults."""
+
+    def filled(known: dict, given: dict) -> dict:
+        out = dict(given)
+        for key, value in known.items():
+            if key not in given:
+                out[key] = value
+            elif isinstance(value, dict) and key != "mixture":
+                out[key] = filled(value, given[key])
+        return out
+
+    return ConfigDict(filled(default().to_dict(), upgraded(saved)))
+
+
 def unknown_field(config: ConfigDict, name: str) -> str:
     """One sentence about an override of a field that does not exist."""
+    if name in MOVED:
+        return f"config.{name} does not exist; it is config.{MOVED[name]} now"
     known = [*flatten(config.to_dict()), *config.keys()]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"config.{name} does not exist" + (f"; did you mean config.{close[0]}?" if close else "")

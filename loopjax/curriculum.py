@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from loopjax.depth import GROWTH_OPERATORS, DepthPlan, prop_schedule, restack
 from loopjax.errors import UserError, field
+from loopjax.growth import MOMENTS, TRANSFORMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +17,13 @@ class Phase:
       start: updates done before the phase begins.
       stop: updates done when it ends.
       plan: in which order the layers run.
-      operator: how the plan was reached: "init"; "midas", "lidas", "untie" or "tie" (the stack is
+      operator: how the plan was reached: "init"; a growth operator, "untie" or "tie" (the stack is
         gathered by `order`); "retrofit" (other plan, same stack); "data" (only the mixture changes).
       order: old index of each unique layer where the stack is gathered; else None.
       mixture: sampling weight of each data source.
+      transform: what is done to new layers after the gather, of `growth.TRANSFORMS`; "" for nothing.
+      noise: relative standard deviation of the transform "noise".
+      moments: "copy" (with their layers) or "reset".
     """
 
     start: int
@@ -28,11 +32,17 @@ class Phase:
     operator: str
     order: tuple[int, ...] | None
     mixture: Mapping[str, float]
+    transform: str = ""
+    noise: float = 0.0
+    moments: str = "copy"
 
     def to_json(self) -> dict:
         out = {"start": self.start, "stop": self.stop, "plan": str(self.plan)}
         order = None if self.order is None else list(self.order)
-        return {**out, "operator": self.operator, "order": order, "mixture": dict(self.mixture)}
+        out |= {"operator": self.operator, "order": order, "mixture": dict(self.mixture)}
+        # Only where they are set: phases are compared with those that earlier versions saved.
+        defaults = {"transform": "", "noise": 0.0, "moments": "copy"}
+        return out | {k: v for k in defaults if (v := getattr(self, k)) != defaults[k]}
 
 
 def build(config) -> list[Phase]:
@@ -64,9 +74,14 @@ def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
         )
     if plan.is_looped:
         raise UserError(f"config.depth={config.depth!r} is looped; growth ends in a plain depth")
-    depth, block = plan.n_unique, growth.block
-    if block < 1 or depth % block:
-        raise UserError(f"config.growth.block={block} does not divide config.depth={depth}")
+    for name, allowed in (("transform", ("", *TRANSFORMS)), ("moments", MOMENTS)):
+        if growth[name] not in allowed:
+            raise UserError(
+                f"config.growth.{name}={growth[name]!r} must be one of {', '.join(map(repr, allowed))}"
+            )
+    if not 0 < growth.noise < math.inf:
+        raise UserError(f"config.growth.noise={growth.noise} must be positive")
+    depths = _stage_depths(growth, plan.n_unique)
     total = growth.steps or cooldown_start
     if not 1 <= total <= cooldown_start:
         raise UserError(
@@ -74,23 +89,45 @@ def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
             "before the cooldown (0 takes them all)"
         )
     with field("growth.alpha"):
-        lengths = prop_schedule(total, depth // block, growth.alpha)
+        lengths = prop_schedule(total, len(depths), growth.alpha)
     if min(lengths) < 1:
         raise UserError(
-            f"config.growth.steps={total} are too few for {depth // block} stages: they would "
+            f"config.growth.steps={total} are too few for {len(depths)} stages: they would "
             f"get {lengths} steps"
         )
-    phases, start = [], 0
-    for stage, length in enumerate(lengths, 1):
-        order = None
-        if stage > 1:
-            order = GROWTH_OPERATORS[growth.operator]((stage - 1) * block, block)
-        operator = growth.operator if order else "init"
-        stage_plan = DepthPlan.of([(stage * block, 1)])
-        phases.append(Phase(start, start + length, stage_plan, operator, order, mixture))
-        start += length
+    plans = [DepthPlan.of([(depth, 1)]) for depth in depths]
+    phases = [Phase(0, lengths[0], plans[0], "init", None, mixture)]
+    for before, after, length in zip(plans, plans[1:], lengths[1:], strict=False):
+        start = phases[-1].stop
+        with field("growth.depths" if growth.depths else "growth.block"):
+            order = restack(growth.operator, before, after)
+        phases.append(
+            Phase(
+                start, start + length, after, growth.operator, order, mixture, growth.transform,
+                growth.noise if growth.transform == "noise" else 0.0, growth.moments,
+            )
+        )  # fmt: skip
     phases[-1] = dataclasses.replace(phases[-1], stop=config.steps)
     return phases
+
+
+def _stage_depths(growth, depth: int) -> list[int]:
+    """Layers of each stage: `growth.depths`, or one `growth.block` more per stage."""
+    if not growth.depths:
+        if growth.block < 1 or depth % growth.block:
+            raise UserError(
+                f"config.growth.block={growth.block} does not divide config.depth={depth}"
+            )
+        return list(range(growth.block, depth + 1, growth.block))
+    parts = [part.strip() for part in growth.depths.split(",")]
+    depths = [int(part) for part in parts if part.isdecimal()]
+    growing = all(a < b for a, b in zip([0, *depths], depths, strict=False))
+    if len(depths) < len(parts) or not growing or depths[-1] != depth:
+        raise UserError(
+            f"config.growth.depths={growth.depths!r} must be whole numbers that grow and end in "
+            f"config.depth={depth}, like '4,8,{depth}'"
+        )
+    return depths
 
 
 def _with_cooldown(config, phases, start) -> list[Phase]:
@@ -144,6 +181,8 @@ def mixture_at(phases: list[Phase], step: int) -> Mapping[str, float]:
 
 def lineage(phases: list[Phase], step: int) -> list[dict]:
     """Where the stack of a checkpoint at `step` comes from, oldest first."""
-    keys = ("start", "operator", "plan", "order")
-    events = [{key: phase[key] for key in keys} for phase in past(phases, max(step, 1))]
+    keys = ("start", "operator", "plan", "order", "transform", "moments")
+    events = [
+        {key: phase[key] for key in keys if key in phase} for phase in past(phases, max(step, 1))
+    ]
     return [{"step": event.pop("start"), **event} for event in events]

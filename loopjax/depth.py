@@ -157,7 +157,30 @@ def lidas(n_layers: int, block: int) -> tuple[int, ...]:
     return _duplicate(n_layers, start, block)
 
 
-GROWTH_OPERATORS = {"midas": midas, "lidas": lidas}
+def stack(n_layers: int, block: int) -> tuple[int, ...]:
+    """Old layer indices after one step of gradual stacking: the last `block` layers are copied on top.
+
+    Gong et al. 2019 copy the whole stack (block = L); Reddi et al. 2023 the last layers.
+    """
+    _check_block(n_layers, block)
+    return _duplicate(n_layers, n_layers - block, block)
+
+
+def gstack(n_layers: int, added: int) -> tuple[int, ...]:
+    """Old layer indices after the whole stack was copied on top of itself until `added` are new.
+
+    G_stack with growth factor g = (L + added) / L (Du et al. 2024).
+    """
+    if not isinstance(added, int) or added < 1 or added % n_layers:
+        raise ValueError(
+            f"added={added!r} layers are no multiple of the depth of {n_layers} layers"
+        )
+    return (*range(n_layers),) * (1 + added // n_layers)
+
+
+# (layers of the old stack, layers that it gains) -> order. A row here is a growth operator that
+# configs can name, in `growth.operator`, `cooldown.operator`, `init_operator` and as a variant.
+GROWTH_OPERATORS = {"midas": midas, "lidas": lidas, "stack": stack, "gstack": gstack}
 
 
 def _duplicate(n_layers: int, start: int, block: int) -> tuple[int, ...]:
@@ -171,8 +194,8 @@ OPERATORS = (*GROWTH_OPERATORS, "untie", "tie")
 def restack(operator: str, before: DepthPlan, after: DepthPlan) -> tuple[int, ...] | None:
     """Old index of each layer of the stack that `after` runs, made of the one that `before` runs.
 
-    "midas" and "lidas" add the layers by which `after` has more; "untie" gives each executed layer
-    of `before` weights of its own; "tie" keeps of an untied stack the first of the layers that
+    A growth operator adds the layers by which `after` has more; "untie" gives each executed layer of
+    `before` weights of its own; "tie" keeps of an untied stack the first of the layers that
     `after` makes one. Without an operator the stack stays as it is, and None is returned. Raises
     ValueError where the plans do not fit.
     """

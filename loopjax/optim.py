@@ -1,8 +1,21 @@
-"""The optimizer of the papers: AdamW, global clipping, one trapezoidal schedule."""
+"""Optimizers and learning-rate schedules by name: `config.optimizer.name`, `config.schedule`.
+
+A new one is a function and a row in its table. An optimizer's state may hold anything: leaves that
+follow a parameter of the stack ([U, ...] below a key "layers") are sharded, saved and grown with it
+(`step.abstract_state`, `surgery.grow`), other leaves are replicated.
+
+Every optimizer sits behind clipping by the global norm, with one learning rate for all parameters.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from loopjax.errors import UserError
+from loopjax.surgery import on_stack
 
 
 def trapezoid(peak: float, steps: int, warmup_steps: int, decay_steps: int):
@@ -25,6 +38,35 @@ def trapezoid(peak: float, steps: int, warmup_steps: int, decay_steps: int):
     return schedule
 
 
+def cosine(peak: float, steps: int, warmup_steps: int, decay_steps: int):
+    """Linear warm-up, then half a cosine down to 0 at `steps` (Loshchilov & Hutter 2017).
+
+    It depends on `steps` from the first update on, so a run cannot be prolonged or branched into a
+    longer one. The cooldown's length does not matter to it.
+    """
+
+    def schedule(t):
+        t = jnp.asarray(t, jnp.float32)
+        warmup = jnp.minimum(1.0, (t + 1.0) / max(warmup_steps, 1))
+        progress = jnp.clip((t - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
+        return peak * warmup * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+    return schedule
+
+
+def constant(peak: float, steps: int, warmup_steps: int, decay_steps: int):
+    """Linear warm-up, then the peak to the end."""
+
+    def schedule(t):
+        t = jnp.asarray(t, jnp.float32)
+        return peak * jnp.minimum(1.0, (t + 1.0) / max(warmup_steps, 1))
+
+    return schedule
+
+
+SCHEDULES = {"trapezoid": trapezoid, "cosine": cosine, "constant": constant}
+
+
 def decay_mask(params):
     """True for matrices and embeddings, False for norm scales and biases; by name, since stacking
     adds an axis that would make a scale look like a matrix."""
@@ -35,20 +77,129 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def adamw(schedule, fields) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019), that of the papers."""
+    return optax.adamw(
+        schedule, b1=fields.beta1, b2=fields.beta2, eps=fields.eps,
+        weight_decay=fields.weight_decay, mask=decay_mask,
+    )  # fmt: skip
+
+
+def lion(schedule, fields) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023): the sign of an interpolated momentum, one moment per parameter.
+
+    Its authors take a learning rate 3 to 10 times smaller than AdamW's, a weight decay as much
+    larger, and beta2=0.99.
+    """
+    return optax.lion(
+        schedule, b1=fields.beta1, b2=fields.beta2,
+        weight_decay=fields.weight_decay, mask=decay_mask,
+    )  # fmt: skip
+
+
+# The matrix of a stacked leaf [U, in, out]: each layer is orthogonalized by itself.
+_MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+_MUON_RMS = 0.2  # of an update: what AdamW's are found to have (Liu et al. 2025, section 2.2)
+
+
+def muon(schedule, fields) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the matrices of the stack, AdamW for everything else.
+
+    The momentum of each [in, out] matrix of each layer is orthogonalized; a layer that a loop runs
+    many times is one matrix with one gradient. Embeddings, head, norm scales and biases take AdamW.
+    Updates are scaled by 0.2 sqrt(max(in, out)), to the size of AdamW's, so that one learning rate
+    and weight decay serve both (Liu et al. 2025).
+    """
+
+    def dimension_numbers(updates):
+        return jax.tree.map(lambda _: _MATRIX, updates)
+
+    def scale_by_shape(updates, params=None):
+        return jax.tree.map(lambda u: _MUON_RMS * max(u.shape[1:]) ** 0.5 * u, updates)
+
+    matrices = optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=fields.momentum, weight_dimension_numbers=dimension_numbers
+        ),
+        optax.stateless(scale_by_shape),
+        optax.add_decayed_weights(fields.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optax.partition({"muon": matrices, "adamw": adamw(schedule, fields)}, _muon_labels)
+
+
+def _muon_labels(params):
+    def label(path, leaf):
+        return "muon" if on_stack(path) and leaf.ndim == 3 else "adamw"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimizer that configs can name.
+
+    Attributes:
+      make: (schedule, `config.optimizer`) -> the transformation.
+      fields: those of `config.optimizer` that it reads.
+    """
+
+    make: Callable
+    fields: tuple[str, ...]
+
+
+OPTIMIZERS = {
+    "adamw": Optimizer(adamw, ("weight_decay", "beta1", "beta2", "eps")),
+    "muon": Optimizer(muon, ("weight_decay", "momentum", "beta1", "beta2", "eps")),
+    "lion": Optimizer(lion, ("weight_decay", "beta1", "beta2")),
+}
+
+
+def check(config, default) -> None:
+    """Raises UserError for an optimizer or schedule that does not exist, or fields it has not."""
+    for name, value, table in (
+        ("schedule", config.schedule, SCHEDULES),
+        ("optimizer.name", config.optimizer.name, OPTIMIZERS),
+    ):
+        if value not in table:
+            raise UserError(f"config.{name}={value!r} must be one of {', '.join(table)}")
+    own = OPTIMIZERS[config.optimizer.name].fields
+    for name, value in config.optimizer.items():
+        if name != "name" and name not in own and value != default.optimizer[name]:
+            raise UserError(
+                f"config.optimizer.{name}={value} does not apply to config.optimizer.name="
+                f"{config.optimizer.name!r}, which has {', '.join(own)}"
+            )
+
+
 def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind clipping by the global norm, and its schedule."""
-    schedule = trapezoid(
+    """The optimizer of a config behind clipping by the global norm, and its schedule."""
+    schedule = SCHEDULES[config.schedule](
         config.learning_rate, config.steps, config.warmup_steps, config.cooldown.steps
     )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
-    )
-    return optimizer, schedule
+    optimizer = OPTIMIZERS[config.optimizer.name].make(schedule, config.optimizer)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer), schedule
+
+
+def rescheduled(opt_state):
+    """An optimizer state whose learning rate starts its schedule again; moments are kept."""
+    return _map_schedules(jnp.zeros_like, opt_state)
+
+
+def reset(optimizer: optax.GradientTransformation, params, opt_state):
+    """A fresh optimizer state of `params` that goes on with the learning rate of `opt_state`."""
+    fresh = optimizer.init(params)
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_schedule)
+    step = next(node.count for node in nodes if _is_schedule(node))
+    return _map_schedules(lambda _: step, fresh)
+
+
+def _is_schedule(node) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
+def _map_schedules(fn, opt_state):
+    def mapped(node):
+        return jax.tree.map(fn, node) if _is_schedule(node) else node
+
+    return jax.tree.map(mapped, opt_state, is_leaf=_is_schedule)

@@ -13,11 +13,11 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from loopjax import curriculum, flops, surgery
+from loopjax import curriculum, flops, optim, surgery
 from loopjax.checkpoint import Checkpoints, load_params, locate, reading
+from loopjax.config import from_saved
 from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
 from loopjax.model_config import ModelConfig
@@ -64,6 +64,13 @@ def check(run: Run, source: Source) -> None:
     if config.init == "state":
         check_same_run(run, meta, branch=True)
         return
+    if config.init == "moments":
+        made_by = from_saved(meta["config"]).optimizer.name
+        if made_by != config.optimizer.name:
+            raise UserError(
+                f"config.optimizer.name={config.optimizer.name!r}, but config.init_from="
+                f"{config.init_from!r} has the moments of {made_by!r}; set config.init='weights'"
+            )
     theirs, ours = (dataclasses.asdict(c) for c in (ModelConfig(**meta["model"]), run.cfg))
     for name in ours.keys() - {*FREE}:
         if ours[name] != theirs[name]:
@@ -105,7 +112,7 @@ def begin(run: Run, source: Source) -> TrainState:
     if run.config.init == "moments":
         state = _restored(source, old)
         zero = jax.device_put(np.int32(0), new.step.sharding)
-        state = TrainState(zero, state.params, _rescheduled(state.opt_state))
+        state = TrainState(zero, state.params, optim.rescheduled(state.opt_state))
         return state if order is None else surgery.grow(state, order, donate=True)
     where = jax.tree.map(lambda leaf: leaf.sharding, (old.params, new))
     params, _ = load_params(source.directory, source.step, lambda meta: where[0])
@@ -122,18 +129,6 @@ def _restored(source: Source, abstract: TrainState) -> TrainState:
     checkpoints = Checkpoints(source.directory, read_only=True)
     with reading(source.directory / str(source.step)), contextlib.closing(checkpoints):
         return checkpoints.restore(source.step, abstract)
-
-
-def _rescheduled(opt_state):
-    """An optimizer state whose learning rate begins anew."""
-
-    def is_schedule(node):
-        return isinstance(node, optax.ScaleByScheduleState)
-
-    def reset(node):
-        return jax.tree.map(jnp.zeros_like, node) if is_schedule(node) else node
-
-    return jax.tree.map(reset, opt_state, is_leaf=is_schedule)
 
 
 @dataclasses.dataclass(frozen=True)

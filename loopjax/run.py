@@ -150,7 +150,7 @@ def check_same_run(run: Run, meta: dict, *, branch: bool = False) -> None:
         problems.append(f"config.steps={run.config.steps} (the run is at step {step})")
     if not problems and meta["phases"] != curriculum.past(run.phases, step):
         problems.append("another depth, growth or mixture in the steps already made")
-    saved = ConfigDict(meta["config"])
+    saved = config_lib.from_saved(meta["config"])
     if not problems and step:
         steps = np.arange(step, dtype=np.float32)
         if not np.array_equal(make_optimizer(saved)[1](steps), run.schedule(steps)):

@@ -125,7 +125,8 @@ def scores(task: dict) -> dict[str, tuple[float, float | None]]:
 def fields(config: dict) -> dict:
     """{field: value} of a config; what its run knew nothing of had the value that is the default."""
     known = config_lib.flatten(config_lib.default().to_dict())
-    return {f: v for f, v in known.items() if "mixture." not in f} | config_lib.flatten(config)
+    saved = config_lib.flatten(config_lib.upgraded(config))
+    return {f: v for f, v in known.items() if "mixture." not in f} | saved
 
 
 def differing(configs: Iterable[dict]) -> list[str]:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from loopjax import block, model, sharding
 from loopjax.depth import DepthPlan
@@ -23,29 +24,56 @@ class TrainState:
 
 
 def init_state(cfg: model.ModelConfig, n_layers: int, optimizer, key) -> TrainState:
-    """A fresh state; its parameters are boxed with logical axis names."""
-    params = model.init_params(cfg, n_layers, key)
+    """A fresh state."""
+    params = nn.meta.unbox(model.init_params(cfg, n_layers, key))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def abstract_state(cfg, n_layers: int, optimizer, mesh, rules) -> TrainState:
     """Shapes, dtypes and shardings of a state (`jax.ShapeDtypeStruct`), nothing allocated."""
 
-    def init():
-        return init_state(cfg, n_layers, optimizer, jax.random.key(0))
+    key = jax.random.key(0)
+    boxed = jax.eval_shape(lambda: model.init_params(cfg, n_layers, key))
+    shardings = sharding.tree_sharding(boxed, mesh, rules)
+    shapes = jax.eval_shape(lambda: init_state(cfg, n_layers, optimizer, key))
+    params, _ = jax.tree_util.tree_flatten_with_path(shapes.params)
+    by_name = {
+        _keys(path): (leaf.shape, where)
+        for (path, leaf), where in zip(params, jax.tree.leaves(shardings), strict=True)
+    }
 
-    return jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-        jax.eval_shape(lambda: nn.meta.unbox(init())),
-        sharding.tree_sharding(jax.eval_shape(init), mesh, rules),
-    )
+    def placed(path, leaf):
+        where = _like_its_parameter(_keys(path), leaf, by_name, mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(placed, shapes)
+
+
+def _keys(path) -> tuple:
+    return tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)
+
+
+def _like_its_parameter(keys: tuple, leaf, params: dict, mesh) -> NamedSharding:
+    """The sharding of a leaf of a train state: that of the parameter whose path ends its own.
+
+    A statistic of another shape keeps the stack's axis; what belongs to no parameter (a counter) is
+    replicated.
+    """
+    for n in range(len(keys)):
+        if keys[n:] in params:
+            shape, where = params[keys[n:]]
+            if leaf.shape == shape:
+                return where
+            stacked = "layers" in keys[n:] and leaf.shape[:1] == shape[:1]
+            return NamedSharding(mesh, PartitionSpec(*where.spec[:1] if stacked else ()))
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int) -> TrainState:
     """A fresh state made where it will live: no device ever holds the whole of it."""
 
     def init(key):
-        return nn.meta.unbox(init_state(cfg, n_layers, optimizer, key))
+        return init_state(cfg, n_layers, optimizer, key)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))

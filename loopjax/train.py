@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from loopjax import curriculum, flops, resume, surgery
+from loopjax import curriculum, flops, growth, resume
 from loopjax.checkpoint import Checkpoints, versions
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
@@ -126,7 +126,7 @@ class Trainer:
         """Runs the updates of a phase that are left; False when it was stopped."""
         run, config = self.run, self.config
         if self.step == phase.start and phase.order is not None:
-            self.state = surgery.grow(self.state, phase.order, donate=True)
+            self.state = growth.grow(self.state, phase, run.optimizer, config.seed)
             say(f"step {self.step}: {phase.operator} to {phase.plan.n_unique} layers")
         batches = run.stream.batches(run.rows, self.step)
         batch = run.to_device(next(batches))

@@ -129,3 +129,44 @@ def test_weight_decay_is_for_matrices_and_not_for_norm_scales():
         "final_norm": False,
         "layers": {"query": True, "mlp_norm": False},
     }
+
+
+def grown(**growth):
+    config = default()
+    config.steps, config.cooldown.steps, config.depth = 1000, 100, "24"
+    config.growth.update({"operator": "lidas"} | growth)
+    return curriculum.build(config)
+
+
+def test_depths_name_the_stages_and_the_block_is_their_shorthand():
+    assert grown(depths="6,12,18,24") == grown(block=6)
+    unequal = grown(depths="4, 8,24", operator="gstack")
+    assert [str(phase.plan) for phase in unequal] == ["4", "8", "24"]
+    assert unequal[2].order == (*range(8),) * 3
+    assert [phase.stop - phase.start for phase in unequal] == [150, 300, 550]  # PROP-1, cooldown
+
+
+@pytest.mark.parametrize(
+    ("growth", "sentence"),
+    [
+        ({"depths": "8,4,24"}, "config.growth.depths='8,4,24' must be whole numbers that grow"),
+        ({"depths": "8,16"}, "config.growth.depths='8,16' .* end in config.depth=24"),
+        ({"depths": "8,x,24"}, "config.growth.depths='8,x,24' must be whole numbers"),
+        ({"depths": "5,24"}, "config.growth.depths: block=19 does not divide the depth of 5"),
+        ({"depths": "16,24", "operator": "gstack"}, "added=8 layers are no multiple of the depth"),
+        ({"transform": "zero"}, "config.growth.transform='zero' must be one of '', 'zero_output'"),
+        ({"moments": "zero"}, "config.growth.moments='zero' must be one of 'copy', 'reset'"),
+        ({"transform": "noise", "noise": 0.0}, "config.growth.noise=0.0 must be positive"),
+    ],
+)
+def test_impossible_growth_is_refused(growth, sentence):
+    with pytest.raises(UserError, match=sentence):
+        grown(**growth)
+
+
+def test_a_phase_says_its_transform_and_moments_only_where_they_are_set():
+    plain, changed = grown(block=12)[1], grown(block=12, transform="noise", moments="reset")[1]
+    assert not {"transform", "noise", "moments"} & plain.to_json().keys()
+    assert changed.to_json().items() >= {"transform": "noise", "noise": 0.01}.items()
+    events = curriculum.lineage([grown(block=12)[0], changed], 900)
+    assert events[-1]["moments"] == "reset"

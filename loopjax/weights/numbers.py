@@ -8,9 +8,9 @@ import dataclasses
 import math
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from loopjax import lineage
+from loopjax.config import from_saved
 from loopjax.depth import DepthPlan
 from loopjax.optim import make_optimizer
 from loopjax.progress import Progress
@@ -24,19 +24,18 @@ class Sums:
 
     Attributes:
       leaf: the parameter.
-      weight, first, second, update: sums of squares of the weights, of AdamW's first and second
-        moments, and of the direction of the last update; [U] or [1].
+      weight: sums of squares of the weights, [U] or [1].
+      first, second: the same of the first and second moment; None where the optimizer has none.
+      update: the same of the direction of the last update; None where the moments do not give it.
       gram: inner products of the layers, [U, U], if they were asked for.
-      moments: whether the checkpoint has any.
     """
 
     leaf: Leaf
     weight: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    update: np.ndarray
+    first: np.ndarray | None
+    second: np.ndarray | None
+    update: np.ndarray | None
     gram: np.ndarray | None
-    moments: bool
 
 
 def inspect(directory, step: int | None = None, *, layers: bool = False, other=None) -> dict:
@@ -77,31 +76,41 @@ def inspect(directory, step: int | None = None, *, layers: bool = False, other=N
 
 
 def measure(saved: Saved, name: str, updates: int, *, gram: bool, progress=None) -> Sums:
-    """The sums of one parameter and its moments, if it has any, in one pass over all three.
+    """The sums of one parameter and its moments, if it has any, in one pass over all of them.
 
-    The direction of update t is m_t / (1 - beta1^t) / (sqrt(v_t / (1 - beta2^t)) + epsilon)
-    (Kingma & Ba 2015), before decay and learning rate.
+    Of Adam's two moments the direction of update t is m_t / (1 - beta1^t) / (sqrt(v_t / (1 -
+    beta2^t)) + epsilon) (Kingma & Ba 2015), before decay and learning rate. One moment alone (Lion,
+    Muon) does not give the direction: that takes the gradient too.
     """
-    leaf, config = saved.params()[name], saved.meta["config"]
+    leaf, adam = saved.params()[name], from_saved(saved.meta["config"]).optimizer
     layers = leaf.shape[0] if leaf.stacked else 1
-    gram = np.zeros((layers, layers)) if gram else None
-    moments = [part for kind in ("mu", "nu") if (part := saved.moments(kind).get(name))]
-    sums = Sums(leaf, *np.zeros((4, layers)), gram, bool(moments))
+    moments = [
+        part
+        for kind in ("mu", "nu")
+        if (part := saved.moments(kind).get(name)) and part.shape == leaf.shape
+    ]
+    sums = Sums(
+        leaf,
+        weight=np.zeros(layers),
+        first=np.zeros(layers) if moments else None,
+        second=np.zeros(layers) if len(moments) == 2 else None,
+        update=np.zeros(layers) if len(moments) == 2 and updates else None,
+        gram=np.zeros((layers, layers)) if gram else None,
+    )
     readers = [saved.read(part, leaf.blocks(), progress) for part in (leaf, *moments)]
     for blocks in zip(*readers, strict=True):
         for weight, *rest in columns(*(block.reshape(layers, -1) for block in blocks)):
             sums.weight += squares(weight)
-            if gram is not None and leaf.stacked:
+            if gram and leaf.stacked:
                 wide = weight.astype(np.float64)
                 sums.gram += wide @ wide.T
-            if rest:
+            for total, moment in zip((sums.first, sums.second), rest, strict=False):
+                total += squares(moment)
+            if sums.update is not None:
                 first, second = rest
-                sums.first += squares(first)
-                sums.second += squares(second)
-            if updates:
-                scale = np.sqrt(second * np.float32(1 / (1 - config["beta2"] ** updates)))
-                direction = first / (scale + np.float32(config["eps"]))
-                sums.update += squares(direction) / (1 - config["beta1"] ** updates) ** 2
+                scale = np.sqrt(second * np.float32(1 / (1 - adam.beta2**updates)))
+                direction = first / (scale + np.float32(adam.eps))
+                sums.update += squares(direction) / (1 - adam.beta1**updates) ** 2
     return sums
 
 
@@ -174,7 +183,7 @@ def about_parameters(saved: Saved, sums: dict[str, Sums], updates: int) -> dict:
     unique = sum(leaf.size for leaf in leaves)
     rate = None
     if updates:
-        rate = float(make_optimizer(ConfigDict(saved.meta["config"]))[1](updates - 1))
+        rate = float(make_optimizer(from_saved(saved.meta["config"]))[1](updates - 1))
     modules = []
     for name, s in sums.items():
         sharding = None if s.leaf.spec is None else [_axes(axis) for axis in s.leaf.spec]
@@ -199,17 +208,21 @@ def _axes(axis) -> list[str]:
 def _ratios(sums: list[Sums], rate: float | None) -> dict:
     """Norm, RMS values and update-to-weight ratio of parameters taken together."""
     size = sum(s.leaf.size for s in sums)
-    kinds = ("weight", "first", "second", "update")
-    total = {kind: float(sum(getattr(s, kind).sum() for s in sums)) for kind in kinds}
-    rms = {kind: math.sqrt(total[kind] / size) for kind in kinds}
-    moved, moments = rate is not None, sums[0].moments
+
+    def rms(kind: str) -> float | None:
+        parts = [getattr(s, kind) for s in sums]
+        if any(part is None for part in parts):
+            return None
+        return math.sqrt(float(sum(part.sum() for part in parts)) / size)
+
+    weight, update = rms("weight"), rms("update")
     return {
-        "norm": math.sqrt(total["weight"]),
-        "rms": rms["weight"],
-        "first_moment_rms": rms["first"] if moments else None,
-        "second_moment_rms": rms["second"] if moments else None,
-        "update_rms": rms["update"] if moved else None,
-        "update_ratio": rate * rms["update"] / rms["weight"] if moved and rms["weight"] else None,
+        "norm": math.sqrt(float(sum(s.weight.sum() for s in sums))),
+        "rms": weight,
+        "first_moment_rms": rms("first"),
+        "second_moment_rms": rms("second"),
+        "update_rms": update,
+        "update_ratio": rate * update / weight if update is not None and weight else None,
     }
 
 

@@ -82,18 +82,19 @@ class Saved:
         return self._below("params")
 
     def moments(self, kind: str) -> dict[str, Leaf]:
-        """AdamW's first ("mu") or second ("nu") moments, by the names of the parameters.
+        """The optimizer's first ("mu") or second ("nu") moments, by the names of the parameters.
 
-        Empty where no run made the checkpoint.
+        Those that it has: Lion, and Muon for matrices, have no second one; none is there where no run
+        made the checkpoint.
         """
         return self._below(kind)
 
     def updates(self) -> int:
-        """Updates that AdamW has counted; 0 for parameters that come without it."""
+        """Updates that the optimizer has counted; 0 for parameters that come without one."""
         if not self.moments("mu"):
             return 0
-        adam = next(name.split("/mu/")[0] for name in self.leaves if "/mu/" in name)
-        return int(next(self.read(self.leaves[f"{adam}/count"])))
+        state = next(name.split("/mu/")[0] for name in self.leaves if "/mu/" in name)
+        return int(next(self.read(self.leaves[f"{state}/count"])))
 
     def _below(self, key: str) -> dict[str, Leaf]:
         split = {name: name.split("/") for name in self.leaves}
