@@ -14,11 +14,10 @@ def of(study, run, values):
 
     from loopjax import lineage
     from loopjax.analysis import periodicity
-    from loopjax.checkpoint import Checkpoints, locate
+    from loopjax.checkpoint import locate, read_meta
     from loopjax.depth import DepthPlan
 
-    directory, step = locate(run)
-    meta = Checkpoints(directory, read_only=True).meta(step)
+    meta = read_meta(*locate(run))
     block = periodicity.block_of(lineage.stages(meta["lineage"]), DepthPlan.parse(meta["plan"]))
     values = np.array([np.nan if v is None else v for v in values], float)
     return periodicity.cycle(values, block or periodicity.Block(study.scale.block))

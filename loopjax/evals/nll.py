@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from loopjax import config as config_lib
-from loopjax.checkpoint import locate, run_directory, versions
-from loopjax.data import pipeline, tokenizers
+from loopjax.checkpoint import locate, tokenizer_of, versions
+from loopjax.data import pipeline
 from loopjax.errors import UserError
 from loopjax.lm.loaded_model import LanguageModel, open_model
 from loopjax.step import eval_step
@@ -83,8 +83,7 @@ def open_heldout(lm: LanguageModel, mixture, data_dir) -> tuple[dict, dict]:
     config.seed, config.seq_len = saved["seed"], min(saved["seq_len"], lm.context)
     config.data_dir = saved["data_dir"] if data_dir is None else str(data_dir)
     config.model.vocab_size = lm.cfg.vocab_size
-    beside = run_directory(lm.path.parent)
-    tokenizer = str(beside) if (beside / tokenizers.FILE).is_file() else ""
+    tokenizer = tokenizer_of(lm.path.parent)
     sources = pipeline.open_sources(config, list(weights), "heldout", tokenizer)
     found = {source.tokenizer for source in sources.values()}
     known = lm.tokenizer.name if lm.tokenizer else lm.meta.get("tokenizer")

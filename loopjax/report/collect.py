@@ -11,7 +11,7 @@ import pathlib
 from typing import Any
 
 from loopjax import lineage, run_record
-from loopjax.checkpoint import Checkpoints, locate, reading, run_directory, weights_digest
+from loopjax.checkpoint import locate, read_meta, run_directory, weights_digest
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.files import read_json, read_rows
@@ -154,9 +154,7 @@ def open_model(path: str, label: str = "") -> Model:
         if not run.result:
             raise
         return _without_checkpoint(place, label, run)
-    checkpoints = Checkpoints(directory, read_only=True)
-    with reading(directory / str(step)), contextlib.closing(checkpoints):
-        meta = checkpoints.meta(step)
+    meta = read_meta(directory, step)
     if run.result and run.result["steps"] != step:
         return _without_checkpoint(place, label, run)
     home = run_directory(directory)
