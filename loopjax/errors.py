@@ -1,10 +1,10 @@
-"""The user's mistakes, told in one sentence."""
+"""Errors of the user, reported in one sentence."""
 
 import contextlib
 
 
 class UserError(ValueError):
-    """Something the user can mend: the command line prints it and exits with code 2."""
+    """A mistake that the user can fix; the command line prints it and exits with code 2."""
 
 
 @contextlib.contextmanager
@@ -19,6 +19,6 @@ def field(name: str):
 
 
 def first_line(error: Exception) -> str:
-    """What a library says of an error, as far as it fits in a sentence."""
+    """First line of the message of an error, for use in a sentence; its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

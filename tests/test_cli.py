@@ -79,7 +79,7 @@ def test_killed_without_warning_the_run_goes_on_to_the_bit(whole, tmp_path):
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     err = finish(start(train_command(tmp_path)))
-    assert "going on from step" in err
+    assert "resuming from step" in err
     assert losses(tmp_path) == losses(whole)
     ends = [json.loads((path / "result.json").read_text()) for path in (tmp_path, whole)]
     assert ends[0]["heldout"] == ends[1]["heldout"]
@@ -89,8 +89,8 @@ def test_sigterm_saves_exits_cleanly_and_the_run_goes_on(whole, tmp_path):
     process = start(train_command(tmp_path, "--config.checkpoint_every=1000"))
     wait_for_step(process, tmp_path, 15)
     process.send_signal(signal.SIGTERM)
-    assert "stopped and saved at step" in finish(process)
-    assert "going on from step" in finish(start(train_command(tmp_path)))
+    assert "stopped; saved step" in finish(process)
+    assert "resuming from step" in finish(start(train_command(tmp_path)))
     assert losses(tmp_path) == losses(whole)
 
 
@@ -124,7 +124,7 @@ def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
     for process in pair:
         process.send_signal(signal.SIGTERM)
     errs = [finish(process) for process in pair]
-    assert "stopped and saved at step" in errs[0]
+    assert "stopped; saved step" in errs[0]
     finish(start(train_command(tmp_path)))
     one = losses(whole)
     assert losses(tmp_path) == {step: pytest.approx(loss, rel=1e-5) for step, loss in one.items()}

@@ -78,7 +78,7 @@ def mistake(place, argv, capsys, monkeypatch) -> str:
 
     monkeypatch.chdir(place)
     monkeypatch.setattr("loopjax.run.Run.jitted_update", compiled)
-    monkeypatch.setattr("loopjax.train.sharded_init", compiled)
+    monkeypatch.setattr("loopjax.resume.sharded_init", compiled)
     before = snapshot(place)
     assert cli.main(argv) == 2
     out, err = capsys.readouterr()

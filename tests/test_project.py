@@ -17,10 +17,11 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "config", "surgery", "flops",
-    "curriculum", "optim", "sharding", "step", "files", "progress", "text_table", "log",
-    "run_record", "lock", "checkpoint", "lineage", "analysis.activations", "data.tokenizers",
-    "lm.loaded_model", "lm.batching", "analysis.effects", "analysis.depth_score", "data.instances",
+    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "config", "surgery",
+    "flops", "curriculum", "optim", "sharding", "step", "files", "progress", "text_table", "host",
+    "callbacks", "log", "run_record", "lock", "data.tokenizers", "checkpoint", "lineage",
+    "analysis.activations", "lm.loaded_model", "lm.batching", "analysis.effects",
+    "analysis.depth_score", "data.instances",
     "data.addition", "data.hops", "data.igsm", "data.synthetic", "data.token_shards", "data.pairs",
     "data.pipeline", "evals.nll", "analysis.lens", "lm.decode", "lm.score", "evals.harness",
     "evals.primitives", "evals.raw_files", "evals.suite", "evals.evaluate", "analysis.early_exit",
@@ -28,7 +29,7 @@ LAYERS = [
     "results.store", "analysis.analyze", "analysis.interventions", "analysis.prompts",
     "cli.arguments", "evals.icl", "cli.evals", "cli.analysis", "interop.architectures",
     "interop.files", "interop.tensors", "weights.saved", "interop.export_hf", "interop.import_hf",
-    "cli.interop", "config_flags", "run", "sweep.points", "sweep.progress", "sweep.local",
+    "cli.interop", "config_flags", "run", "early_stopping", "heldout", "step_metrics", "sweep.points", "sweep.progress", "sweep.local",
     "sweep.slurm", "results.reader", "sweep.table", "sweep.tradeoffs", "cli.sweep", "memory", "cost",
     "data.prepare.pieces", "data.prepare.hub", "data.prepare.progress", "data.prepare.recipes",
     "data.prepare.fetch", "data.prepare.shards", "data.prepare.workers", "data.prepare.job",
@@ -114,7 +115,8 @@ VARIANTS = {
 def test_every_config_builds_and_traces_a_step(path):
     for variant in VARIANTS[path.stem]:
         config, _ = config_flags.parse("train", "", [f"--config={path}:{variant}"])
-        config, phases, cfg = run.outline(config)
+        outline = run.outline(config)
+        config, phases, cfg = outline.config, outline.phases, outline.cfg
         sharding.axis_rules(config.mesh)
         for phase in (phases[0], phases[-1]):
             trace_a_step(cfg, phase.plan, config.batch_size, config.seq_len)
