@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import signal
 
@@ -11,6 +12,7 @@ import pytest
 
 from loopjax import checkpoint
 from loopjax import step as step_lib
+from loopjax.callbacks import Callback
 from loopjax.errors import UserError
 from loopjax.files import read_rows
 from loopjax.run import plan_run
@@ -107,25 +109,19 @@ def test_rows_after_the_checkpoint_and_a_torn_last_one_are_dropped(finished, tin
 
 @pytest.mark.parametrize("when", [4, 5])
 def test_sigterm_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
-    finished, tiny_config, tmp_path, monkeypatch, when
+    finished, tiny_config, tmp_path, when
 ):
-    from loopjax.log import RunLog
+    class Signal(Callback):
+        def on_step(self, row):
+            if row["step"] == when:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     whole, _ = finished
-    log_row = RunLog.row
-
-    def row_then_signal(self, row):
-        log_row(self, row)
-        if row["step"] == when:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     tiny_config.checkpoint_every = 100
-    monkeypatch.setattr(RunLog, "row", row_then_signal)
     before = signal.getsignal(signal.SIGTERM)
-    assert train(tiny_config, tmp_path) is None
+    assert train(tiny_config, tmp_path, [Signal()]) is None
     assert signal.getsignal(signal.SIGTERM) is before
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-    monkeypatch.setattr(RunLog, "row", log_row)
     train(tiny_config, tmp_path)
     assert rows_of(tmp_path) == rows_of(whole)
 
@@ -284,6 +280,19 @@ def test_a_checkpoint_is_read_without_its_config(finished):
         checkpoint.load_params(workdir, step=3)
     with pytest.raises(UserError, match="is not a directory of checkpoints"):
         checkpoint.load_params(workdir / "nothing")
+
+
+# TensorStore leaves the futures of a failed read behind; their complaint has no owner.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [damage_zero, damage_cut, damage_flip, pathlib.Path.unlink])
+def test_the_metadata_of_a_damaged_checkpoint_is_refused_in_one_sentence(
+    finished, tmp_path, damage
+):
+    shutil.copytree(finished[0] / "checkpoints" / "12", tmp_path / "12")
+    assert checkpoint.read_meta(tmp_path, 12)["step"] == 12
+    damage(tmp_path / "12" / "meta" / "metadata")
+    with pytest.raises(UserError, match=rf"^checkpoint {tmp_path}/12 is damaged \(.*\)$"):
+        checkpoint.read_meta(tmp_path, 12)
 
 
 def test_looking_into_a_run_that_is_going_on_leaves_its_unfinished_checkpoint_alone(

@@ -22,7 +22,7 @@ OTHERS = {
     "config.json", "phases.json", "result.json", "sweep.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
 }  # fmt: skip
-CLOSED = {"checkpoints", "checkpoints.damaged", "tensorboard"}
+CLOSED = {"checkpoints", "checkpoints.damaged", "tensorboard", "wandb"}
 
 
 class Foreign(ValueError):
