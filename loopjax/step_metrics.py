@@ -66,6 +66,8 @@ class StepMetrics:
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": float(metrics["learning_rate"]),
+            # Additional terms of the loss, if the model has any.
+            **{key: float(value) for key, value in metrics.items() if key.startswith("losses/")},
             "tokens": step * run.tokens_per_step,
             "tokens_per_s": speed,
             "flops": float(run.flops_until(step)),
