@@ -17,11 +17,11 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "config", "surgery",
-    "flops", "curriculum", "optim", "sharding", "step", "files", "progress", "text_table", "host",
-    "callbacks", "log", "run_record", "lock", "data.tokenizers", "checkpoint", "lineage",
-    "analysis.activations", "lm.loaded_model", "lm.batching", "analysis.effects",
-    "analysis.depth_score", "data.instances",
+    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "surgery", "optim",
+    "growth", "config", "flops", "curriculum", "sharding", "step", "files", "progress",
+    "text_table", "host", "callbacks", "log", "run_record", "lock", "data.tokenizers",
+    "checkpoint", "lineage", "analysis.activations", "lm.loaded_model", "lm.batching",
+    "analysis.effects", "analysis.depth_score", "data.instances",
     "data.addition", "data.hops", "data.igsm", "data.synthetic", "data.token_shards", "data.pairs",
     "data.pipeline", "evals.nll", "analysis.lens", "lm.decode", "lm.score", "evals.harness",
     "evals.primitives", "evals.raw_files", "evals.suite", "evals.evaluate", "analysis.early_exit",
