@@ -212,7 +212,7 @@ def _hop_prompts():
 
 def analyzed(name: str, prompts: str) -> str:
     """The file of a diagnostic, without its ending."""
-    from loopjax.analysis.analyze import DIAGNOSTICS
+    from loopjax.analysis.diagnostics import DIAGNOSTICS
 
     prompts = pathlib.Path(prompts.removeprefix("file:")).stem
     return f"{name}-{prompts}" if DIAGNOSTICS[name].prompts != 0 else name
@@ -220,12 +220,12 @@ def analyzed(name: str, prompts: str) -> str:
 
 def diagnostic(study: Study, run: pathlib.Path, name: str, prompts: str = "", *flags: str):
     """The result of a diagnostic of `loopjax analyze`, measured if need be."""
-    from loopjax.analysis.analyze import DIAGNOSTICS
+    from loopjax.analysis.diagnostics import DIAGNOSTICS
     from loopjax.results import store
 
     prompts = study.prompts(prompts)
     directory = study.analyze(run, name, prompts, *flags)
-    return store.load(directory, analyzed(name, prompts), DIAGNOSTICS[name].kind)
+    return store.load(directory, analyzed(name, prompts), name, DIAGNOSTICS[name].result_type())
 
 
 def result(run: pathlib.Path) -> dict:
@@ -234,11 +234,11 @@ def result(run: pathlib.Path) -> dict:
 
 def accuracy(evaluated: dict, task: str, plan: str | None = None) -> float:
     """Accuracy of a task in the JSON of `loopjax eval`, at its first plan or another."""
-    from loopjax.report.tables import scored
+    from loopjax.run_record import score
 
     plans = evaluated["plans"]
     found = plans[plan] if plan else next(iter(plans.values()))
-    return scored(found["tasks"][task])["value"]
+    return score(found["tasks"][task])["value"]
 
 
 def mean_of(evaluated: dict, plan: str | None = None) -> float:

@@ -83,7 +83,7 @@ def draw(path: pathlib.Path, groups: list[page.Group]) -> None:
             curves[label] = entry.model.curve(group.metric)
         rows.append(runs.Row(group.title, group.label, curves))
         colors |= figure.colors(curves)
-    figure.save(runs.training(rows, colors), path)
+    figure.save(runs.plot_training(rows, colors), path)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ def runs(study) -> dict:
 
 
 def outcome(study) -> common.Outcome:
-    from loopjax.plots.diagnostics import PLOTS
+    from loopjax.analysis.diagnostics import DIAGNOSTICS
 
     models, prompts = runs(study), study.scale.prompts[-2:]
     task = study.scale.tasks[-1]
@@ -58,9 +58,9 @@ def outcome(study) -> common.Outcome:
     )
     verdict = {3: "shows", 0: "does not show"}.get(sum(above), "shows in part")
     figures = {
-        "depth_use": PLOTS["depth_score"](common.first_of(scores[name])),
-        "depth_use-overlap": PLOTS["overlap"](common.first_of(overlap)),
-        "depth_use-exits": PLOTS["exit_accuracy"](common.first_of(exits)),
+        "depth_use": DIAGNOSTICS["depth_score"].draw(common.first_of(scores[name])),
+        "depth_use-overlap": DIAGNOSTICS["overlap"].draw(common.first_of(overlap)),
+        "depth_use-exits": DIAGNOSTICS["exit_accuracy"].draw(common.first_of(exits)),
     }
     return common.Outcome(found, verdict, heads, rows, figures)
 

@@ -18,7 +18,7 @@ def runs(study) -> dict:
 
 def outcome(study) -> common.Outcome:
     from loopjax.analysis import periodicity
-    from loopjax.plots.diagnostics import PLOTS
+    from loopjax.analysis.diagnostics import DIAGNOSTICS
 
     models = runs(study)
     local, attention = (
@@ -34,8 +34,8 @@ def outcome(study) -> common.Outcome:
         rows.append((role, *cycles.about(of_role[role])))
     found, verdict = cycles.finding(of_role, "the mean local effect on a layer")
     figures = {
-        "effects": PLOTS["future_local"](common.first_of(local)),
-        "effects-attention": PLOTS["current_attention"](common.first_of(attention)),
+        "effects": DIAGNOSTICS["future_local"].draw(common.first_of(local)),
+        "effects-attention": DIAGNOSTICS["current_attention"].draw(common.first_of(attention)),
     }
     return common.Outcome(found, verdict, ("model", *cycles.HEADS), rows, figures)
 

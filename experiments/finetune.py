@@ -39,7 +39,7 @@ def runs(study) -> dict:
 
 def outcome(study) -> common.Outcome:
     from loopjax.plots import figure
-    from loopjax.plots.accuracy import finetuning
+    from loopjax.plots.accuracy import plot_finetuning
 
     tasks, rows, curves = study.scale.tuning, [], {}
     for (role, n), directories in runs(study).items():
@@ -60,7 +60,7 @@ def outcome(study) -> common.Outcome:
     verdict = {3: "shows", 0: "does not show"}.get(better, "shows in part")
     colors = figure.colors(ROLES[:-1])
     colors |= {"loop, untied": colors["loop"]}
-    picture = finetuning(curves, colors)
+    picture = plot_finetuning(curves, colors)
     heads = ("model", "examples", *tasks)
     return common.Outcome(found, verdict, heads, rows, {"finetune": picture})
 

@@ -17,7 +17,7 @@ def runs(study) -> dict:
 
 
 def outcome(study) -> common.Outcome:
-    from loopjax.plots.accuracy import icl
+    from loopjax.plots.accuracy import plot_icl
 
     found = {
         role: [study.icl(run, study.scale.words) for run in directories]
@@ -44,7 +44,7 @@ def outcome(study) -> common.Outcome:
     if unlearned := common.floor(best):
         verdict, text = "cannot show", f"{text} {unlearned}"
     heads = ("model", *study.scale.words)
-    picture = icl(common.first_of(found))
+    picture = plot_icl(common.first_of(found))
     return common.Outcome(text, verdict, heads, rows, {"in_context": picture})
 
 

@@ -75,7 +75,7 @@ def _accuracy(heldout: dict, source: str) -> float:
 
 def _picture(runs: dict, source: str):
     from loopjax.files import read_rows
-    from loopjax.plots.runs import Row, training
+    from loopjax.plots.runs import Row, plot_training
 
     key, curves = f"eval/{source}/accuracy", {}
     for plan, run in runs.items():
@@ -86,4 +86,4 @@ def _picture(runs: dict, source: str):
         last = final["heldout"][f"{source}/accuracy"]
         points.append((final["steps"], final["training_flops"], last))
         curves[plan] = tuple(zip(*points, strict=True))
-    return training([Row(source, "held-out accuracy of a token", curves)])
+    return plot_training([Row(source, "held-out accuracy of a token", curves)])

@@ -19,7 +19,7 @@ def runs(study) -> dict:
 
 
 def outcome(study) -> common.Outcome:
-    from loopjax.plots.accuracy import interventions
+    from loopjax.plots.accuracy import plot_interventions
 
     models, b = runs(study), study.scale.block
     measured = {
@@ -57,7 +57,7 @@ def outcome(study) -> common.Outcome:
             f"{found} A model that has learned no task has none to lose.",
         )
     figures = {
-        f"order-{op}" if op != "swap" else "order": interventions(common.first_of(by_role))
+        f"order-{op}" if op != "swap" else "order": plot_interventions(common.first_of(by_role))
         for op, by_role in measured.items()
     }
     return common.Outcome(found, verdict, heads, rows, figures)

@@ -18,7 +18,7 @@ def runs(study) -> dict:
 
 
 def outcome(study) -> common.Outcome:
-    from loopjax.plots.accuracy import interventions
+    from loopjax.plots.accuracy import plot_interventions
 
     models, b, tasks = runs(study), (study.scale.block,), study.scale.tasks
     measured = {
@@ -54,7 +54,7 @@ def outcome(study) -> common.Outcome:
     )
     if solved:
         verdict, found = "cannot show", f"{found} {solved}"
-    picture = interventions(common.first_of(measured))
+    picture = plot_interventions(common.first_of(measured))
     return common.Outcome(found, verdict, heads, rows, {"repeat": picture})
 
 

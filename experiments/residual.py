@@ -16,7 +16,7 @@ def runs(study) -> dict:
 
 
 def outcome(study) -> common.Outcome:
-    from loopjax.plots.diagnostics import PLOTS
+    from loopjax.analysis.diagnostics import DIAGNOSTICS
 
     models = runs(study)
     norms = {
@@ -32,7 +32,7 @@ def outcome(study) -> common.Outcome:
         rows.append((role, growth, *cycles.about(of_role[role])))
     heads = ("model", "last norm / norm after layer 0", *cycles.HEADS)
     found, verdict = cycles.finding(of_role, "the contribution of attention")
-    picture = PLOTS["norms"](common.first_of(norms))
+    picture = DIAGNOSTICS["norms"].draw(common.first_of(norms))
     return common.Outcome(found, verdict, heads, rows, {"residual": picture})
 
 

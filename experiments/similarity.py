@@ -17,7 +17,7 @@ def runs(study) -> dict:
 
 
 def outcome(study) -> common.Outcome:
-    from loopjax.plots.diagnostics import PLOTS
+    from loopjax.analysis.diagnostics import DIAGNOSTICS
 
     models = runs(study)
     found = {
@@ -39,7 +39,7 @@ def outcome(study) -> common.Outcome:
     verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[
         alike + (lean["lidas"] < lean["midas"])
     ]
-    picture = PLOTS["similarity"](common.first_of(found))
+    picture = DIAGNOSTICS["similarity"].draw(common.first_of(found))
     return common.Outcome(said, verdict, heads, rows, {"similarity": picture})
 
 

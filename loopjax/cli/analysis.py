@@ -2,6 +2,7 @@
 
 import argparse
 
+from loopjax.analysis import diagnostics
 from loopjax.cli.arguments import parser, positive
 from loopjax.cli.evals import add_model, add_tasks, add_text, mixture_of, open_named, say
 from loopjax.depth import INTERVENTIONS
@@ -33,7 +34,7 @@ def intervene(argv: list[str]) -> int:
     )  # fmt: skip
     if args.plot:
         label = f"step {lm.meta['step']:,}, plan {lm.plan}"
-        fig = accuracy.interventions({label: result})
+        fig = accuracy.plot_interventions({label: result})
         fig.suptitle(args.op, x=0.01, ha="left", color=figure.INK, fontsize=12, fontweight="bold")
         figure.save(fig, args.plot)
     print(args.output)
@@ -66,7 +67,6 @@ def analyze(argv: list[str]) -> int:
     the defaults is long (65 million tokens).
     """
     args = _analyze_parser().parse_args(argv)
-    figure.new(1, 1)  # is matplotlib there?
     from loopjax.analysis import analyze as run
     from loopjax.analysis import early_exit, lens, prompts
 
@@ -78,7 +78,7 @@ def analyze(argv: list[str]) -> int:
     for note in found.notes:
         say(f"prompts {found.name}: {note}")
     run.analyze(
-        lm, run.ALL if args.what == "all" else args.what.split(","), cases,
+        lm, diagnostics.defaults() if args.what == "all" else args.what.split(","), cases,
         args.output, prompts={"name": found.name, "source": found.source}, block=args.block,
         one_boundary=found.name in prompts.SHORT_ANSWERS, training=training,
         lens_data={"mixture": mixture_of(args.mixture), "data_dir": args.lens_data},
@@ -91,6 +91,8 @@ def analyze(argv: list[str]) -> int:
 
 def _analyze_parser():
     made = parser("analyze", analyze.__doc__)
+    rows = diagnostics.DIAGNOSTICS.items()
+    made.epilog = "diagnostics:\n" + "\n".join(f"  {name:<18}{row.title}" for name, row in rows)
     add = made.add_argument
     add_model(add)
     add("--depth", metavar="PLAN", help="run it by this plan (default: as trained)")
