@@ -116,7 +116,8 @@ def plot_current_attention(results: dict, colors: dict | None = None):
 
 
 def plot_similarity(results: dict, colors: dict | None = None):
-    """A heat map of the pairs i < j for each model."""
+    """A heat map of the pairs i < j for each model; a model of one block, which has none, is left out."""
+    results = {k: result for k, result in results.items() if len(result.matrix) > 1} or results
     fig, axes = figure.grid(len(results), COLUMNS, 4.1, 3.8)
     for axis, (label, result) in zip(axes, results.items(), strict=True):
         n = len(result.matrix)
