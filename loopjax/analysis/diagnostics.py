@@ -173,7 +173,7 @@ _ROWS = (
     ),
     Diagnostic(
         name="future",
-        title="the same with everything after the ablated layer recomputed",
+        title="change of later layers at later tokens, everything after the ablated layer recomputed",
         section="Effects of ablating a layer",
         caption="Effects on later tokens, everything after the ablated layer recomputed ({of}).",
         result="loopjax.analysis.effects:Effects",

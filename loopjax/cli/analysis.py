@@ -92,7 +92,9 @@ def analyze(argv: list[str]) -> int:
 def _analyze_parser():
     made = parser("analyze", analyze.__doc__)
     rows = diagnostics.DIAGNOSTICS.items()
-    made.epilog = "diagnostics:\n" + "\n".join(f"  {name:<18}{row.title}" for name, row in rows)
+    made.epilog = "diagnostics (--what):\n" + "\n".join(
+        f"  {name:<18}{row.title}" for name, row in rows
+    )
     add = made.add_argument
     add_model(add)
     add("--depth", metavar="PLAN", help="run it by this plan (default: as trained)")
