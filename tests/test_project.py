@@ -17,7 +17,8 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "config", "surgery", "flops",
+    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "config", "config_variants",
+    "surgery", "flops",
     "curriculum", "optim", "sharding", "step", "files", "progress", "text_table", "log",
     "run_record", "lock", "checkpoint", "lineage", "analysis.activations", "data.tokenizers",
     "lm.loaded_model", "lm.batching", "analysis.effects", "analysis.depth_score", "data.instances",
