@@ -248,7 +248,7 @@ class Trainer:
             sums = [step(self.state.params, batch) for batch in batches]
             nll, hits, n = (sum(float(s[k]) for s in sums) for k in ("nll", "hits", "targets"))
             out[f"eval/{name}/nll"], out[f"eval/{name}/accuracy"] = nll / n, hits / n
-            if getattr(source, "one_answer", False):
+            if source.one_answer:
                 exact, rows = (sum(float(s[k]) for s in sums) for k in ("exact", "rows"))
                 out[f"eval/{name}/exact"] = exact / rows
             share = weights[name] / sum(weights.values())
