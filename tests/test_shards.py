@@ -162,7 +162,7 @@ def test_a_damaged_or_foreign_shard_is_told(damage, says, corpus, tmp_path):
         source = token_shards.TokenShards(tmp_path / "web", "train", 8)
         for i in range(len(source)):
             source[i]
-    with pytest.raises(UserError, match=f"1 of 2 shards are not what was written: {shard}"):
+    with pytest.raises(UserError, match=f"1 of 2 shards do not match their hash: {shard}"):
         show.verify(tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_the_data_verb_shows_counts_and_documents(corpus, tmp_path, capsys):
     assert cli.main(["data", str(tmp_path / "data"), "--samples", "20", "--verify", "--json"]) == 0
     printed = capsys.readouterr()
     shown = json.loads(printed.out)
-    assert "shards are what was written" in printed.err
+    assert "shards match their hash" in printed.err
     assert {(row["source"], row["split"]) for row in shown["rows"]} == {
         (source, split) for source in ("web", "more") for split in token_shards.SPLITS
     }
@@ -232,7 +232,7 @@ def test_the_data_verb_shows_counts_and_documents(corpus, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "| document" in out and f"{counts['tokens']:,}" in out
     assert cli.main(["data", str(tmp_path / "none")]) == 2
-    assert "holds nothing that loopjax prepare wrote" in capsys.readouterr().err
+    assert "has no data written by loopjax prepare" in capsys.readouterr().err
 
 
 def test_samples_show_what_cannot_be_seen():

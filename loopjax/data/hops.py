@@ -104,9 +104,9 @@ def hop_item(rng: np.random.Generator, p: int, n: int = 48) -> Item:
 class Chain(Instances):
     """`hops_<p>x<n>`: n letters that contain all p hops from the last; their end is the target.
 
-    The places of the hops are drawn first, uniform among all at least two apart, then their letters,
-    no two neighbors alike, then all other letters, which leave the hops as they are. A token for p
-    stands before the letters, as in `p_hop_<p>`, so the two tasks can be mixed.
+    The places of the hops are drawn first, uniform among all at least two apart, then their
+    letters, no two neighbors alike, then all other letters, which leave the hops as they are. A
+    token for p stands before the letters, as in `p_hop_<p>`, so the two tasks can be mixed.
     """
 
     tokenizer = PHop.tokenizer
@@ -155,8 +155,8 @@ def _walk(rng: np.random.Generator, n: int) -> np.ndarray:
 class Sanford(Instances):
     """`sanford_<p>`: a token for p, then T - 1 letters, no two neighbors alike (98 as published).
 
-    The target at each is its p-hop, or a token for "no hop". In the held-out split only the positions
-    whose hop exists are scored. The published mixture is uniform over p = 0..16.
+    The target at each is its p-hop, or a token for "no hop". In the held-out split only the
+    positions whose hop exists are scored. The published mixture is uniform over p = 0..16.
     """
 
     tokenizer = "sanford"

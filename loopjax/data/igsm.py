@@ -10,11 +10,11 @@ The sampler is ours, after Ye et al. 2024 (2407.20311), to whom the paper refers
    neighboring levels and reach every entity; each edge is a parameter, `A#B`. There are up to five
    more edges than operations (and at least six, the smallest graph).
 2. Dependency graph, from the asked parameter back. A parameter is a number 0..6 or the sum of one
-   to three parameters, optionally times 2..6: uniform among the forms that still allow the number of
-   operations to be met. The terms of a sum are new parameters or ones already needed. A statement
-   takes as many operations as it has additions and multiplications, at least one.
-3. The other edges are parameters that the answer does not need: with equal probability a number or a
-   sum of parameters defined before.
+   to three parameters, optionally times 2..6: uniform among the forms that still allow the number
+   of operations to be met. The terms of a sum are new parameters or ones already needed. A
+   statement takes as many operations as it has additions and multiplications, at least one.
+3. The other edges are parameters that the answer does not need: with equal probability a number
+   or a sum of parameters defined before.
 4. Statements, and the terms of a sum, are shuffled.
 
 Where the factors of every number cancel modulo 7, the answer would be 0 for all numbers: such

@@ -15,9 +15,9 @@ HELDOUT_EVERY = 16  # one instance in 16 is held out
 
 
 def instance_rng(seed: int, split: str, index: int, attempt: int) -> np.random.Generator:
-    """The random generator of one instance; the stream of Philox is stable across NumPy releases."""
+    """The random generator of one instance; Philox streams are stable across NumPy releases."""
     lane = {"train": 0, "heldout": 1}[split]
-    # uint64, because NumPy turns a list with a number beyond int64 into floats, which lose the attempt.
+    # uint64, because NumPy turns a list with a number beyond int64 into floats, losing the attempt.
     key = np.array([(seed % 2**32) << 32 | lane << 24 | attempt, index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 

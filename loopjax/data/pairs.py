@@ -2,9 +2,9 @@
 
 The name of a source lists its parts, joined by "+": "chat" is the file DATA_DIR/chat.jsonl with one
 object {"prompt", "completion"} per line; "chat:500" its first 500 training pairs;
-"var_assign_code_1:64+var_assign_code_2:64" 64 items of each of two text tasks. Pairs are packed into
-rows of T tokens; each pair is a segment that attends only to itself and starts at position 0. A pair
-is tokenized as in evaluation; the end-of-document token is its last target.
+"var_assign_code_1:64+var_assign_code_2:64" 64 items of each of two text tasks. Pairs are packed
+into rows of T tokens; each pair is a segment that attends only to itself and starts at position 0.
+A pair is tokenized as in evaluation; the end-of-document token is its last target.
 """
 
 import bisect
@@ -102,7 +102,7 @@ def _tokenized(pairs: list[Pair], codec) -> list[tuple[np.ndarray, int]]:
 
 
 def _packed(lengths: list[int], room: int) -> list[list[int]]:
-    """The segments of each row, by best fit: the longest first, each where it leaves the least room."""
+    """The segments of each row by best fit: longest first, each where the least room remains."""
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room left, row), ascending
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -80,7 +80,7 @@ def _check_vocabulary(config, sources: dict) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _block(seed: int, phase: int, number: int, counts: tuple[int, ...]):
-    """(source of each example of a block, its rank among the examples of that source in the block)."""
+    """(source of each example of a block, its rank among the examples of that source)."""
     labels = np.repeat(np.arange(len(counts)), counts)
     key = np.array([seed % 2**64, phase << 40 | number], np.uint64)
     raw = np.random.Philox(key=key).random_raw(BLOCK)
@@ -95,8 +95,8 @@ def _block(seed: int, phase: int, number: int, counts: tuple[int, ...]):
 class Mixing:
     """Example number -> (source, position in it), for a curriculum of mixtures.
 
-    Within a phase every block of 10,000 examples holds each source in its exact proportion
-    (largest remainder), in an order drawn from the seed. A source continues in the next phase at the
+    Within a phase every block of 10,000 examples holds each source in its exact proportion (largest
+    remainder), in an order drawn from the seed. A source continues in the next phase at the
     position it had reached.
     """
 
@@ -130,7 +130,7 @@ class Mixing:
 
 
 def _proportions(weights: list[float]) -> tuple[int, ...]:
-    """Examples of each source in a block, by largest remainder; a positive weight gets at least one."""
+    """Examples per source in a block, by largest remainder; a positive weight gets at least one."""
     shares = np.array(weights) / sum(weights) * BLOCK
     counts = np.floor(shares).astype(int)
     order = np.argsort(counts - shares, kind="stable")

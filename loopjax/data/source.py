@@ -8,7 +8,7 @@ from loopjax.data import tokenizers
 
 
 class Source:
-    """A sequence of training examples: `len(source)` and `source[i]`, random access from any thread.
+    """A sequence of training examples: `len(source)` and `source[i]`, from any thread.
 
     An example is a dict of int32 arrays [T], T = config.seq_len:
 
