@@ -4,8 +4,8 @@
     loopjax train --config=configs/hops.py:sanford,1x6 --workdir=runs/sanford-1x6
     loopjax train --config=configs/hops.py:p16,6,lidas --workdir=runs/hops-lidas
 
-The variant is [TASK,]PLAN[,GROWTH]; GROWTH (midas, lidas) adds one layer at a time, PROP-1, until
-the cooldown.
+The variant is [TASK,]PLAN[,GROWTH]; GROWTH (midas, lidas, ...) adds one layer at a time, PROP-1,
+until the cooldown.
 sanford   Sanford et al. 2024: p uniform in 0..16, 98 letters, every position a target, width 128
           (4 heads), AdamW at 1e-4, batch 32, 100,000 steps. Held-out accuracy, by p, is over the
           positions whose hop exists.
@@ -14,8 +14,8 @@ p16, p32  Saunshi et al. 2025, section 2.1 and Appendix A.1: 256 letters that co
           (1e-3, cosine) on 4 million instances; this config uses AdamW with a trapezoidal schedule,
           and every instance is new.
 
-The layer is the one of this project (SwiGLU, RMSNorm, rotary positions); its width is chosen to match
-the parameter counts of the papers. configs/p_hop.py has a smaller task with one target.
+The layer is the one of this project (SwiGLU, RMSNorm, rotary positions); its width is chosen to
+match the parameter counts of the papers. configs/p_hop.py has a smaller task with one target.
 """
 
 from loopjax.config import default

@@ -5,12 +5,12 @@
 A third of the papers' 24 layers, in blocks of 2 instead of 4: growth in four stages (2, 4, 6, 8), a
 loop of one block (2x4), of half of the stack (4x2), one with layers before and after it (1-2x3-1),
 and 1-sqrt cooldown over the last 15%. Half of the data is text (the source of Python's standard
-library); the other half is p-hop induction as text. It replaces the reasoning primitives, which models
-of this size do not learn from text. Eight hops are learned late, so the models are compared before
-they saturate. A scaled-down study: it can show the sign of an effect, not its size.
+library); the other half is p-hop induction as text. It replaces the reasoning primitives, which
+models of this size do not learn from text. Eight hops are learned late, so the models are compared
+before they saturate. A scaled-down study: it can show the sign of an effect, not its size.
 
 The variant is ROW[,math[,PLAN]].
-ROW   standard, standard-LAYERS, midas, lidas, loop-PLAN
+ROW   standard, standard-LAYERS, loop-PLAN, or a growth operator (midas, lidas, ...)
 math  a cooldown from the plateau of runs/ROW with a fifth of 5-hop induction, which the run has not
       seen before (another run: --config.init_from=DIR@STEP)
 PLAN  depth plan of the cooldown: 2-2x2-4, 4-2x2-2 (standard, midas, lidas), 1-2x4-1 (loop-1-2x3-1)

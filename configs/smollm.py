@@ -5,7 +5,8 @@
 
 The variant is SIZE,ROW[,MATH[,PLAN]].
 SIZE  360m, 1.7b
-ROW   baseline, midas, lidas, standard-LAYERS, loop-PLAN (loop-4x6, loop-12x2, loop-4-4x4-4, ...)
+ROW   baseline, standard-LAYERS, loop-PLAN (loop-4x6, loop-12x2, loop-4-4x4-4, ...), or a growth
+      operator (midas, lidas, ...)
 MATH  finemath, nemotron: the source of 20% of the cooldown; such a run branches from step 170,000
       of runs/SIZE-ROW (another run: --config.init_from=DIR@STEP)
 PLAN  depth plan of the cooldown: 8-4x2-12 or 12-4x2-8 (baseline, lidas), 4-4x5-4 (loop-4-4x4-4)

@@ -17,10 +17,10 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "config", "config_variants",
-    "surgery", "flops",
-    "curriculum", "optim", "sharding", "step", "files", "progress", "text_table", "log",
-    "run_record", "lock", "checkpoint", "lineage", "analysis.activations", "data.tokenizers", "data.source",
+    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "surgery",
+    "optim", "config", "config_variants", "flops", "growth", "curriculum", "sharding", "step", "files", "progress", "text_table", "log",
+    "run_record", "lock", "checkpoint", "lineage", "analysis.activations", "data.tokenizers",
+    "data.source",
     "lm.loaded_model", "lm.batching", "analysis.effects", "analysis.depth_score", "data.instances",
     "data.items", "data.addition", "data.hops", "data.igsm", "data.text_tasks", "data.token_shards",
     "data.registry", "data.pairs",
