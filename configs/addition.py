@@ -4,11 +4,11 @@
     loopjax train --config=configs/addition.py:paper,12,lidas --workdir=runs/addition-lidas
 
 The variant is [paper,]PLAN[,GROWTH]; GROWTH (midas, lidas, ...) adds one layer at a time, PROP-1,
-until the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1: uniform over 2, 4, 8, 16 and
-32 operands, width 256, batch 1024, 200,000 steps. The paper trains with Adafactor (5e-3, cosine)
-and reports the best of three seeds; this config uses AdamW with a trapezoidal schedule, and its
-learning rate should be tuned on plan 12. The paper counts answers with all digits correct; accuracy
-here counts digits.
+until the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1: uniform over 2, 4, 8,
+16 and 32 operands, width 256, batch 1024, 200,000 steps. The paper trains with Adafactor (5e-3,
+cosine) and reports the best of three seeds; this config uses AdamW with a trapezoidal schedule, and
+its learning rate should be tuned on plan 12. The paper counts answers with all digits correct;
+accuracy here counts digits.
 """
 
 from loopjax.config import default

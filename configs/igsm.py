@@ -4,10 +4,10 @@
     loopjax train --config=configs/igsm.py:paper,8,lidas --workdir=runs/igsm-lidas
 
 The variant is [paper,]PLAN[,GROWTH]; GROWTH (midas, lidas, ...) adds one layer at a time, PROP-1,
-until the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1: up to 15 operations, width
-128, batch 256, 200,000 steps. The paper trains with Adafactor (1e-3, cosine) on about 4 million
-instances, 12.8 times each; this config uses AdamW with a trapezoidal schedule, every instance is
-new, and all numbers of operations are equally frequent.
+until the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1: up to 15 operations,
+width 128, batch 256, 200,000 steps. The paper trains with Adafactor (1e-3, cosine) on about 4
+million instances, 12.8 times each; this config uses AdamW with a trapezoidal schedule, every
+instance is new, and all numbers of operations are equally frequent.
 
 Chance is 14.3%, but answering with the most frequent number of the text reaches 40, 27 and 20% at
 one, two and three operations. The small size trains too briefly for this task: after its 3,000

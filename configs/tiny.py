@@ -4,8 +4,9 @@
     loopjax sweep --config=configs/tiny.py --workdir=runs/tiny
 
 Variants: standard (12), loop (4x3: as deep, a third of the layers), or a growth operator (midas,
-lidas, ...; grown 4, 8, 12). A scaled-down study: the same protocol (PROP-1 growth until the cooldown, trapezoidal schedule
-with 1-sqrt decay over the last 15% of the steps), another size, another corpus.
+lidas, ...; grown 4, 8, 12). A scaled-down study: the same protocol (PROP-1 growth until the
+cooldown, trapezoidal schedule with 1-sqrt decay over the last 15% of the steps), another size,
+another corpus.
 """
 
 from loopjax.config import default
