@@ -21,8 +21,7 @@ from loopjax.config_variants import parse_variant
 from loopjax.depth import GROWTH_OPERATORS
 
 ROWS = ("standard", "standard-LAYERS", "GROWTH", "loop-PLAN")
-STEPS = 1000
-COOLDOWN = 150
+STEPS, COOLDOWN = 1000, 150
 HOPS = ("hop_text_2", "hop_text_4", "hop_text_8")
 MIXTURE = {"stdlib": 0.49, **{name: 0.17 for name in HOPS}}
 MATH = {"stdlib": 0.41, **{name: 0.13 for name in HOPS}, "hop_text_5": 0.2}
