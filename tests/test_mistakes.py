@@ -145,7 +145,7 @@ def test_a_mistake_in_the_config(place, flags, says, capsys, monkeypatch):
     said = mistake(place, argv, capsys, monkeypatch)
     said = re.sub("sha256:[0-9a-f]{64}", "sha256:HASH", said)
     said = re.sub("[0-9]+ were written", "SIZE were written", said)
-    assert re.sub("not one: .+", "not one: REASON", said) == says
+    assert re.sub("not a shard: .+", "not one: REASON", said) == says
     assert not (place / "new").exists()
 
 
