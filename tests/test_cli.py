@@ -133,7 +133,7 @@ def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["trian"], "there is no verb 'trian'; did you mean train?"),
+        (["trian"], "unknown command 'trian'; did you mean train?"),
         (["train"], "--config is missing"),
         (["train", f"--config={TINY}"], "--workdir is missing"),
         (["train", f"--config={TINY}:grown", "--workdir=w"], "variant 'grown' of configs/tiny.py"),
@@ -144,7 +144,15 @@ def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
         ),
         (["train", f"--config={TINY}", "--workdir=w", "--config.steps=many"], "config.steps"),
         (["train", f"--config={TINY}", "--workdir=w", "--config.depth=12x"], "config.depth"),
-        (["train", f"--config={TINY}", "--workdir=w", "--wrokdir=x"], "wrokdir"),
+        (["train", f"--config={TINY}", "--workdir=w", "--wrokdir=x"], "did you mean --workdir?"),
+        (
+            ["train", f"--config={TINY}", "--workdir=w", "--steps=3"],
+            "unknown flag --steps; did you mean --config.steps=3?",
+        ),
+        (
+            ["train", f"--config={TINY}", "--workdir=w", "--d_model=64"],
+            "unknown flag --d_model; did you mean --config.model.d_model=64?",
+        ),
         (["train", f"--config={TINY}", "--workdir=w", "stray"], "'stray' is not a flag"),
         (["prepare", "--input", "none.txt", "--output", "w"], "input none.txt is not a file"),
         (["prepare", "--output", "w"], "give --input, --dataset or --recipe, one of them"),
@@ -204,12 +212,12 @@ def test_an_interrupt_is_told_in_a_sentence_and_ends_cleanly(tmp_path):
         "    threading.Timer(0.5, _thread.interrupt_main).start()\n"
         "    f(jax.numpy.ones((8, 8)))\n"
         "    import time; time.sleep(60)\n"
-        "cli._flops = interrupted\n"
+        "cli.Command.run = lambda command, argv: interrupted(argv)\n"
         "sys.argv = ['loopjax', 'flops']\n"
         "cli.run()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         130,
-        "loopjax flops: stopped; what is written is kept\n",
+        "loopjax flops: interrupted; files already written are kept\n",
     )

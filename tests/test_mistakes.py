@@ -80,6 +80,7 @@ def without_noise(sentence: str, place) -> str:
     sentence = sentence.replace(str(place), "PLACE").replace(str(ROOT), "ROOT")
     sentence = re.sub("sha256:[0-9a-f]{64}", "sha256:HASH", sentence)
     sentence = re.sub("[0-9]+ were written", "SIZE were written", sentence)
+    sentence = re.sub(r"(\.py\S*, line) [0-9]+", r"\1 N", sentence)
     return re.sub("not one: .+", "not one: REASON", sentence)
 
 
@@ -362,7 +363,7 @@ OTHER = [
         ["--depth=3"],
     ),
     ("an import from nowhere", ["import-hf", "nowhere", "new"], ["nowhere"]),
-    ("no verb", ["trian"], ["'trian'", "train"]),
+    ("an unknown command", ["trian"], ["'trian'", "train"]),
 ]
 
 

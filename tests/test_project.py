@@ -26,16 +26,17 @@ LAYERS = [
     "evals.primitives", "evals.raw_files", "evals.suite", "evals.evaluate", "analysis.early_exit",
     "analysis.norms", "analysis.similarity", "plots.figure", "plots.accuracy", "plots.diagnostics",
     "results.store", "analysis.analyze", "analysis.interventions", "analysis.prompts",
-    "cli.arguments", "evals.icl", "cli.evals", "cli.analysis", "interop.architectures",
-    "interop.files", "interop.tensors", "weights.saved", "interop.export_hf", "interop.import_hf",
-    "cli.interop", "config_flags", "run", "sweep.points", "sweep.progress", "sweep.local",
-    "sweep.slurm", "results.reader", "sweep.table", "sweep.tradeoffs", "cli.sweep", "memory", "cost",
+    "evals.icl", "interop.architectures", "interop.files", "interop.tensors", "weights.saved", "interop.export_hf", "interop.import_hf",
+    "config_help", "config_flags", "run", "sweep.points", "sweep.progress", "sweep.local",
+    "sweep.slurm", "results.reader", "sweep.table", "sweep.tradeoffs", "memory", "cost",
     "data.prepare.pieces", "data.prepare.hub", "data.prepare.progress", "data.prepare.recipes",
     "data.prepare.fetch", "data.prepare.shards", "data.prepare.workers", "data.prepare.job",
     "data.show", "resume", "finetune", "report.collect", "report.elements", "analysis.periodicity",
     "plots.ancestry", "plots.runs", "report.tables", "report.finetune_curves", "report.figures",
     "report.sections", "report.svg", "report.page", "train", "weights.compare", "weights.numbers",
-    "weights.plot", "weights.terminal", "cli.main", "__main__", "evals.answers", "evals.metrics",
+    "weights.plot", "weights.terminal", "cli.arguments", "cli.evals", "cli.analysis",
+    "cli.data", "cli.interop", "cli.planning", "cli.report", "cli.sweep", "cli.training",
+    "cli.weights", "cli.main", "__main__", "evals.answers", "evals.metrics",
 ]  # fmt: skip
 
 

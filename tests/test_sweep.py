@@ -280,9 +280,7 @@ def test_a_launcher_that_is_not_installed_is_told(tmp_path, capsys, monkeypatch)
     path = config_file(tmp_path, THREE)
     arguments = [f"--config={path}", f"--workdir={tmp_path / 'runs'}", "--launcher=slurm"]
     assert cli.main(["sweep", *arguments, "--slurm", "timeout_min=5"]) == 2
-    assert (
-        "--launcher=slurm needs submitit: pip install 'loopjax[sweep]'" in capsys.readouterr().err
-    )
+    assert "--launcher=slurm needs pip install 'loopjax[sweep]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -512,7 +510,7 @@ def test_mistakes_about_results_are_told_in_one_sentence(scored, flags, says, ca
 
 def test_without_matplotlib_the_tables_are_there_all_the_same(scored, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert cli.main(["results", str(scored)]) == 2
+    assert cli.main(["results", str(scored)]) == 0
     said = capsys.readouterr()
     assert "pip install 'loopjax[report]'" in said.err and "| seed=1 " in said.out
     assert sorted(p.name for p in scored.glob("results*")) == ["results.csv", "results.md"]

@@ -494,7 +494,7 @@ def test_a_mistake_gets_a_sentence(names, kwargs, says, public, tmp_path, monkey
 def test_without_the_harness_one_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     suite._manager.cache_clear()
-    with pytest.raises(UserError, match=re.escape("lm-eval: pip install 'loopjax[eval]'")):
+    with pytest.raises(UserError, match=re.escape("pip install 'loopjax[eval]'")):
         suite.load(["svamp"])
 
 

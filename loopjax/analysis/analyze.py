@@ -5,6 +5,7 @@ already, of the same model, prompts and settings, is not computed again. One tha
 on from the prompts that are done (NAME-PROMPTS.partial.npz), to the same result, bit for bit.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 from loopjax.analysis import depth_score, early_exit, effects, lens, norms, similarity
 from loopjax.checkpoint import versions, weights_digest
-from loopjax.errors import UserError
+from loopjax.errors import MissingPackage, UserError
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.plots import figure
 from loopjax.plots.diagnostics import PLOTS
@@ -184,7 +185,9 @@ def analyze(
         else:
             say(f"{file}: is there already")
         parts.remove()
-        figure.save(PLOTS[name]({f"plan {lm.plan}": found}), output / f"{file}.png")
+        # Without matplotlib the numbers are written all the same.
+        with contextlib.suppress(MissingPackage):
+            figure.save(PLOTS[name]({f"plan {lm.plan}": found}), output / f"{file}.png")
         done[name] = found
     return done
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 from loopjax.evals import primitives, raw_files
 
 TASKS = pathlib.Path(__file__).parent / "tasks"
@@ -131,16 +131,11 @@ def _everything():
 
 def _harness():
     """The module `lm_eval.tasks`."""
-    try:
-        import datasets
-        import lm_eval.tasks
-    except ImportError:
-        raise UserError(
-            "evaluation needs the package lm-eval: pip install 'loopjax[eval]'"
-        ) from None
-    datasets.disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
-    return lm_eval.tasks
+    tasks = require("lm_eval.tasks", "eval", "evaluating tasks")
+    require("datasets", "eval", "evaluating tasks").disable_progress_bars()
+    # The harness warns of the overrides that this suite makes on purpose.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return tasks
 
 
 def _of_the_harness(

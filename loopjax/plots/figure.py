@@ -3,19 +3,23 @@
 import io
 import pathlib
 
-from loopjax.errors import UserError
+from loopjax.errors import UserError, require
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
 INK, PALE = "#1f2937", "#e5e7eb"
 
 
+def library():
+    """The module `matplotlib.figure`; raises MissingPackage where matplotlib is not installed."""
+    return require("matplotlib.figure", "report", "a figure")
+
+
 def new(width: float, height: float):
     """An empty figure, in inches; raises UserError where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("a picture needs matplotlib: pip install 'loopjax[report]'") from None
+    library()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
     return fig
