@@ -56,7 +56,18 @@ def parse(
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag; {_usage(required)}")
     _check_given(values, required)
+    _check_fields(config, config_lib.default())
     return config, values
+
+
+def _check_fields(config: ConfigDict, known: ConfigDict, prefix: str = "") -> None:
+    """Raises UserError for a field that a config file added: it would have no effect."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            raise UserError(config_lib.unknown_field(config_lib.default(), name))
+        if isinstance(value, ConfigDict) and name not in _FREE:
+            _check_fields(value, known[key], f"{name}.")
 
 
 def _define_config(values, argv: list[str], made: ConfigDict | None) -> None:
@@ -88,6 +99,7 @@ def _usage(required) -> str:
     return "write " + " ".join(f"--{name}={VALUES[name]}" for name in required)
 
 
+_FREE = ("mixture", "cooldown.mixture")  # dictionaries whose keys are not fields
 _KINDS = {
     int: "a whole number",
     float: "a number",

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import time
 
 import pytest
 
+from loopjax import config as config_lib
 from loopjax import config_flags
 from loopjax.cli import main as cli
-from loopjax.errors import UserError
+from loopjax.errors import MissingPackage, UserError, require
 from loopjax.files import read_rows
 from loopjax.progress import duration
 
@@ -221,3 +223,90 @@ def test_an_interrupt_is_told_in_a_sentence_and_ends_cleanly(tmp_path):
         130,
         "loopjax flops: interrupted; files already written are kept\n",
     )
+
+
+def test_help_lists_every_command_in_two_columns_without_jax():
+    script = (
+        "import sys, loopjax.cli.main as cli\n"
+        "assert cli.main(['--help']) == 0\n"
+        "assert not {'jax', 'absl', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert [row.split()[0] for row in rows] == list(cli.COMMANDS)
+    assert {len(re.match(r"  \S+ +", row)[0]) for row in rows} == {13}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_flag_has_a_help_text_that_stands_alone(name, capsys):
+    """Flags may be sorted: no text may continue another one."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    lines = re.sub(r"\n {6,}", "  ", capsys.readouterr().out).splitlines()
+    flags = [re.match(r"  (-{1,2}\w[^ ]*(?: [^ ]+)*)(?:  +(.*))?$", line) for line in lines]
+    texts = {match[1]: match[2] or "" for match in flags if match}
+    assert texts
+    for flag, text in texts.items():
+        assert re.match(r"(?!of |that |which |its? |where |if |instead|at |how )[\w\d]", text), flag
+
+
+def test_help_config_lists_every_field_with_default_and_comment(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help-config"])
+    text = capsys.readouterr().out
+    rows = dict(re.findall(r"^  ([\w.]+) = (\S+)", text, re.M))
+    config = config_lib.default()
+    fields = config_lib.flatten({**config.to_dict(), "mixture": 0})
+    fields["cooldown.mixture"] = {}
+    assert set(rows) == set(fields)
+    assert rows["growth.block"] == "4" and rows["mesh.data"] == "-1"
+    assert re.search(r"growth\.block = 4 +layers added per stage\n", text)
+    assert "Optimizer.\n  learning_rate = 0.0005" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("config.steps = stpes", "line 4: NameError: name 'stpes' is not defined"),
+        ("config.steps = 1 // 0", "line 4: ZeroDivisionError: "),
+        ("config.steps = int('many')", "line 4: ValueError: invalid literal"),
+        ("config.steps = (1", "line 4: SyntaxError: '(' was never closed"),
+        ("import no_such_module", "line 4: ModuleNotFoundError: "),
+    ],
+)
+def test_an_exception_in_a_config_file_is_reported_with_its_line(line, says, tmp_path, capsys):
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from loopjax import config as config_lib\n"
+        "def get_config():\n"
+        "    config = config_lib.default()\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    assert cli.main(["flops", f"--config={file}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"loopjax flops: --config={file}, {says}") and err.count("\n") == 1
+
+
+def test_a_config_file_cannot_add_a_field(tmp_path, capsys):
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from loopjax import config as config_lib\n"
+        "def get_config():\n"
+        "    config = config_lib.default()\n"
+        "    config.growth.blok = 2\n"
+        "    return config\n"
+    )
+    assert cli.main(["flops", f"--config={file}"]) == 2
+    assert capsys.readouterr().err == (
+        "loopjax flops: config.growth.blok does not exist; did you mean config.growth.block?\n"
+    )
+
+
+def test_a_missing_package_is_reported_with_the_extra_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(MissingPackage) as error:
+        require("lm_eval.tasks", "eval")
+    assert str(error.value) == "needs pip install 'loopjax[eval]' (lm_eval is not installed)"

@@ -89,6 +89,8 @@ def analyze(argv: list[str]) -> int:
       loopjax analyze --checkpoint runs/lidas --output runs/lidas/signature
     """
     args = _analyze_parser().parse_args(argv)
+    if "exit_accuracy" in args.what.split(","):
+        need_harness()
     from loopjax.analysis import analyze as analysis
     from loopjax.analysis import early_exit, lens, prompts
     from loopjax.plots import figure

@@ -57,7 +57,12 @@ def _sweep_parser():
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="config file with a function sweep(add)")
     add("--workdir", required=True, metavar="DIR", help="parent of the directories of the runs")
-    add("--launcher", choices=LAUNCHERS, default="local", help="how runs start (default local)")
+    add(
+        "--launcher",
+        choices=LAUNCHERS,
+        default="local",
+        help="launcher of the runs (default local)",
+    )
     add(
         "--jobs",
         type=arguments.positive,
