@@ -253,7 +253,7 @@ def test_the_argument_of_the_command_line_is_for_points_that_name_none(tmp_path)
          "--config.seed contradicts the sweep, whose point seed=0 sets config.seed"),
         ("    add(arg='2')", ["--config={}:1"], "contradicts the sweep, whose points set arg"),
         ("    add(seed=0)", ["--config.sede=1"], "config.sede does not exist"),
-        ("    add(seed=0)", ["--jbos=2"], "'--jbos=2' is not a flag"),
+        ("    add(seed=0)", ["--jbos=2"], "unknown flag '--jbos=2'"),
         ("    add(seed=0)", ["--jobs=0"], "--jobs: '0' must be a whole number of at least 1"),
         ("    add(seed=0)", ["--launcher=pbs"], "invalid choice: 'pbs'"),
         ("    add(seed=0)", ["--launcher=slurm"], "--slurm timeout_min=MINUTES, a whole number, is missing"),
