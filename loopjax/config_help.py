@@ -18,7 +18,7 @@ from loopjax import config as config_lib
 WIDTH = 100
 # Values of flags in usage lines, by the name of the flag.
 VALUES = {
-    "config": "FILE",
+    "config": "FILE[:VARIANT]",
     "workdir": "DIR",
     "checkpoint": "DIR[@STEP]",
     "pairs": "FILE.jsonl,...|PRIMITIVE:N,...",

@@ -72,7 +72,7 @@ def _sweep_parser():
     add(
         "--gpus",
         metavar="0,1,...",
-        help="GPUs to divide among the runs at a time, with --launcher=local (default: not set)",
+        help="GPUs to divide among concurrent runs (CUDA_VISIBLE_DEVICES), with --launcher=local",
     )
     add(
         "--slurm",
