@@ -73,7 +73,7 @@ def wait_for_step(process, workdir, step):
 
 
 @pytest.mark.slow
-def test_killed_without_warning_the_run_goes_on_to_the_bit(whole, tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
     for step in (7, 23):
         process = start(train_command(tmp_path))
         wait_for_step(process, tmp_path, step)
@@ -87,7 +87,7 @@ def test_killed_without_warning_the_run_goes_on_to_the_bit(whole, tmp_path):
     assert ends[0]["heldout"] == ends[1]["heldout"]
 
 
-def test_sigterm_saves_exits_cleanly_and_the_run_goes_on(whole, tmp_path):
+def test_sigterm_saves_and_exits_and_the_run_resumes(whole, tmp_path):
     process = start(train_command(tmp_path, "--config.checkpoint_every=1000"))
     wait_for_step(process, tmp_path, 15)
     process.send_signal(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_two_processes_make_the_losses_of_one(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
+def test_two_processes_stop_together_and_one_process_resumes(whole, tmp_path):
     pair = start_pair(tmp_path, "--config.checkpoint_every=1000")
     wait_for_step(pair[0], tmp_path, 15)
     for process in pair:
@@ -167,7 +167,7 @@ def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
         ),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence_with_exit_code_2(
+def test_a_mistake_is_reported_in_one_sentence_with_exit_code_2(
     argv, says, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -202,11 +202,11 @@ def test_durations_read_like_a_clock():
     assert [duration(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
 
 
-def test_an_interrupt_is_told_in_a_sentence_and_ends_cleanly(tmp_path):
+def test_an_interrupt_is_reported_in_one_sentence(tmp_path):
     """Also while JAX compiles: no traceback, no crash, the code that shells expect."""
     script = (
         "import signal, sys, loopjax.cli.main as cli\n"
-        # Who starts in the background ignores the signal.
+        # A process started in the background ignores the signal.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def interrupted(argv):\n"
         "    import jax, threading, _thread\n"

@@ -1,4 +1,4 @@
-"""The evaluation tasks: what is asked, what counts as an answer, where the documents come from."""
+"""Evaluation tasks: prompts, scoring of answers, sources of documents."""
 
 import gzip
 import importlib
@@ -111,7 +111,7 @@ def public(tmp_path_factory):
 
 
 class Model(LM):
-    """Answers by `say(task, document)`; of continuations it prefers what it would say."""
+    """A model that answers `say(task, document)`, and prefers that continuation."""
 
     def __init__(self, tasks, say):
         super().__init__()
@@ -135,7 +135,7 @@ class Model(LM):
 
 
 def gold(task, document) -> str:
-    """The right answer, as the task itself writes it in an example."""
+    """The right answer, as the task writes it in a shot."""
     if task.task_name == "drop":  # its own doc_to_target names a field that it does not have
         return ", ".join(document["answers"][0])
     target = task.doc_to_target(document)
@@ -153,7 +153,7 @@ def evaluate(loaded, say, limit=None, **kwargs):
 
 
 def prompts(loaded, limit=None) -> dict[str, list]:
-    """What a model would be asked, by task."""
+    """The prompts of each task."""
     for task in loaded["tasks"].values():
         task.build_all_requests(limit=limit)
     return {name: [r.args for r in task.instances] for name, task in loaded["tasks"].items()}
@@ -346,7 +346,7 @@ def test_f1_is_that_of_squad(said, gold):
     assert metrics.f1(gold, gold) == 1.0
 
 
-def test_the_best_accepted_answer_counts_and_the_first_line_said():
+def test_the_best_accepted_answer_and_the_first_line_count():
     document = {"answers": {"text": ["the blue ship", "a sea"]}}
     assert metrics.squad(document, [" Sea!\nQuestion: ship"]) == {"f1": 1.0, "exact_match": 1.0}
     assert metrics.squad(document, ["ship"])["f1"] == pytest.approx(2 / 3)
@@ -367,7 +367,7 @@ def test_the_best_accepted_answer_counts_and_the_first_line_said():
         ("12", "12:50", False), ("", "8", False), ("25 is 5 squared", "5", False),
     ],
 )  # fmt: skip
-def test_the_first_number_said_counts(said, gold, same):
+def test_the_first_generated_number_counts(said, gold, same):
     assert metrics.same_number(said, gold) is same
 
 
@@ -544,7 +544,7 @@ def test_a_mistake_gets_a_sentence(row, public, tmp_path, monkeypatch):
         assert name in sentence
 
 
-def test_without_the_harness_one_is_told_what_to_install(monkeypatch):
+def test_a_missing_harness_is_reported_with_the_extra_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     suite._manager.cache_clear()
     with pytest.raises(UserError, match=re.escape("pip install 'loopjax[eval]'")):
