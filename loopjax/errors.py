@@ -1,11 +1,11 @@
-"""Mistakes of the user, reported in one sentence."""
+"""Errors of the user, reported in one sentence."""
 
 import contextlib
 import importlib
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct: the command line prints it and exits with code 2."""
+    """A mistake that the user can fix; the command line prints it and exits with code 2."""
 
 
 class MissingPackage(UserError):
@@ -42,6 +42,6 @@ def field(name: str):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error message, or the name of the error where it is empty."""
+    """First line of the message of an error, for use in a sentence; its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

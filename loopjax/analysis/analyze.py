@@ -5,7 +5,6 @@ already, of the same model, prompts and settings, is not computed again. One tha
 on from the prompts that are done (NAME-PROMPTS.partial.npz), to the same result, bit for bit.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,7 +13,7 @@ from collections.abc import Callable
 
 from loopjax.analysis import depth_score, early_exit, effects, lens, norms, similarity
 from loopjax.checkpoint import versions, weights_digest
-from loopjax.errors import MissingPackage, UserError
+from loopjax.errors import UserError
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.plots import figure
 from loopjax.plots.diagnostics import PLOTS
@@ -150,6 +149,8 @@ def analyze(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    if not (pictures := figure.installed()):
+        say("numbers only: pictures need matplotlib (pip install 'loopjax[report]')")
     done = {}
     for name in names:
         diagnostic = DIAGNOSTICS[name]
@@ -185,8 +186,7 @@ def analyze(
         else:
             say(f"{file}: is there already")
         parts.remove()
-        # Without matplotlib the numbers are written all the same.
-        with contextlib.suppress(MissingPackage):
+        if pictures:
             figure.save(PLOTS[name]({f"plan {lm.plan}": found}), output / f"{file}.png")
         done[name] = found
     return done

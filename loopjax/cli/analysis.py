@@ -8,12 +8,13 @@ from loopjax.cli.evals import (
     add_plan,
     add_tasks,
     add_text,
+    need_figures,
     need_harness,
     open_named,
     task_options,
 )
 from loopjax.depth import INTERVENTIONS
-from loopjax.errors import MissingPackage, UserError
+from loopjax.errors import UserError
 
 
 def intervene(argv: list[str]) -> int:
@@ -30,7 +31,7 @@ def intervene(argv: list[str]) -> int:
     from loopjax.plots import accuracy, figure
 
     if args.plot:
-        figure.library()
+        need_figures()
     lm = open_named(args, args.depth)
     chosen = interventions.interventions(
         args.op, lm.plan.n_effective, args.size, args.times or [1], args.starts
@@ -93,12 +94,7 @@ def analyze(argv: list[str]) -> int:
         need_harness()
     from loopjax.analysis import analyze as analysis
     from loopjax.analysis import early_exit, lens, prompts
-    from loopjax.plots import figure
 
-    try:
-        figure.library()
-    except MissingPackage as error:
-        say(f"figures are skipped: {error}")
     prompt_set = prompts.load(args.prompts, args.data_dir, args.n)
     lm = open_named(args, args.depth)
     cases = prompts.tokenize(prompt_set, lm.tokenizer, lm.context, say)

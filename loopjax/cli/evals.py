@@ -72,6 +72,11 @@ def need_harness() -> None:
     require("lm_eval.tasks", "eval")
 
 
+def need_figures() -> None:
+    """Raises MissingPackage, before anything is computed, where no figure can be drawn."""
+    require("matplotlib.figure", "report", "a figure")
+
+
 def open_named(args, depth: str | None, **kwargs):
     """The model that the flags of `add_model` and `add_text` name."""
     from loopjax.lm.loaded_model import open_model
@@ -149,7 +154,7 @@ def icl(argv: list[str]) -> int:
     from loopjax.plots import accuracy, figure
 
     if args.plot:
-        figure.library()
+        need_figures()
     lm = open_named(args, args.depth)
     result = evaluation.sweep(
         lm, args.tasks.split(","), args.output, shots=shots, **task_options(args)

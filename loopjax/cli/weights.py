@@ -5,6 +5,7 @@ import os
 import sys
 
 from loopjax.cli import arguments
+from loopjax.errors import require
 
 
 def inspect(argv: list[str]) -> int:
@@ -16,11 +17,10 @@ def inspect(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     arguments.use_cpu()
-    from loopjax.plots import figure
     from loopjax.weights import numbers, plot, terminal
 
     if args.plot:
-        figure.library()
+        require("matplotlib.figure", "report", "a figure")
     layers = args.layers or bool(args.plot)
     result = numbers.inspect(args.directory, args.step, layers=layers, other=args.against)
     if args.json:

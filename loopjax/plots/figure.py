@@ -9,14 +9,18 @@ COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be
 INK, PALE = "#1f2937", "#e5e7eb"
 
 
-def library():
-    """The module `matplotlib.figure`; raises MissingPackage where matplotlib is not installed."""
-    return require("matplotlib.figure", "report", "a figure")
+def installed() -> bool:
+    """Whether matplotlib is there."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def new(width: float, height: float):
-    """An empty figure, in inches; raises UserError where matplotlib is not installed."""
-    library()
+    """An empty figure, in inches; raises UserError if matplotlib is not installed."""
+    require("matplotlib.figure", "report", "a figure")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
