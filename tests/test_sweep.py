@@ -260,7 +260,7 @@ def test_the_argument_of_the_command_line_is_for_points_that_name_none(tmp_path)
         ("    add(seed=0)", ["--launcher=slurm", "--slurm", "timeout_min=5"], "no srun here"),
         ("    add(seed=0)", ["--launcher=slurm", "--slurm", "fast"], "'fast' must be KEY=VALUE"),
         ("    add(seed=0)", ["--slurm", "nodes=2"], "--slurm goes with --launcher=slurm"),
-        ("    add(seed=0)", ["--jobs=2", "--gpus=0,1,2"], "as many for each of 2 jobs"),
+        ("    add(seed=0)", ["--jobs=2", "--gpus=0,1,2"], "the same number for each of 2 jobs"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_any_point_is_told_before_the_first_starts(
