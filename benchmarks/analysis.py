@@ -1,11 +1,11 @@
-"""Diagnostics of `loopjax analyze` against the plain loop that one would write instead, in turn.
+"""Diagnostics of `loopjax analyze`, compared with a plain loop over prompts and layers.
 
     python benchmarks/analysis.py [--depth 12] [--prompts 4] [--tokens 128 256] [--rounds 3]
 
-The loop makes one compiled forward pass of one row for each prompt, boundary and erased layer (for
-local effects: one block for each pair of layers), brings the activations to the host and compares
-them in NumPy. Both run the same random model on the same random prompts, and have to find the same
-numbers. `compile_s` is the first call less a later one; `waiting` is the share of a call in which
+The loop makes one compiled forward pass of one row for each prompt, boundary and ablated layer (for
+local effects: one block for each pair of layers), copies the activations to the host and compares
+them in NumPy. Both run the same random model on the same random prompts and must give the same
+numbers. `compile_s` is the first call minus a later one; `waiting` is the share of a call in which
 Python waits for the device.
 """
 
@@ -266,8 +266,10 @@ def main():
     arguments.set_defaults(rounds=3)
     arguments.add_argument("--depth", default="12")
     arguments.add_argument("--prompts", type=int, default=4)
-    arguments.add_argument("--tokens", type=int, nargs="+", default=[128, 256], help="of a prompt")
-    arguments.add_argument("--what", nargs="+", help="some of the diagnostics")
+    arguments.add_argument(
+        "--tokens", type=int, nargs="+", default=[128, 256], help="prompt lengths"
+    )
+    arguments.add_argument("--what", nargs="+", help="diagnostics to run (default all)")
     args = arguments.parse_args()
     lm = random_model(args.size, args.depth)
     rng = np.random.default_rng(0)

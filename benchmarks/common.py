@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model to time, alternating measurements, JSON with the hardware."""
+"""Shared by the benchmarks: a model to time, alternating measurements, JSON with the hardware."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def parser(text: str) -> argparse.ArgumentParser:
     """Arguments of every benchmark."""
     out = argparse.ArgumentParser(description=text)
     out.add_argument("--size", choices=SIZES, default="laptop")
-    out.add_argument("--rounds", type=int, default=7, help="measurements of each, alternating")
+    out.add_argument("--rounds", type=int, default=7, help="number of alternating measurements")
     out.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
     return out
 
@@ -45,7 +45,7 @@ def config_of(size: str, depth: str, **settings):
 
 
 class Step:
-    """One compiled update of a plan, its state, and a batch that is always the same."""
+    """One compiled update of a plan, its state, and a constant batch."""
 
     def __init__(self, config):
         self.run = run_lib.plan_run(config)
@@ -80,7 +80,7 @@ def alternate(functions: dict, rounds: int, calls: int = 1) -> dict[str, list[fl
         function()
     seconds = {name: [] for name in functions}
     for number in range(rounds):
-        # Every other round backwards: what comes after what must not matter.
+        # Every other round runs backwards, so that the order of execution has no effect.
         for name in list(functions)[:: 1 if number % 2 else -1]:
             begun = time.perf_counter()
             for _ in range(calls):
@@ -102,7 +102,7 @@ def ratio(above: list[float], below: list[float], scale: float = 1.0) -> dict:
 
 
 def hardware() -> dict:
-    """Where a figure comes from."""
+    """The machine and versions of a measurement."""
     cpu = platform.processor()
     info = pathlib.Path("/proc/cpuinfo")
     if info.is_file():
@@ -113,5 +113,5 @@ def hardware() -> dict:
 
 
 def emit(name: str, args, **figures) -> None:
-    """Prints the result."""
+    """Prints the result as JSON."""
     print(json.dumps({"benchmark": name, **vars(args), **figures, **hardware()}, indent=1))

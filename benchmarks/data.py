@@ -1,8 +1,8 @@
-"""How fast batches are read, against how fast an update uses them up.
+"""Throughput of reading batches, compared with the throughput of an update.
 
     python benchmarks/data.py --data_dir DIR --mixture '{"web": 0.7, "python": 0.3}'
 
-Without a directory: the standard library in bytes, as `configs/tiny.py` reads it.
+Without --data_dir: the bytes of the standard library, as in `configs/tiny.py`.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""Scoring and decoding against Hugging Face's model in PyTorch: same weights, same requests, in turn.
+"""Scoring and decoding, compared with Hugging Face's model in PyTorch on the same weights and requests.
 
     pip install "lm-eval[hf]"
     python benchmarks/evaluate.py [--hf DIR] [--items 20]
 
-Scored are the requests of the 5-shot reasoning primitives, by lm-evaluation-harness's own
-Hugging Face model with each of --hf_batch (the best of them counts) and by ours; decoded are
---new_tokens tokens of 1 and of 16 prompts of 64, greedily. Without --hf the model is random, of
---size and --depth, with a BPE of 4,096 tokens trained on the prompts.
+Scores the requests of the 5-shot reasoning primitives with loopjax and with lm-evaluation-harness's own
+Hugging Face model at each batch size of --hf_batch (the fastest counts), and decodes --new_tokens
+tokens greedily for 1 and for 16 prompts of 64 tokens. Without --hf the model is random, of --size and
+--depth, with a BPE of 4,096 tokens trained on the prompts.
 """
 
 import logging
@@ -17,7 +17,7 @@ import tempfile
 import numpy as np
 from common import alternate, config_of, emit, parser, ratio, spread
 
-# The harness's progress bars are not what is measured.
+# Progress bars of the harness would distort the measurement.
 os.environ["TQDM_DISABLE"] = "1"
 
 
@@ -100,8 +100,8 @@ class Theirs:
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("--depth", default="12")
-    arguments.add_argument("--hf", help="a directory of a Llama-family model, and its tokenizer")
-    arguments.add_argument("--items", type=int, default=20, help="of each of the five tasks")
+    arguments.add_argument("--hf", help="directory of a Llama-family model with its tokenizer")
+    arguments.add_argument("--items", type=int, default=20, help="number of items per task")
     arguments.add_argument("--new_tokens", type=int, default=128)
     arguments.add_argument("--hf_batch", type=int, nargs="+", default=[8, 32])
     args = arguments.parse_args()

@@ -1,4 +1,4 @@
-"""A grown run against the standard one of as many steps; the growth step in units of updates.
+"""Cost of a grown run relative to a standard run of equal steps, and of a growth step in updates.
 
 python benchmarks/growth.py [--steps 300]
 """

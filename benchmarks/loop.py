@@ -1,4 +1,4 @@
-"""A loop against as many layers of their own: step time per executed layer, compilation, memory.
+"""Cost of a loop relative to unlooped layers: step time per executed layer, compilation, memory.
 
 python benchmarks/loop.py [--size laptop|360m|1.7b]
 """

@@ -1,4 +1,4 @@
-"""An update of ours against Hugging Face's LlamaForCausalLM with AdamW in PyTorch, in turn.
+"""An update, compared with Hugging Face's LlamaForCausalLM with AdamW in PyTorch.
 
     pip install torch transformers
     python benchmarks/torch_llama.py [--size laptop|360m|1.7b] [--depth 24]
@@ -69,7 +69,11 @@ def main():
     arguments = parser(__doc__)
     arguments.add_argument("--depth", type=int, default=24)
     arguments.add_argument("--torch_compile", action="store_true")
-    arguments.add_argument("--only", choices=("loopjax", "torch"), help="one alone, for its memory")
+    arguments.add_argument(
+        "--only",
+        choices=("loopjax", "torch"),
+        help="the only one to run, to measure its peak memory",
+    )
     args = arguments.parse_args()
     config = config_of(args.size, str(args.depth), remat=args.remat)
     run = plan_run(config)

@@ -2,68 +2,71 @@
 
 import statistics
 
-import common
+import experiment
+import summary
+
+from loopjax.plots import figure
 
 TITLE = "Mathematical cooldown and retrofitted recurrence (Tables 2 and 3)"
 PAPER = (
     "With 20% of mathematics in the cooldown, LIDAS gains more than the standard model (1.7B, "
-    "primitives 52.6% against 39.2%); looping a middle block once more during the cooldown adds 1.7 "
-    "to 4.0 points on primitives in both, and helps the grown model most."
+    "primitives: 52.6%, standard 39.2%); looping a middle block once more during the cooldown adds "
+    "1.7 to 4.0 points on primitives in both, and helps the grown model most."
 )
 
 
 def runs(study) -> dict:
-    """Directories by (role, plan), one for each seed: as it is, cooled down, retrofitted."""
-    made = {}
+    """Directories by (role, plan), one per seed: as it is, cooled down, retrofitted."""
+    directories = {}
     for role, plans in study.scale.retrofits.items():
-        made[role, "as it is"] = study.models(role)
-        made[role, "cooldown"] = study.cooldowns(role)
-        made |= {(role, plan): study.cooldowns(role, plan) for plan in plans}
-    return made
+        directories[role, "as it is"] = study.models(role)
+        directories[role, "cooldown"] = study.cooldowns(role)
+        directories |= {(role, plan): study.cooldowns(role, plan) for plan in plans}
+    return directories
 
 
-def outcome(study) -> common.Outcome:
+def outcome(study) -> experiment.Outcome:
     tasks = (*study.scale.tasks, study.scale.new)
     rows, scores = [], {}
     for (role, plan), directories in runs(study).items():
-        found = [study.evaluate(run, tasks, name="cooldown") for run in directories]
-        values = [[common.accuracy(each, task) for task in tasks] for each in found]
+        evaluations = [study.evaluate(run, tasks, name="cooldown") for run in directories]
+        values = [[summary.accuracy(each, task) for task in tasks] for each in evaluations]
         scores[role, plan] = [statistics.fmean(of_seed[:-1]) for of_seed in values]
         columns = scores[role, plan], *zip(*values, strict=True)
-        rows.append((role, plan, *(common.spread(column, 1, percent=True) for column in columns)))
+        rows.append((role, plan, *map(summary.percent, columns)))
     heads = ("model", "cooldown", "reasoning, mean", *tasks)
     gains = {
-        (role, plan): [a - b for a, b in zip(scores[role, plan], scores[role, "cooldown"], strict=True)]
+        (role, plan): _differences(scores[role, plan], scores[role, "cooldown"])
         for role, plans in study.scale.retrofits.items()
         for plan in plans
-    }  # fmt: skip
-    said = ", ".join(f"{role} {plan} {common.points(gain)}" for (role, plan), gain in gains.items())
-    found = (
-        f"Points of mean reasoning accuracy that the retrofit adds to its plain cooldown: {said}. "
-        f"{common.noise(study)}"
+    }
+    gains_text = ", ".join(
+        f"{role} {plan} {summary.points(gain)}" for (role, plan), gain in gains.items()
+    )
+    plain = {role: statistics.fmean(scores[role, "cooldown"]) for role in ("standard", "lidas")}
+    finding = (
+        f"After the plain cooldown LIDAS has {plain['lidas']:.1%}, the standard model "
+        f"{plain['standard']:.1%}. Gain of the retrofit over the plain cooldown in mean reasoning "
+        f"accuracy, in points: {gains_text}. {summary.noise(study.scale)}"
     )
     better = [
         statistics.fmean(gain) > 0.02
         for (role, _), gain in gains.items()
         if role in ("standard", "lidas")
     ]
-    plain = {role: statistics.fmean(scores[role, "cooldown"]) for role in ("standard", "lidas")}
-    found = (
-        f"After the plain cooldown LIDAS has {plain['lidas']:.1%}, the standard model "
-        f"{plain['standard']:.1%}. {found}"
-    )
     ahead = plain["lidas"] > plain["standard"] + 0.02
-    verdict = "shows" if ahead and all(better) else "shows in part"
-    if not ahead and not any(better):
-        verdict = "does not show"
-    if solved := common.ceiling(plain.values()):
-        verdict, found = "cannot show", f"{found} {solved}"
-    return common.Outcome(found, verdict, heads, rows, {"cooldown": _picture(scores)})
+    verdict = summary.verdict([ahead, *better])
+    if solved := summary.ceiling(plain.values()):
+        verdict = summary.INCONCLUSIVE
+        finding = f"{finding} {solved}"
+    return experiment.Outcome(finding, verdict, heads, rows, {"cooldown": _figure(scores)})
 
 
-def _picture(scores: dict):
-    from loopjax.plots import figure
+def _differences(above: list[float], below: list[float]) -> list[float]:
+    return [a - b for a, b in zip(above, below, strict=True)]
 
+
+def _figure(scores: dict):
     fig = figure.new(8, 3.6)
     axis = fig.subplots()
     roles = list(dict.fromkeys(role for role, _ in scores))
@@ -82,4 +85,4 @@ def _picture(scores: dict):
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

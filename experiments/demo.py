@@ -7,7 +7,7 @@ quarter of its layers, and the shallow model cannot.
 (b) Text (the source of Python's standard library, in bytes): a standard, a looped and a
 LIDAS-grown model of 12 executed layers, and what their layers do.
 
-Both are scaled far down from the papers. Runs that are finished are not run again.
+Both are scaled far down from the papers. Finished runs are skipped.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TEXT_LENGTH = ("steps=400", "warmup_steps=40", "eval_every=40")
 
 
 def train(name: str, config: str, output: pathlib.Path, overrides=()) -> pathlib.Path:
-    """Trains one run by the command that a user would type, unless its result is there."""
+    """Trains a run by its command line, unless it is finished."""
     workdir = output / name
     if not (workdir / "result.json").is_file():
         changed = (f"--config.{override}" for override in overrides)
@@ -34,20 +34,20 @@ def train(name: str, config: str, output: pathlib.Path, overrides=()) -> pathlib
     return workdir
 
 
-def dissect(workdir: pathlib.Path) -> None:
-    """The depth signature of a run; what is there already is not computed again."""
+def analyze(workdir: pathlib.Path) -> None:
+    """Computes the diagnostics of a run that do not exist yet."""
     what = "--what=norms,future_local,similarity"
     run("analyze", f"--checkpoint={workdir}", f"--output={workdir / 'signature'}", what)
 
 
 def run(*words: str) -> None:
-    """A command of loopjax."""
+    """Runs a command of loopjax."""
     print(f"\nloopjax {' '.join(words)}", flush=True)
     subprocess.run([sys.executable, "-m", "loopjax", *words], check=True, cwd=ROOT)
 
 
 def hops_finding(runs: list[pathlib.Path]) -> str:
-    """The sentence about p-hop, from the numbers."""
+    """The results on p-hop, in sentences."""
     results = [json.loads((run / "result.json").read_text()) for run in runs]
     shallow, loop, deep = (r["heldout"]["p_hop_4/accuracy"] for r in results)
     share = results[1]["parameters"] / results[2]["parameters"]
@@ -55,12 +55,12 @@ def hops_finding(runs: list[pathlib.Path]) -> str:
         "Follow p hops back through a string of 32 letters (p is 1, 2 or 4). At four hops one "
         f"layer run four times (<b>1x4</b>) reaches {loop:.1%} with {share:.0%} of the parameters of "
         f"four layers (<b>4</b>), which reach {deep:.1%}; one layer run once (<b>1</b>) reaches "
-        f"{shallow:.1%}. Depth is what the task wants, and repetition gives it."
+        f"{shallow:.1%}. The task needs depth, and repetition provides it."
     )
 
 
 def text_finding(runs: list[pathlib.Path]) -> str:
-    """The sentence about text, from the numbers."""
+    """The results on text, in sentences."""
     standard, loop, lidas = (json.loads((run / "result.json").read_text()) for run in runs)
     saved = 1 - lidas["training_flops"] / standard["training_flops"]
     share = loop["parameters"] / standard["parameters"]
@@ -74,7 +74,7 @@ def text_finding(runs: list[pathlib.Path]) -> str:
 
 
 def draw(path: pathlib.Path, groups: list[page.Group]) -> None:
-    """The picture of the README: a row for each group, its metric against steps and FLOPs."""
+    """Draws the figure of the README: a row per group, its metric against steps and FLOPs."""
     rows, colors = [], {}
     for group in groups:
         curves = {}
@@ -83,17 +83,19 @@ def draw(path: pathlib.Path, groups: list[page.Group]) -> None:
             curves[label] = entry.model.curve(group.metric)
         rows.append(runs.Row(group.title, group.label, curves))
         colors |= figure.colors(curves)
-    figure.save(runs.training(rows, colors), path)
+    figure.save(runs.plot_training(rows, colors), path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "demo")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=ROOT / "demo", help="directory of the demo"
+    )
     output = parser.parse_args().output.absolute()
     hops = [train(name.replace("plan ", "p_hop-"), c, output) for name, c in HOPS.items()]
     text = [train(name, config, output, TEXT_LENGTH) for name, config in TEXT.items()]
     for workdir in text:
-        dissect(workdir)
+        analyze(workdir)
     groups = [
         page.Group(
             "Four hops: a loop does what depth does",

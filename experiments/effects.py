@@ -1,11 +1,16 @@
-"""Figures 4 and 13: what removing a layer does to later layers at later tokens."""
+"""Figures 4 and 13: effects of ablating a layer on later layers at later tokens."""
 
-import common
 import cycles
+import experiment
+import summary
+from study import diagnostic
+
+from loopjax.analysis import periodicity
+from loopjax.plots.diagnostics import PLOTS
 
 TITLE = "Local effects of layers on later tokens (Figures 4 and 13)"
 PAPER = (
-    "In grown and looped models one position of each block gathers what layers before it left at "
+    "In grown and looped models one position of each block reads the output of earlier layers at "
     "earlier tokens (the third layer of a block in MIDAS and LIDAS, the fourth of a pass in 4x6, the "
     "second in 4-4x4-4); in the standard model the effect decays without a cycle."
 )
@@ -16,29 +21,26 @@ def runs(study) -> dict:
     return {role: study.models(role) for role in ROLES}
 
 
-def outcome(study) -> common.Outcome:
-    from loopjax.analysis import periodicity
-    from loopjax.plots.diagnostics import PLOTS
-
+def outcome(study) -> experiment.Outcome:
     models = runs(study)
     local, attention = (
-        {role: [common.diagnostic(study, run, name) for run in models[role]] for role in ROLES}
+        {role: [diagnostic(study, run, name) for run in models[role]] for role in ROLES}
         for name in ("future_local", "current_attention")
     )
-    rows, of_role = [], {}
+    rows, by_role = [], {}
     for role, results in local.items():
-        of_role[role] = [
-            cycles.of(study, run, periodicity.column_means(found.matrix))
-            for run, found in zip(models[role], results, strict=True)
+        by_role[role] = [
+            cycles.of(study, run, periodicity.column_means(result.matrix))
+            for run, result in zip(models[role], results, strict=True)
         ]
-        rows.append((role, *cycles.about(of_role[role])))
-    found, verdict = cycles.finding(of_role, "the mean local effect on a layer")
+        rows.append((role, *cycles.cells(by_role[role])))
+    finding, verdict = cycles.finding(by_role, "the mean local effect on a layer")
     figures = {
-        "effects": PLOTS["future_local"](common.first_of(local)),
-        "effects-attention": PLOTS["current_attention"](common.first_of(attention)),
+        "effects": PLOTS["future_local"](summary.first_seeds(local)),
+        "effects-attention": PLOTS["current_attention"](summary.first_seeds(attention)),
     }
-    return common.Outcome(found, verdict, ("model", *cycles.HEADS), rows, figures)
+    return experiment.Outcome(finding, verdict, ("model", *cycles.HEADS), rows, figures)
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

@@ -2,15 +2,14 @@
 
     python experiments/everything.py [--output=study] [--seeds=3] [--jobs=2] [--docs]
 
-All models are trained first, several at a time; what each says is in its train.log. Then they are
-measured. What is finished is not done again. --docs writes docs/results.md and copies pictures and
-numbers to docs/results/.
+Trains all models first, several at a time, each with its output in train.log, then measures them.
+Finished work is skipped. --docs writes docs/results.md and copies figures and numbers to
+docs/results/.
 """
 
 import argparse
 import contextlib
 import importlib
-import json
 import os
 import pathlib
 import platform
@@ -20,70 +19,94 @@ import subprocess
 import sys
 import time
 
-import common
+import experiment
 import scales
+from study import ROOT, Study, compilation_cache, run_result
+
+from loopjax.checkpoint import versions
+from loopjax.cli.arguments import positive
+from loopjax.files import read_json, write_json, write_text
+from loopjax.text_table import markdown as table
 
 LOG = "train.log"  # in the directory of a run
 NAMES = (
-    "tradeoffs", "p_hop", "addition", "cooldown", "retrofit", "repeat", "residual", "effects",
-    "similarity", "order", "depth_use", "finetune", "in_context", "igsm",
-)  # fmt: skip
+    "tradeoffs",
+    "p_hop",
+    "addition",
+    "cooldown",
+    "retrofit",
+    "repeat",
+    "residual",
+    "effects",
+    "similarity",
+    "order",
+    "depth_use",
+    "finetune",
+    "in_context",
+    "igsm",
+)
 LEAD = """# Results in miniature
 
 Every experiment of the papers, scaled down to two CPU cores: models of 8 executed layers and width 64,
-2 million tokens (`configs/mini.py` says what stands for what). They can show which way an effect goes,
-not how large it is; what does not show here may show at the papers' scale, and the other way round. A
-verdict is computed from the numbers by the rule in each file of `experiments/` (of cycles, in
-`cycles.py`); "cannot show" says that the tasks are solved already, or by no model, and leave no room.
-Numbers are means over three models, `±` is their standard deviation (i-GSM is of one); a figure of
-layers shows the first. Hops and steps were chosen by trial runs of the standard and the LIDAS model
-(seed 0), so that eight hops are neither solved nor out of reach; where neither learned them in time
-(2, 5 and 9 hops; 4, 6 and 8) LIDAS was not ahead.
+2 million tokens (`configs/mini.py` lists the counterpart of each setting). At this size an experiment
+can show the direction of an effect, not its size; a finding that is not reproduced here may be
+reproduced at the papers' scale, and vice versa.
 
-Reproduce everything with `python experiments/everything.py --docs`, the protocol of the papers with
-`--scale=paper` of each experiment.
+Each file in `experiments/` computes its verdict from the numbers (for cycles, `cycles.py`):
+**reproduced** (all claims hold), **partly** (some hold), **not reproduced** (none holds), or
+**inconclusive** (all models solve the tasks, or none does, so no difference can show). Numbers are
+means over three models, `±` is their standard deviation (i-GSM: one model); figures by layer show the
+first seed. The numbers of hops and steps were chosen in trial runs of the standard and the LIDAS model
+(seed 0), so that the eight-hop task is neither solved nor out of reach. In the trials where neither
+model learned the task in time (2, 5 and 9 hops; 4, 6 and 8) LIDAS was not ahead.
+
+`python experiments/everything.py --docs` reproduces this page; `--scale=paper` of each experiment runs
+the papers' protocol.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=pathlib.Path, default=common.ROOT / "study")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     parser.add_argument(
-        "--seeds", type=common.positive, help="models of each kind, three by default"
+        "--output", type=pathlib.Path, default=ROOT / "study", help="directory of the study"
     )
-    parser.add_argument("--jobs", type=common.positive, default=2, help="models trained at a time")
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="experiments to run"
+    )
+    parser.add_argument("--seeds", type=positive, help="number of models of each kind (default 3)")
+    parser.add_argument("--jobs", type=positive, default=2, help="number of parallel trainings")
     parser.add_argument("--docs", action="store_true", help="write docs/results.md")
     args = parser.parse_args()
     output = args.output.absolute() / "mini"
-    os.chdir(common.ROOT)
-    study = common.Study(output, scales.repeated("mini", args.seeds))
+    os.chdir(ROOT)
+    study = Study(output, scales.repeated("mini", args.seeds))
     with timed(output, "training"):
         train_all(study, args.only, args.jobs)
     for name in args.only:
         with timed(output, name):
-            common.perform(importlib.import_module(name), study)
+            experiment.perform(importlib.import_module(name), study)
     if args.docs:
-        write_docs(output, common.ROOT / "docs")
+        write_docs(output, ROOT / "docs")
 
 
 @contextlib.contextmanager
 def timed(output: pathlib.Path, what: str):
-    """Adds the minutes that something takes to minutes.json, whether it ends or is stopped."""
-    begun, file = time.monotonic(), output / "minutes.json"
+    """Adds the duration of a part of the study to minutes.json, also if it is interrupted."""
+    file = output / "minutes.json"
+    begun = time.monotonic()
     try:
         yield
     finally:
-        minutes = json.loads(file.read_text()) if file.exists() else {}
+        minutes = read_json(file) or {}
         minutes[what] = round(minutes.get(what, 0) + (time.monotonic() - begun) / 60, 2)
         output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(minutes, indent=1) + "\n")
+        write_json(file, minutes)
         print(f"{what}: {minutes[what]:.1f} minutes", flush=True)
 
 
-def train_all(study: common.Study, names, jobs: int) -> None:
-    """Trains the models of experiments, `jobs` at a time, each after those that it begins with."""
-    declared = common.Study(study.output, study.scale, checking=True)
+def train_all(study: Study, names, jobs: int) -> None:
+    """Trains the models of experiments, `jobs` at a time, each after the runs it starts from."""
+    declared = Study(study.output, study.scale, checking=True)
     for name in names:
         importlib.import_module(name).runs(declared)
     waiting = {
@@ -103,7 +126,7 @@ def train_all(study: common.Study, names, jobs: int) -> None:
                 if process.poll() is not None:
                     running.pop(workdir)
                     _ended(workdir, process.returncode)
-                    study.is_now_done(workdir / "result.json", declared.declared[workdir])
+                    study.mark_done(workdir / "result.json", declared.declared[workdir])
     finally:
         for process in running.values():
             process.terminate()
@@ -112,13 +135,13 @@ def train_all(study: common.Study, names, jobs: int) -> None:
 
 
 def _sources(command: list[str], workdir: pathlib.Path) -> set[pathlib.Path]:
-    """The runs that a command names beside its own: what it begins with."""
+    """The other runs that a command names: those it starts from."""
     values = {pathlib.Path(part.partition("=")[2].partition("@")[0]) for part in command}
     return {path for path in values if path.parent == workdir.parent} - {workdir}
 
 
 def _started(workdir: pathlib.Path, command: list[str]) -> subprocess.Popen:
-    options = common.compilation_cache(workdir.parent.parent)
+    options = compilation_cache(workdir.parent.parent)
     env = os.environ | {option.upper(): str(value) for option, value in options.items()}
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOG).open("a") as log:
@@ -131,29 +154,28 @@ def _ended(workdir: pathlib.Path, code: int) -> None:
     if code:
         lines = (workdir / LOG).read_text().splitlines()
         raise SystemExit("\n".join([f"{workdir.name} failed:", *lines[-5:]]))
-    result = common.result(workdir)
+    result = run_result(workdir)
     print(f"{workdir.name}: {result['wall_clock_s'] / 60:.1f} minutes", flush=True)
 
 
 def write_docs(output: pathlib.Path, docs: pathlib.Path) -> None:
-    """docs/results.md of the experiments that are done, with their pictures and numbers."""
-    from loopjax.checkpoint import versions
-
+    """Writes docs/results.md of the finished experiments, with their figures and numbers."""
     (docs / "results").mkdir(exist_ok=True)
     sections, verdicts = [], []
     for name in NAMES:
         file = output / f"{name}.json"
         if not file.exists():
             continue
-        about = json.loads(file.read_text())
-        for figure in about["figures"]:
+        record = read_json(file)
+        for figure in record["figures"]:
             shutil.copy(output / f"{figure}.png", docs / "results" / f"{figure}.png")
         shutil.copy(file, docs / "results" / file.name)
-        sections.append(common.markdown(name, about, "results/"))
-        verdicts.append(f"| [{about['title']}](#{_anchor(about['title'])}) | {about['verdict']} |")
-    table = "\n".join(["| experiment | the papers' finding |", "|---|---|", *verdicts])
-    runs = [json.loads(f.read_text()) for f in sorted((output / "runs").glob("*/result.json"))]
-    minutes = json.loads((output / "minutes.json").read_text())
+        sections.append(experiment.markdown(name, record, "results/"))
+        title = record["title"]
+        verdicts.append((f"[{title}](#{_anchor(title)})", record["verdict"]))
+    overview = table(["experiment", "verdict"], verdicts)
+    runs = [read_json(f) for f in sorted((output / "runs").glob("*/result.json"))]
+    minutes = read_json(output / "minutes.json")
     foot = (
         f"{len(runs)} runs on {runs[0]['device']} ({platform.machine()}, {os.cpu_count()} cores), "
         f"float32: {minutes['training']:.0f} minutes of training, {sum(minutes.values()):.0f} with all "
@@ -161,12 +183,12 @@ def write_docs(output: pathlib.Path, docs: pathlib.Path) -> None:
     )
     missing = [f"`{name}.py`" for name in NAMES if not (output / f"{name}.json").exists()]
     left_out = [f"Not run here: {', '.join(missing)}.", ""] if missing else []
-    text = "\n".join([LEAD, table, "", *left_out, *sections, foot, ""])
-    (docs / "results.md").write_text(text)
+    text = "\n".join([LEAD, overview, "", *left_out, *sections, foot, ""])
+    write_text(docs / "results.md", text)
 
 
 def _anchor(title: str) -> str:
-    """As GitHub names the anchor of a heading."""
+    """The anchor that GitHub gives a heading."""
     kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
 

@@ -3,7 +3,11 @@
 import itertools
 import statistics
 
-import common
+import experiment
+import summary
+
+from loopjax.plots import figure
+from loopjax.plots.accuracy import finetuning
 
 TITLE = "Fine-tuning from few examples (Figures 8 and 15)"
 PAPER = (
@@ -14,11 +18,11 @@ ROLES = ("standard", "lidas", "loop", "loop, untied")
 
 
 def runs(study) -> dict:
-    """Directories by (role, examples), one for each seed, which draws the examples.
+    """Directories by (role, number of examples), one per seed; the seed draws the examples.
 
-    Where there are several models of a role, each seed takes another, in turn.
+    If there are several models of a role, the seeds take them in turn.
     """
-    made, scale = {}, study.scale
+    directories, scale = {}, study.scale
     for role in ROLES:
         untied = role.endswith(", untied")
         bases = study.models(role.removesuffix(", untied"))
@@ -27,43 +31,42 @@ def runs(study) -> dict:
             overrides += ["init_operator=untie", f"depth={scale.depth}"]
         for n in scale.examples:
             pairs = ",".join(f"{task}:{n // len(scale.tuning)}" for task in scale.tuning)
-            made[role, n] = [
+            directories[role, n] = [
                 study.finetuned(
-                    f"{base.name}-{'untied-' * untied}sft{n}-e{seed}", base, pairs, *overrides,
+                    f"{base.name}-{'untied-' * untied}sft{n}-e{seed}",
+                    base,
+                    pairs,
+                    *overrides,
                     f"seed={seed}",
                 )
                 for seed, base in zip(scale.tuning_seeds, itertools.cycle(bases), strict=False)
-            ]  # fmt: skip
-    return made
+            ]
+    return directories
 
 
-def outcome(study) -> common.Outcome:
-    from loopjax.plots import figure
-    from loopjax.plots.accuracy import finetuning
-
-    tasks, rows, curves = study.scale.tuning, [], {}
+def outcome(study) -> experiment.Outcome:
+    tasks = study.scale.tuning
+    rows, curves = [], {}
     for (role, n), directories in runs(study).items():
-        found = [study.evaluate(run, tasks, name="tuned", shots=0) for run in directories]
-        values = {task: [common.accuracy(each, task) for each in found] for task in tasks}
-        curves.setdefault(role, {})[n] = values
-        rows.append((role, n, *(common.spread(v, 1, percent=True) for v in values.values())))
+        evaluations = [study.evaluate(run, tasks, name="tuned", shots=0) for run in directories]
+        accuracies = {
+            task: [summary.accuracy(each, task) for each in evaluations] for task in tasks
+        }
+        curves.setdefault(role, {})[n] = accuracies
+        rows.append((role, n, *map(summary.percent, accuracies.values())))
     mean = {
         role: statistics.fmean(value for n in by_n.values() for v in n.values() for value in v)
         for role, by_n in curves.items()
     }
-    said = ", ".join(f"{role} {value:.1%}" for role, value in mean.items())
-    found = (
-        f"Mean accuracy of both tasks and all numbers of examples: {said}. Each seed has other examples"
-        f"{', and another model' if len(study.scale.seeds) > 1 else ''}."
-    )
-    better = sum(mean[role] > mean["standard"] + 0.03 for role in ROLES[1:])
-    verdict = {3: "shows", 0: "does not show"}.get(better, "shows in part")
+    by_role = ", ".join(f"{role} {value:.1%}" for role, value in mean.items())
+    seeds = "other examples and another model" if len(study.scale.seeds) > 1 else "other examples"
+    finding = f"Mean accuracy over both tasks and all numbers of examples: {by_role}. Each seed has {seeds}."
+    verdict = summary.verdict(mean[role] > mean["standard"] + 0.03 for role in ROLES[1:])
     colors = figure.colors(ROLES[:-1])
     colors |= {"loop, untied": colors["loop"]}
-    picture = finetuning(curves, colors)
-    heads = ("model", "examples", *tasks)
-    return common.Outcome(found, verdict, heads, rows, {"finetune": picture})
+    figures = {"finetune": finetuning(curves, colors)}
+    return experiment.Outcome(finding, verdict, ("model", "examples", *tasks), rows, figures)
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

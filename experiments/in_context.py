@@ -1,8 +1,11 @@
-"""Figures 7 and 16: accuracy against the examples in the prompt."""
+"""Figures 7 and 16: accuracy against the number of shots."""
 
 import statistics
 
-import common
+import experiment
+import summary
+
+from loopjax.plots.accuracy import icl
 
 TITLE = "Examples in the prompt (Figures 7 and 16)"
 PAPER = (
@@ -16,43 +19,39 @@ def runs(study) -> dict:
     return {role: study.models(role) for role in ROLES}
 
 
-def outcome(study) -> common.Outcome:
-    from loopjax.plots.accuracy import icl
-
-    found = {
-        role: [study.icl(run, study.scale.words) for run in directories]
+def outcome(study) -> experiment.Outcome:
+    tasks = study.scale.words
+    curves = {
+        role: [study.icl(run, tasks) for run in directories]
         for role, directories in runs(study).items()
     }
-    rows, mean, best = [], {}, []  # best: above guessing, with all examples
-    for role, results in found.items():
+    rows, mean, above_chance = [], {}, []
+    for role, results in curves.items():
         cells, gains = [], []
-        for task in study.scale.words:
+        for task in tasks:
             ends = [_ends(result["curves"][task]["rows"]) for result in results]
             first, last = ([row["accuracy"] for row in end] for end in zip(*ends, strict=True))
-            cells.append(
-                f"{common.spread(first, 1, percent=True)} → "
-                f"{common.spread(last, 1, percent=True)} ({ends[0][1]['shots']})"
-            )
+            shots = ends[0][1]["shots"]
+            cells.append(f"{summary.percent(first)} → {summary.percent(last)} ({shots})")
             gains += [b - a for a, b in zip(first, last, strict=True)]
-            best += [statistics.fmean(last) - results[0]["chance"][task]]
+            above_chance.append(statistics.fmean(last) - results[0]["chance"][task])
         mean[role] = statistics.fmean(gains)
         rows.append((role, *cells))
-    said = ", ".join(f"{role} {100 * value:+.1f}" for role, value in mean.items())
-    text = f"Points from no example to as many as fit, mean over tasks: {said}."
-    more = sum(mean[role] > max(mean["standard"], 0) + 0.02 for role in ROLES[1:])
-    verdict = {3: "shows", 0: "does not show"}.get(more, "shows in part")
-    if unlearned := common.floor(best):
-        verdict, text = "cannot show", f"{text} {unlearned}"
-    heads = ("model", *study.scale.words)
-    picture = icl(common.first_of(found))
-    return common.Outcome(text, verdict, heads, rows, {"in_context": picture})
+    by_role = ", ".join(f"{role} {100 * value:+.1f}" for role, value in mean.items())
+    finding = f"Gain from 0 to as many shots as fit, mean over tasks, in points: {by_role}."
+    verdict = summary.verdict(mean[role] > max(mean["standard"], 0) + 0.02 for role in ROLES[1:])
+    if unlearned := summary.floor(above_chance):
+        verdict = summary.INCONCLUSIVE
+        finding = f"{finding} {unlearned}"
+    figures = {"in_context": icl(summary.first_seeds(curves))}
+    return experiment.Outcome(finding, verdict, ("model", *tasks), rows, figures)
 
 
 def _ends(points: list[dict]) -> tuple[dict, dict]:
-    """No example, and as many as fit."""
+    """The rows with 0 shots and with as many as fit."""
     points = sorted(points, key=lambda row: row["shots"])
     return points[0], points[-1]
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

@@ -1,7 +1,7 @@
 """p-hop induction in the layout of Sanford et al. 2024: looped, deep, shallow and grown models."""
 
-import common
-import looped
+import experiment
+import synthetic_tasks
 
 TITLE = "p-hop induction: a loop does what depth does (Sanford et al. 2024, Saunshi et al. 2025)"
 PAPER = (
@@ -9,22 +9,36 @@ PAPER = (
     "three 85.0%, four 98.5%; at p = 8, four 78.4%, six 99.4%. Saunshi et al.: one layer looped six "
     "times reaches what six layers do (p = 16, 256 letters: 99.9% both, one layer 48.9%)."
 )
-PLANS = {"mini": ("1", "2", "4", "1x4", "2x2", "4,lidas"),
-         "paper": ("sanford,2", "sanford,3", "sanford,4", "sanford,6", "sanford,1x4", "sanford,1x6",
-                   "sanford,2x3", "sanford,3x2", "sanford,6,lidas")}  # fmt: skip
+PLANS = {
+    "mini": ("1", "2", "4", "1x4", "2x2", "4,lidas"),
+    "paper": (
+        "sanford,2",
+        "sanford,3",
+        "sanford,4",
+        "sanford,6",
+        "sanford,1x4",
+        "sanford,1x6",
+        "sanford,2x3",
+        "sanford,3x2",
+        "sanford,6,lidas",
+    ),
+}
 
 
 def runs(study) -> dict:
-    return looped.models(study, "configs/hops.py:", PLANS[study.name], study.scale.seeds)
+    return synthetic_tasks.models(study, "configs/hops.py:", PLANS[study.name], study.scale.seeds)
 
 
-def outcome(study) -> common.Outcome:
-    mini = study.name == "mini"
-    sources = [f"sanford_{p}" for p in ((1, 2, 3, 4) if mini else (1, 2, 4, 8, 16))]
-    roles = ("4", "1x4", "1", "4,lidas") if mini else (
-        "sanford,6", "sanford,1x6", "sanford,2", "sanford,6,lidas")  # fmt: skip
-    return looped.outcome(study, "p_hop", runs(study), sources, *roles)
+def outcome(study) -> experiment.Outcome:
+    if study.name == "mini":
+        hops = (1, 2, 3, 4)
+        roles = ("4", "1x4", "1", "4,lidas")
+    else:
+        hops = (1, 2, 4, 8, 16)
+        roles = ("sanford,6", "sanford,1x6", "sanford,2", "sanford,6,lidas")
+    sources = [f"sanford_{p}" for p in hops]
+    return synthetic_tasks.outcome("p_hop", runs(study), sources, *roles)
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

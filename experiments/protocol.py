@@ -1,7 +1,8 @@
 """The published protocol of an experiment, checked as far as tracing: nothing is trained.
 
-Every run is traced at its shapes (forward and backward), its memory per device is estimated on the
-papers' machine (128 A100 of 40 GB, or as many as a batch has sequences), its FLOPs are counted, and its command is printed.
+For every run this traces the update at its shapes (forward and backward), estimates memory per
+device on the papers' machine (128 A100 of 40 GB, or as many as a batch has sequences), counts FLOPs
+and prints the command.
 """
 
 import dataclasses
@@ -27,28 +28,31 @@ def check(module, study) -> list[dict]:
     for row, command in zip(rows, study.declared.values(), strict=True):
         print(
             f"{row['run']}\n  plan {row['plan']}, {row['parameters']:,} parameters, "
-            f"{row['pflops']:,.0f} PFLOPs, {row['gib']:.1f} GiB a device, {row['hours']:.1f} hours"
+            f"{row['pflops']:,.0f} PFLOPs, {row['gib']:.1f} GiB per device, {row['hours']:.1f} hours"
             f"\n  loopjax {shlex.join(command)}"
         )
     return rows
 
 
 def _config(command: list[str], configs: dict):
-    """The config of a command; that of fine-tuning is made from its base run's, which is not there."""
+    """The config of a command. Fine-tuning takes its base run's config, since no checkpoint exists."""
     from loopjax import finetune
     from loopjax.config import model_config
     from loopjax.config_flags import parse
 
-    verb, *flags = command
-    if verb == "train":
-        return parse(verb, "", flags, _workdir)[0]
+    name, *flags = command
+    if name == "train":
+        return parse(name, "", flags, _workdir)[0]
     values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     base = next(c for w, c in configs.items() if str(w) == values["checkpoint"])
-    meta = {"config": base.to_dict(), "model": dataclasses.asdict(model_config(base)),
-            "plan": str(base.depth)}  # fmt: skip
-    made = finetune.config_from(meta, values["checkpoint"], values["pairs"])
+    meta = {
+        "config": base.to_dict(),
+        "model": dataclasses.asdict(model_config(base)),
+        "plan": str(base.depth),
+    }
+    tuned = finetune.config_from(meta, values["checkpoint"], values["pairs"])
     overrides = [flag for flag in flags if flag.startswith("--config.")]
-    return parse(verb, "", overrides, make=lambda _: made)[0]
+    return parse(name, "", overrides, make=lambda _: tuned)[0]
 
 
 def _workdir(values) -> None:
@@ -61,10 +65,14 @@ def _traced(name: str, config) -> dict:
     from loopjax import cost
 
     machine = cost.Machine(
-        min(MACHINE["devices"], config.batch_size), MACHINE["memory"], MACHINE["peak_flops"], MACHINE["mfu"],
+        min(MACHINE["devices"], config.batch_size),
+        MACHINE["memory"],
+        MACHINE["peak_flops"],
+        MACHINE["mfu"],
         MACHINE["platform"],
-    )  # fmt: skip
-    plan, counted = cost.plan_of(config, machine), cost.flops_of(config)
+    )
+    plan = cost.plan_of(config, machine)
+    counted = cost.flops_of(config)
     return {
         "run": name,
         "plan": plan["phases"][-1]["plan"],

@@ -1,7 +1,12 @@
-"""Figures 3 and 14: the residual stream, and what attention, MLP and layers add to it."""
+"""Figures 3 and 14: the residual stream, and the contributions of attention, MLP and layers."""
 
-import common
 import cycles
+import experiment
+import summary
+from study import diagnostic
+
+from loopjax.plots.diagnostics import PLOTS
+from loopjax.run_record import spread
 
 TITLE = "Residual stream and contributions of sublayers (Figures 3 and 14)"
 PAPER = (
@@ -15,26 +20,22 @@ def runs(study) -> dict:
     return {role: study.models(role) for role in ROLES}
 
 
-def outcome(study) -> common.Outcome:
-    from loopjax.plots.diagnostics import PLOTS
-
+def outcome(study) -> experiment.Outcome:
     models = runs(study)
-    norms = {
-        role: [common.diagnostic(study, run, "norms") for run in models[role]] for role in ROLES
-    }
-    rows, of_role = [], {}
+    norms = {role: [diagnostic(study, run, "norms") for run in models[role]] for role in ROLES}
+    rows, by_role = [], {}
     for role, results in norms.items():
-        of_role[role] = [
-            cycles.of(study, run, [None, *found.attention[1:]])
-            for run, found in zip(models[role], results, strict=True)
+        by_role[role] = [
+            cycles.of(study, run, [None, *result.attention[1:]])
+            for run, result in zip(models[role], results, strict=True)
         ]
-        growth = common.spread((found.residual[-1] / found.residual[1] for found in results), 1)
-        rows.append((role, growth, *cycles.about(of_role[role])))
+        growth = spread([result.residual[-1] / result.residual[1] for result in results], 1)
+        rows.append((role, growth, *cycles.cells(by_role[role])))
     heads = ("model", "last norm / norm after layer 0", *cycles.HEADS)
-    found, verdict = cycles.finding(of_role, "the contribution of attention")
-    picture = PLOTS["norms"](common.first_of(norms))
-    return common.Outcome(found, verdict, heads, rows, {"residual": picture})
+    finding, verdict = cycles.finding(by_role, "the contribution of attention")
+    figures = {"residual": PLOTS["norms"](summary.first_seeds(norms))}
+    return experiment.Outcome(finding, verdict, heads, rows, figures)
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

@@ -1,8 +1,12 @@
-"""Figures 9 and 17 to 19: the retrofitted block repeated more often still, at inference."""
+"""Figures 9 and 17 to 19: more repetitions of the retrofitted block at inference."""
 
 import statistics
 
-import common
+import experiment
+import summary
+
+from loopjax.depth import DepthPlan
+from loopjax.plots import figure
 
 TITLE = "More repetitions after a retrofit (Figures 9 and 17 to 19)"
 PAPER = (
@@ -15,7 +19,7 @@ MORE = range(5)
 
 
 def runs(study) -> dict:
-    """Directories by (role, adaptation), one for each seed."""
+    """Directories by (role, adaptation), one per seed."""
     return {
         (role, how): directories
         for role in ROLES
@@ -27,51 +31,45 @@ def runs(study) -> dict:
     }
 
 
-def outcome(study) -> common.Outcome:
+def outcome(study) -> experiment.Outcome:
     before, block, after = _block(study.scale.retrofits["lidas"][0])
     rows, curves, first = [], {}, {}
     for (role, how), directories in runs(study).items():
         passes = [1 + (how == "retrofit") + more for more in MORE]
         plans = [str(_plan(before, block, n, after)) for n in passes]
-        found = [study.evaluate(run, depths=plans, name="repeated") for run in directories]
-        by_plan = [[common.mean_of(each, plan=plan) for each in found] for plan in plans]
+        evaluations = [study.evaluate(run, depths=plans, name="repeated") for run in directories]
+        by_plan = [[summary.mean_accuracy(each, plan) for each in evaluations] for plan in plans]
         curves[f"{role}, {how}"] = [statistics.fmean(values) for values in by_plan]
         first[f"{role}, {how}"] = [b - a for a, b in zip(*by_plan[:2], strict=True)]
-        rows.append((role, how, *(common.spread(values, 1, percent=True) for values in by_plan)))
+        rows.append((role, how, *map(summary.percent, by_plan)))
     heads = ("model", "adaptation", *(f"{n} more" for n in MORE))
-    said = ", ".join(f"{name} {common.points(gain)}" for name, gain in first.items())
+    by_model = ", ".join(f"{name} {summary.points(gain)}" for name, gain in first.items())
     first = {name: statistics.fmean(gain) for name, gain in first.items()}
-    found = (
-        f"Points of mean reasoning accuracy of the first additional pass of layers {before} to {before + block - 1}: "
-        f"{said}. {common.noise(study)}"
+    finding = (
+        f"Gain of the first additional pass of layers {before} to {before + block - 1} in mean "
+        f"reasoning accuracy, in points: {by_model}. {summary.noise(study.scale)}"
     )
     kept = first["lidas, retrofit"] > -0.02
     without = first["lidas, as it is"]
     unadapted = without > max(first["standard, as it is"] + 0.02, 0)
-    verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[kept + unadapted]
-    solved = common.ceiling(values[0] for values in curves.values())
-    if solved:
-        verdict, found = "cannot show", f"{found} {solved}"
-    return common.Outcome(found, verdict, heads, rows, {"retrofit": _picture(curves)})
+    verdict = summary.verdict([kept, unadapted])
+    if solved := summary.ceiling(values[0] for values in curves.values()):
+        verdict = summary.INCONCLUSIVE
+        finding = f"{finding} {solved}"
+    return experiment.Outcome(finding, verdict, heads, rows, {"retrofit": _figure(curves)})
 
 
 def _block(plan: str) -> tuple[int, int, int]:
-    """(layers before, layers of, layers behind the block that a plan like 4-2x2-6 loops)."""
-    from loopjax.depth import DepthPlan
-
+    """(layers before, in and after the block that a plan like 4-2x2-6 loops)."""
     first, loop, last = DepthPlan.parse(plan).segments
     return first.layers, loop.layers, last.layers
 
 
 def _plan(before: int, block: int, passes: int, after: int):
-    from loopjax.depth import DepthPlan
-
     return DepthPlan.of([(before, 1), (block, passes), (after, 1)])
 
 
-def _picture(curves: dict):
-    from loopjax.plots import figure
-
+def _figure(curves: dict):
     fig = figure.new(7, 3.6)
     axis, lines = fig.subplots(), {}
     for name, color in figure.colors(curves).items():
@@ -86,4 +84,4 @@ def _picture(curves: dict):
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

@@ -1,27 +1,34 @@
-"""What the experiments are at each scale: in miniature, and as published."""
+"""Models, tasks and sizes of the experiments: in miniature and as published."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What an experiment is at a scale.
+    """The settings of all experiments at one scale.
 
     Attributes:
       name: "mini" or "paper".
-      config: the file, with the variant of a row behind it.
-      rows: variant by the role that a model plays in the papers.
-      depth, block: executed layers, layers of a block. plateau: where the cooldown begins.
-      math: variant of the cooldown.
-      retrofits: plans of the cooldown that loop a block once more, by role.
-      seeds: of every model.
-      text: the source whose held-out loss is compared.
-      tasks, shots, limit: of reasoning: the tasks, solved examples in the prompt, items.
-      new: what the cooldown brings.
-      words: tasks for examples in the prompt.
-      tuning, examples, tuning_seeds, overrides: of fine-tuning: its tasks, how many pairs, how often.
-      prompts: sets for the diagnostics, the first for most of them, all for the depth score.
-      lens: flags of the lens's training.
+      config: config file of the models; the variant of a row is appended.
+      rows: {role of a model in the papers: config variant}.
+      depth: number of executed layers.
+      block: number of layers in a block.
+      plateau: step at which the cooldown begins.
+      math: config variant of the mathematical cooldown.
+      retrofits: {role: plans of the cooldown that loop a block once more}.
+      seeds: seeds of every model.
+      text: data source whose held-out loss is compared; empty for the whole mixture.
+      tasks: reasoning tasks.
+      shots: number of shots of the reasoning tasks.
+      limit: number of items per task; None for all.
+      new: task that only the cooldown trains.
+      words: tasks of the in-context experiment.
+      tuning: tasks of fine-tuning.
+      examples: numbers of fine-tuning pairs.
+      tuning_seeds: seeds of fine-tuning.
+      overrides: config overrides of fine-tuning.
+      prompts: prompt sets; all for the depth score, the first for all other diagnostics.
+      lens: flags of Tuned Lens training.
     """
 
     name: str
@@ -51,45 +58,90 @@ MINI = Scale(
     name="mini",
     config="configs/mini.py:",
     rows={
-        "standard": "standard", "midas": "midas", "lidas": "lidas",
-        "one block": "standard-2", "half": "standard-4",
-        "loop": "loop-2x4", "half, looped": "loop-4x2", "middle loop": "loop-1-2x3-1",
+        "standard": "standard",
+        "midas": "midas",
+        "lidas": "lidas",
+        "one block": "standard-2",
+        "half": "standard-4",
+        "loop": "loop-2x4",
+        "half, looped": "loop-4x2",
+        "middle loop": "loop-1-2x3-1",
     },
-    depth=8, block=2, plateau=850, math="math",
-    retrofits={"standard": ("2-2x2-4", "4-2x2-2"), "lidas": ("2-2x2-4", "4-2x2-2"),
-               "middle loop": ("1-2x4-1",)},
-    seeds=(0, 1, 2), text="stdlib",
-    tasks=("hop_text_4", "hop_text_8"), shots=0, limit=500, new="hop_text_5",
+    depth=8,
+    block=2,
+    plateau=850,
+    math="math",
+    retrofits={
+        "standard": ("2-2x2-4", "4-2x2-2"),
+        "lidas": ("2-2x2-4", "4-2x2-2"),
+        "middle loop": ("1-2x4-1",),
+    },
+    seeds=(0, 1, 2),
+    text="stdlib",
+    tasks=("hop_text_4", "hop_text_8"),
+    shots=0,
+    limit=500,
+    new="hop_text_5",
     words=("var_assign_basic_0",),
-    tuning=("hop_text_3", "hop_text_5"), examples=(64, 256, 1024), tuning_seeds=(0, 1, 2),
+    tuning=("hop_text_3", "hop_text_5"),
+    examples=(64, 256, 1024),
+    tuning_seeds=(0, 1, 2),
     overrides=("learning_rate=5e-4", "steps=300", "batch_size=16", "eval_every=15", "patience=3"),
-    prompts=("file:{output}/hops.jsonl",), lens=("--lens-steps=100", "--lens-tokens=16384"),
-)  # fmt: skip
+    prompts=("file:{output}/hops.jsonl",),
+    lens=("--lens-steps=100", "--lens-tokens=16384"),
+)
 PAPER = Scale(
     name="paper",
     config="configs/smollm.py:1.7b,",
     rows={
-        "standard": "baseline", "midas": "midas", "lidas": "lidas",
-        "one block": "standard-4", "half": "standard-12",
-        "loop": "loop-4x6", "half, looped": "loop-12x2", "middle loop": "loop-4-4x4-4",
+        "standard": "baseline",
+        "midas": "midas",
+        "lidas": "lidas",
+        "one block": "standard-4",
+        "half": "standard-12",
+        "loop": "loop-4x6",
+        "half, looped": "loop-12x2",
+        "middle loop": "loop-4-4x4-4",
     },
-    depth=24, block=4, plateau=170_000, math="nemotron",
-    retrofits={"standard": ("8-4x2-12", "12-4x2-8"), "lidas": ("8-4x2-12", "12-4x2-8"),
-               "middle loop": ("4-4x5-4",)},
-    seeds=(0,), text="",
-    tasks=("copying_random", "copying_real", "var_assign_basic_0", "var_assign_math_0",
-           "var_assign_code_0"), shots=5, limit=None, new="gsm8k",
-    words=("copying_random", "copying_real", "var_assign_basic_0", "var_assign_math_0",
-           "var_assign_code_0"),
-    tuning=("var_assign_code_1", "var_assign_code_2"), examples=(64, 128, 256, 512),
+    depth=24,
+    block=4,
+    plateau=170_000,
+    math="nemotron",
+    retrofits={
+        "standard": ("8-4x2-12", "12-4x2-8"),
+        "lidas": ("8-4x2-12", "12-4x2-8"),
+        "middle loop": ("4-4x5-4",),
+    },
+    seeds=(0,),
+    text="",
+    tasks=(
+        "copying_random",
+        "copying_real",
+        "var_assign_basic_0",
+        "var_assign_math_0",
+        "var_assign_code_0",
+    ),
+    shots=5,
+    limit=None,
+    new="gsm8k",
+    words=(
+        "copying_random",
+        "copying_real",
+        "var_assign_basic_0",
+        "var_assign_math_0",
+        "var_assign_code_0",
+    ),
+    tuning=("var_assign_code_1", "var_assign_code_2"),
+    examples=(64, 128, 256, 512),
     tuning_seeds=(0, 1, 2),
     overrides=("learning_rate=5e-5", "steps=1000", "eval_every=20", "patience=5"),
-    prompts=("gsm8k", "math", "mquake"), lens=(),
-)  # fmt: skip
+    prompts=("gsm8k", "math", "mquake"),
+    lens=(),
+)
 SCALES = {scale.name: scale for scale in (MINI, PAPER)}
 
 
 def repeated(name: str, seeds: int | None) -> Scale:
-    """The scale of a name, with so many models of each kind, or with its own number."""
+    """The scale with this name, optionally with another number of seeds."""
     scale = SCALES[name]
     return scale if seeds is None else dataclasses.replace(scale, seeds=tuple(range(seeds)))

@@ -1,13 +1,18 @@
-"""Figure 7 of Kapl et al. 2025: how alike the blocks of a grown model stay."""
+"""Figure 7 of Kapl et al. 2025: how similar the blocks of a grown model stay."""
 
-import common
+import experiment
 import numpy as np
+import summary
+from study import diagnostic
+
+from loopjax.plots.diagnostics import PLOTS
+from loopjax.run_record import spread
 
 TITLE = "Similarity of blocks in weights (Kapl et al. 2025, Figure 7)"
 PAPER = (
     "Cosines of the feed-forward weights of two blocks: LIDAS is symmetric about the middle (mirrored "
-    "pairs differ by 0.01) with 0.70 at most, MIDAS leans to early blocks (0.14), and the standard "
-    "model has none to speak of."
+    "pairs differ by 0.01) with 0.70 at most, MIDAS leans to early blocks (0.14), and blocks of the "
+    "standard model are not similar."
 )
 ROLES = ("standard", "midas", "lidas")
 
@@ -16,31 +21,26 @@ def runs(study) -> dict:
     return {role: study.models(role) for role in ROLES}
 
 
-def outcome(study) -> common.Outcome:
-    from loopjax.plots.diagnostics import PLOTS
-
-    models = runs(study)
-    found = {
-        role: [common.diagnostic(study, run, "similarity") for run in directories]
-        for role, directories in models.items()
+def outcome(study) -> experiment.Outcome:
+    similarity = {
+        role: [diagnostic(study, run, "similarity") for run in directories]
+        for role, directories in runs(study).items()
     }
     rows, largest, lean = [], {}, {}
-    for role, results in found.items():
+    for role, results in similarity.items():
         numbers = np.array([_numbers(np.asarray(result.matrix)) for result in results])  # [seed, 3]
         largest[role], _, lean[role] = numbers.mean(0).tolist()
-        rows.append((role, *map(common.spread, numbers.T, (2, 2, 3))))
+        rows.append((role, *map(spread, numbers.T.tolist(), (2, 2, 3))))
     heads = ("model", "largest cosine", "mean cosine", "mean difference of mirrored pairs")
-    said = (
+    finding = (
         f"The largest cosine is {largest['standard']:.2f} in the standard model, "
         f"{largest['midas']:.2f} in MIDAS, {largest['lidas']:.2f} in LIDAS; mirrored pairs differ by "
         f"{lean['midas']:.3f} in MIDAS and {lean['lidas']:.3f} in LIDAS."
     )
-    alike = largest["standard"] < 0.1 < min(largest["midas"], largest["lidas"])
-    verdict = {2: "shows", 1: "shows in part", 0: "does not show"}[
-        alike + (lean["lidas"] < lean["midas"])
-    ]
-    picture = PLOTS["similarity"](common.first_of(found))
-    return common.Outcome(said, verdict, heads, rows, {"similarity": picture})
+    similar = largest["standard"] < 0.1 < min(largest["midas"], largest["lidas"])
+    verdict = summary.verdict([similar, lean["lidas"] < lean["midas"]])
+    figures = {"similarity": PLOTS["similarity"](summary.first_seeds(similarity))}
+    return experiment.Outcome(finding, verdict, heads, rows, figures)
 
 
 def _numbers(matrix) -> tuple[float, float, float]:
@@ -51,4 +51,4 @@ def _numbers(matrix) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

@@ -1,6 +1,12 @@
 """Table 1, Figures 1 and 10: standard, looped and grown models against what they cost."""
 
-import common
+import experiment
+import summary
+from study import run_result
+
+from loopjax.depth import DepthPlan
+from loopjax.plots import figure
+from loopjax.run_record import spread
 
 TITLE = "Standard, looped and grown models against their cost (Table 1, Figures 1 and 10)"
 PAPER = (
@@ -12,36 +18,49 @@ PAPER = (
 
 
 def runs(study) -> dict:
-    """Directories by role, one for each seed."""
+    """Directories by role, one per seed."""
     return {role: study.models(role) for role in study.scale.rows}
 
 
-def outcome(study) -> common.Outcome:
+def outcome(study) -> experiment.Outcome:
     models = runs(study)
     rows, points = [], {}
     for role, directories in models.items():
-        results = [common.result(run) for run in directories]
-        nll = [_nll(study, found) for found in results]
-        primitives = [common.mean_of(study.evaluate(run)) for run in directories]
+        results = [run_result(run) for run in directories]
+        nll = [_nll(study, result) for result in results]
+        primitives = [summary.mean_accuracy(study.evaluate(run)) for run in directories]
         first = results[0]
         points[role] = (first, nll, primitives)
-        rows.append((
-            f"{role} ({first['plan']})", f"{first['unique_layers']}/{first['effective_layers']}",
-            f"{first['parameters']:,}", f"{first['training_flops']:.3g}", len(results),
-            common.spread(nll), common.spread(primitives, 1, percent=True),
-        ))  # fmt: skip
-    heads = ("model", "unique/executed layers", "parameters", "training FLOPs", "seeds",
-             "NLL (text)", "reasoning")  # fmt: skip
+        rows.append(
+            (
+                f"{role} ({first['plan']})",
+                f"{first['unique_layers']}/{first['effective_layers']}",
+                f"{first['parameters']:,}",
+                f"{first['training_flops']:.3g}",
+                len(results),
+                spread(nll, 3),
+                summary.percent(primitives),
+            )
+        )
+    heads = (
+        "model",
+        "unique/executed layers",
+        "parameters",
+        "training FLOPs",
+        "seeds",
+        "NLL (text)",
+        "reasoning",
+    )
     standard, lidas = points["standard"], points["lidas"]
     share = lidas[0]["training_flops"] / standard[0]["training_flops"]
     gap = _mean(lidas[1]) - _mean(standard[1])
     gain = _mean(lidas[2]) - _mean(standard[2])
     loop, block, deep = (_mean(points[role][1]) for role in ("loop", "one block", "standard"))
-    found = (
-        f"LIDAS takes {share:.1%} of the standard model's training FLOPs; its NLL is {gap:+.3f} nats "
-        f"from it ({common.spread(lidas[1])} against {common.spread(standard[1])}), its "
-        f"reasoning accuracy {100 * gain:+.1f} points. One block of layers has an NLL of "
-        f"{block:.3f}, the same block looped {loop:.3f}, the standard model {deep:.3f}."
+    finding = (
+        f"LIDAS takes {share:.1%} of the standard model's training FLOPs; its NLL differs by "
+        f"{gap:+.3f} nats ({spread(lidas[1], 3)}, standard {spread(standard[1], 3)}), its reasoning "
+        f"accuracy by {100 * gain:+.1f} points. One block of layers has an NLL of {block:.3f}, the "
+        f"same block looped {loop:.3f}, the standard model {deep:.3f}."
     )
     reasoning = {role: _mean(point[2]) for role, point in points.items()}
     claims = (
@@ -50,29 +69,26 @@ def outcome(study) -> common.Outcome:
         deep < loop < block,  # a loop, against its block run once
         reasoning["loop"] > reasoning["one block"] + 0.02,
     )
-    verdict = "shows" if all(claims) else "shows in part" if any(claims) else "does not show"
-    return common.Outcome(found, verdict, heads, rows, {"tradeoffs": _picture(points)})
+    verdict = summary.verdict(claims)
+    return experiment.Outcome(finding, verdict, heads, rows, {"tradeoffs": _figure(points)})
 
 
-def _nll(study, found: dict) -> float:
-    return found["heldout"][f"{study.scale.text}/nll" if study.scale.text else "nll"]
+def _nll(study, result: dict) -> float:
+    return result["heldout"][f"{study.scale.text}/nll" if study.scale.text else "nll"]
 
 
 def _mean(values) -> float:
     return sum(values) / len(values)
 
 
-def _picture(points: dict):
-    from loopjax.depth import DepthPlan
-    from loopjax.plots import figure
-
-    def inference(found):
-        return DepthPlan.parse(found["plan"]).n_effective
+def _figure(points: dict):
+    def inference(result):
+        return DepthPlan.parse(result["plan"]).n_effective
 
     costs = (
-        ("unique layers", lambda found: found["unique_layers"]),
+        ("unique layers", lambda result: result["unique_layers"]),
         ("executed layers", inference),
-        ("training FLOPs", lambda found: found["training_flops"]),
+        ("training FLOPs", lambda result: result["training_flops"]),
     )
     fig, axes = figure.grid(6, 3, 4.2, 3.1, 0.4)
     colors, lines = figure.colors(points), {}
@@ -94,4 +110,4 @@ def _picture(points: dict):
 
 
 if __name__ == "__main__":
-    common.start(__file__)
+    experiment.main(__file__)

@@ -1,12 +1,12 @@
 """Checkpoints: Orbax underneath, one atomic directory per step.
 
     <directory>/<step>/params       canonical parameters
-    <directory>/<step>/optimizer    step counter and optimizer state; not where no run made it
+    <directory>/<step>/optimizer    step counter and optimizer state; missing in imported models
     <directory>/<step>/meta         JSON: plan, lineage, phases, data position, config, checksums
 
-`meta` says everything that is needed to read a checkpoint without its config. The checksum of a
-leaf is the sum of its bits as unsigned integers: it does not depend on the mesh, and a restored
-leaf whose sum differs is not the leaf that was saved. `meta` has a hash of its own.
+`meta` holds everything needed to read a checkpoint without its config. The checksum of a leaf is
+the sum of its bits as unsigned integers: it does not depend on the mesh, and a restored leaf with
+another sum is not the leaf that was saved. `meta` has a hash of its own.
 """
 
 import contextlib
@@ -24,16 +24,17 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from jax.experimental import multihost_utils
 
+from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 
 FORMAT = 1
-# Arrays are stored in pieces of this many bytes, so that a reader needs no memory for a whole one.
+# Arrays are stored in pieces of this many bytes, so that a reader never holds a whole array.
 PIECE = 2**26
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide what a number comes out as."""
+    """Versions of the packages that can change a result."""
     names = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {name: metadata.version(name) for name in names}
 
@@ -57,17 +58,17 @@ def checksums(tree) -> dict[str, int]:
 
 
 def _digest(meta: dict) -> str:
-    """Hash of a JSON value, whatever the order of its keys."""
+    """Hash of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digest(meta: dict) -> str:
-    """Which parameters they are, from the checksums of a checkpoint."""
+    """Hash that identifies the parameters of a checkpoint, from their checksums."""
     return _digest({k: v for k, v in meta["checksums"].items() if k.startswith("params/")})
 
 
 def _signed(step: int, meta: dict, sums: dict[str, int]) -> dict:
-    """What is saved as `meta`."""
+    """The content of the `meta` file: with format, step, checksums and its own hash."""
     meta = {"format": FORMAT, "step": step, **meta, "checksums": sums}
     return {**meta, "sha256": _digest(meta)}
 
@@ -80,10 +81,13 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-      directory: where they lie; made if need be.
-      keep_last: how many of the newest are kept; 0 keeps all.
-      keep_every: checkpoints at multiples of this step are kept for good; 0 for none.
-      read_only: for looking into a run that may still be going on; nothing is cleaned up.
+      directory: parent of the step directories; created unless `read_only`.
+      keep_last: number of newest checkpoints to keep; 0 keeps all.
+      keep_every: checkpoints at multiples of this step are kept permanently; 0 for none.
+      read_only: for reading a run that may still be training; nothing is cleaned up.
+
+    Attributes:
+      saved_step: step of the newest checkpoint saved or restored here; None before that.
     """
 
     def __init__(
@@ -99,9 +103,10 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
         )
         self.manager = self._open()
+        self.saved_step: int | None = None
 
     def _open(self) -> ocp.CheckpointManager:
-        # Orbax logs its every step, and what it then raises with all of its stack.
+        # Orbax logs every save, and logs what it raises with the whole stack trace.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         return ocp.CheckpointManager(
             self.directory,
@@ -118,7 +123,9 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state, meta: dict) -> None:
-        """Begins an asynchronous save; it is atomic, and complete after `wait`."""
+        """Starts an asynchronous save, unless this step is saved; atomic, complete after `wait`."""
+        if step == self.saved_step:
+            return
         items = _items(state)
         meta = _signed(step, meta, checksums(items))
         pieces = ocp.SaveArgs(chunk_byte_size=PIECE)
@@ -127,17 +134,18 @@ class Checkpoints:
             for name, item in items.items()
         }
         self.manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
+        self.saved_step = step
 
     def meta(self, step: int) -> dict:
-        """What a checkpoint says about itself."""
+        """`meta` of a checkpoint, verified; raises ValueError when it is damaged."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self.manager.restore(step, args=args)["meta"]
         if meta.pop("sha256", None) != _digest(meta):
             raise ValueError("the content of meta is not what was saved")
         if meta.get("format") != FORMAT:
             raise UserError(
-                f"checkpoint {self.directory}/{step} has format {meta.get('format')}, this "
-                f"version reads {FORMAT}"
+                f"checkpoint {self.directory}/{step} has format {meta.get('format')}; this "
+                f"version reads format {FORMAT}"
             )
         return meta
 
@@ -152,24 +160,26 @@ class Checkpoints:
         return type(abstract)(optimizer["step"], items["params"], optimizer["state"])
 
     def restore_latest(self, accept, report=print):
-        """The newest checkpoint that can be read, as (state, meta); None if there are none.
+        """The newest readable checkpoint, as (state, meta); None if there are no checkpoints.
 
-        `accept(meta)` gives the abstract state to restore into, or raises UserError when the
-        checkpoint is not of this run. A damaged checkpoint is reported, moved out of the way to
+        `accept(meta)` returns the abstract state to restore into, or raises UserError when the
+        checkpoint belongs to a different run. A damaged checkpoint is reported and moved to
         `<directory>.damaged`, and the one before it is used.
         """
-        found = self.steps()
-        for step in reversed(found):
+        steps = self.steps()
+        for step in reversed(steps):
             try:
                 meta = self.meta(step)
-                return self.restore(step, accept(meta)), meta
+                state = self.restore(step, accept(meta))
+                self.saved_step = step
+                return state, meta
             except UserError:
                 raise
             except Exception as error:
                 report(f"checkpoint {self.directory}/{step} is damaged ({_reason(error)})")
                 self._set_aside(step)
-        if found:
-            raise UserError(f"none of the checkpoints in {self.directory} can be read: {found}")
+        if steps:
+            raise UserError(f"none of the checkpoints in {self.directory} can be read: {steps}")
         return None
 
     def _set_aside(self, step: int) -> None:
@@ -183,7 +193,7 @@ class Checkpoints:
         self.manager = self._open()
 
     def wait(self) -> None:
-        """Blocks until the last save is complete; raises what went wrong with it."""
+        """Blocks until the last save is complete; raises the error of a failed save."""
         self.manager.wait_until_finished()
 
     def close(self) -> None:
@@ -191,25 +201,26 @@ class Checkpoints:
 
 
 class _Held(np.ndarray):
-    """An array that Orbax does not copy in whole before it writes it."""
+    """An array that Orbax writes without copying the whole of it first."""
 
     def __deepcopy__(self, memo):
         return self
 
 
 def save_params(directory, step: int, shapes: dict, blocks, meta: dict) -> dict:
-    """Writes a checkpoint of parameters alone, a block at a time, and returns its meta.
+    """Writes a checkpoint with parameters only, a block at a time, and returns its meta.
 
-    It is not atomic: the directory is for a name that nobody reads.
+    Not atomic: write to a temporary directory and rename it.
 
     Args:
-      directory: of checkpoints, a new one.
+      directory: new directory of checkpoints.
       shapes: {"layers/query": (U, D, H*C), ...}; all are float32.
-      blocks: of a name and the shape of the pieces that it is stored in, gives (slices, array)
-        that cover it.
+      blocks: function of a name and its stored piece shape that yields (slices, array) pairs
+        covering the array.
       meta: as for `Checkpoints.save`.
     """
-    # Orbax says how a checkpoint looks, and can write whole trees only: it writes one of zeros.
+    # The layout is Orbax's, and Orbax writes whole trees only: it writes zeros, which cost no
+    # memory, and the blocks then replace them.
     tree: dict = {}
     for name, shape in shapes.items():
         *above, last = name.split("/")
@@ -225,7 +236,7 @@ def save_params(directory, step: int, shapes: dict, blocks, meta: dict) -> dict:
         store, bits, writing = array(path, f"params/{name}", write=True).result(), 0, None
         for where, block in blocks(name, store.chunk_layout.read_chunk.shape):
             bits += int(np.sum(block.view(np.uint32), dtype=np.uint64))
-            if writing:  # while this block was made
+            if writing:  # the previous block was written while this one was computed
                 writing.result()
             writing = store[where].write(block)
         writing.result()
@@ -237,7 +248,7 @@ def save_params(directory, step: int, shapes: dict, blocks, meta: dict) -> dict:
 
 
 def array(path: pathlib.Path, name: str, *, write: bool = False):
-    """A future of the array "params/layers/query" of a checkpoint, as TensorStore has it."""
+    """Future of the TensorStore array of a checkpoint, e.g. "params/layers/query"."""
     item, _, key = name.partition("/")
     files = {"driver": "file", "path": f"{path / item}/"}
     database = {"driver": "ocdbt", "base": files, "path": f"{key.replace('/', '.')}/"}
@@ -245,7 +256,7 @@ def array(path: pathlib.Path, name: str, *, write: bool = False):
 
 
 def verify(items, saved: dict[str, int]) -> None:
-    """Raises ValueError when a leaf is not the one that was saved."""
+    """Raises ValueError when the checksum of a leaf differs from the saved one."""
     for path, value in checksums(items).items():
         if saved.get(path) != value:
             raise ValueError(f"the content of {path} is not what was saved")
@@ -258,7 +269,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def reading(path):
-    """Turns whatever goes wrong while a checkpoint is read into a UserError that says so."""
+    """Turns any error while reading a checkpoint into a UserError: the checkpoint is damaged."""
     try:
         yield
     except UserError:
@@ -267,10 +278,17 @@ def reading(path):
         raise UserError(f"checkpoint {path} is damaged ({_reason(error)})") from error
 
 
-def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
-    """(directory of checkpoints, step) of "DIR" or "DIR@STEP"; DIR may be the run's directory.
+def read_meta(directory: pathlib.Path, step: int) -> dict:
+    """`meta` of the checkpoint at `step`, verified; raises UserError when it is damaged."""
+    checkpoints = Checkpoints(directory, read_only=True)
+    with reading(directory / str(step)), contextlib.closing(checkpoints):
+        return checkpoints.meta(step)
 
-    Without a step it is the newest. Raises UserError where there is none.
+
+def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
+    """(directory of checkpoints, step) of "DIR" or "DIR@STEP"; DIR may be a run's directory.
+
+    The newest step by default. Raises UserError when the checkpoint does not exist.
     """
     text, at, number = str(source).rpartition("@")
     if at and number.isdecimal():
@@ -291,12 +309,18 @@ def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
 
 
 def run_directory(directory: pathlib.Path) -> pathlib.Path:
-    """The directory of the run whose checkpoints lie in `directory`."""
+    """The directory of the run with these checkpoints."""
     return directory.parent if directory.name == "checkpoints" else directory
 
 
+def tokenizer_of(directory: pathlib.Path) -> str:
+    """Path of the tokenizer file beside checkpoints; "" if the run used none (bytes, tasks)."""
+    file = run_directory(directory) / tokenizers.FILE
+    return str(file) if file.is_file() else ""
+
+
 def chosen_plan(meta: dict, depth: str | None = None) -> DepthPlan:
-    """The plan that a checkpoint is run by: its own, or another of as many unique layers."""
+    """The plan to run a checkpoint by: its own, or another with as many unique layers."""
     trained = DepthPlan.parse(meta["plan"])
     if not depth:
         return trained
@@ -313,12 +337,12 @@ def chosen_plan(meta: dict, depth: str | None = None) -> DepthPlan:
 
 
 def load_params(directory, step: int | None = None, shardings=None):
-    """(params, meta) of a checkpoint, by itself: no config, no mesh, no optimizer state.
+    """(params, meta) of a checkpoint, without its config, mesh and optimizer state.
 
     Args:
-      directory: a run's `checkpoints` directory, or the run's directory; DIR@STEP too.
-      step: which one; the newest by default.
-      shardings: gives the sharding of each parameter from meta; one device by default.
+      directory: directory of checkpoints, or of a run; DIR@STEP too.
+      step: step of the checkpoint; the newest by default.
+      shardings: tree with the sharding of each parameter; one device by default.
     """
     directory, step = locate(directory, step)
     path = directory / str(step)
@@ -327,9 +351,12 @@ def load_params(directory, step: int | None = None, shardings=None):
         meta = checkpoints.meta(step)
         tree = checkpointer.metadata(path / "params").item_metadata.tree
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        where = shardings(meta) if shardings else jax.tree.map(lambda _: device, tree)
+        if shardings is None:
+            shardings = jax.tree.map(lambda _: device, tree)
         abstract = jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, where
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+            tree,
+            shardings,
         )
         params = checkpointer.restore(path / "params", abstract)
         prefix = "params/"

@@ -14,16 +14,17 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
 from loopjax.model_config import ModelConfig
 
-# What a resumed run may change without being another run.
+# What a resumed run may change and still be the same run.
 RUNTIME_FIELDS = (
     "checkpoint_every", "keep_last", "keep_every", "eval_every", "eval_batches", "log_every",
     "data_dir", "tokenizer", "data_threads", "microbatches", "mesh", "model.attention", "model.remat",
+    "wandb",
 )  # fmt: skip
-# What may differ as long as the past (phases, learning rate) comes out the same.
+# What may differ as long as phases and learning rates agree on the steps already done.
 FUTURE_FIELDS = ("steps", "patience", "depth", "growth", "cooldown", "mixture")
 # Where the fields of earlier versions are now.
 MOVED = {name: f"optimizer.{name}" for name in ("weight_decay", "beta1", "beta2", "eps")}
-INIT_FIELDS = ("init_from", "init", "init_operator")  # how a run began
+INIT_FIELDS = ("init_from", "init", "init_operator")  # what a run was initialized from
 INITS = ("state", "weights", "moments")
 
 
@@ -31,9 +32,9 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # DIR or DIR@STEP: a checkpoint that the run begins from, and what it keeps of it. "state": it
-    # goes on as that run was then, with another future (a cooldown, say); "weights": a new run with
-    # its parameters; "moments": and with those of AdamW.
+    # Checkpoint to initialize from, DIR or DIR@STEP, and what is taken from it. "state": everything,
+    # the run branches off at that step (e.g. with another cooldown); "weights": parameters only,
+    # for a new run; "moments": parameters and optimizer moments, for a new run.
     config.init_from = ""
     config.init = "state"
     config.init_operator = ""  # "midas", "lidas", "untie", "tie": to this depth; not with "state"
@@ -88,10 +89,10 @@ def default() -> ConfigDict:
     config.keep_every = 0  # checkpoints at multiples of this are kept for good; 0: none
     config.eval_every = 0  # held-out evaluation; 0: only at the end
     config.eval_batches = 16  # of batch_size sequences per source; 0: no evaluation
-    config.patience = (
-        0  # evaluations without a better one that end the run; the best is kept; 0: off
-    )
-    config.log_every = 10  # TensorBoard; metrics.jsonl gets a row for every step
+    # Early stopping after this many evaluations without a better one, keeping the best; 0: off.
+    config.patience = 0
+    config.log_every = 10  # TensorBoard and W&B; metrics.jsonl gets a row for every step
+    config.wandb = ""  # Weights & Biases project; empty: off
 
     # Architecture: the fields of model.ModelConfig. init_depth=0: the depth above.
     config.model = ConfigDict()
@@ -158,8 +159,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.init={config.init!r} must be one of {', '.join(INITS)}")
     if config.init_operator and (config.init == "state" or not config.init_from):
         raise UserError(
-            f"config.init_operator={config.init_operator!r} goes with config.init_from and "
-            "config.init='weights' or 'moments' (where a run goes on, config.cooldown.operator)"
+            f"config.init_operator={config.init_operator!r} requires config.init_from and "
+            "config.init='weights' or 'moments' (when branching, use config.cooldown.operator)"
         )
     at_least = {
         "batch_size": 1, "seq_len": 1, "microbatches": 1, "warmup_steps": 0, "checkpoint_every": 0,
@@ -171,7 +172,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={config[name]} must be at least {least}")
     if config.patience and not (config.eval_every and config.eval_batches):
         raise UserError(
-            f"config.patience={config.patience} needs config.eval_every and config.eval_batches"
+            f"config.patience={config.patience} requires config.eval_every and config.eval_batches"
         )
     optim.check(config, default())
     values = flatten(config.to_dict())
@@ -204,10 +205,10 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[str]:
     """The fields in which two configs (as nested dicts) describe different runs, as "name: a, b".
 
-    Fields that may change on a resumed run are not compared, nor those that the phases tell; nor,
-    with `branch`, where the run began.
+    Fields that may change on a resumed run are not compared, nor those that the phases determine;
+    nor, with `branch`, what the run was initialized from.
     """
-    # A field that a run knew nothing of had the value that is its default now.
+    # A field that did not exist at the time had its default value.
     saved = flatten(default().to_dict()) | flatten(upgraded(saved))
     current = flatten(current)
     free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(INIT_FIELDS if branch else ()))

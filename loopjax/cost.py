@@ -22,8 +22,9 @@ def flops_of(config) -> dict:
     full depth for all steps. Keys are those of `loopjax flops --json`; FLOPs by the formula of
     `flops.training_flops_per_token`.
     """
-    config, phases, cfg = run.outline(config)
-    plan, standard = phases[-1].plan, standard_plan(config)
+    outline = run.outline(config)
+    config, phases, cfg = outline.config, outline.phases, outline.cfg
+    plan, standard = phases[-1].plan, standard_plan(outline.plan)
     rows = [
         {
             "start": phase.start,
@@ -57,9 +58,9 @@ def flops_of(config) -> dict:
     }
 
 
-def standard_plan(config) -> DepthPlan:
-    """The plan of the standard model that a config is measured against."""
-    return DepthPlan.of([(DepthPlan.parse(config.depth).n_effective, 1)])
+def standard_plan(plan: DepthPlan) -> DepthPlan:
+    """The plan of the standard model that a plan is compared with: as many layers, all unique."""
+    return DepthPlan.of([(plan.n_effective, 1)])
 
 
 def flops_text(cost: dict) -> str:
@@ -113,7 +114,8 @@ class Machine:
 
 def plan_of(config, machine: Machine) -> dict:
     """Sharding, bytes per device and time of a config on a machine, phase by phase."""
-    config, phases, cfg = run.outline(config)
+    outline = run.outline(config)
+    config, phases, cfg = outline.config, outline.phases, outline.cfg
     mesh = sharding.abstract_mesh(config.mesh, machine.devices)
     rules, optimizer = sharding.axis_rules(config.mesh), make_optimizer(config)[0]
     sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
@@ -155,7 +157,7 @@ def plan_of(config, machine: Machine) -> dict:
         ),
         "hours": sum(row["hours"] for row in rows),
         "tokens": config.steps * config.batch_size * config.seq_len,
-        "standard": cost(standard_plan(config), config.steps),
+        "standard": cost(standard_plan(outline.plan), config.steps),
     }
 
 

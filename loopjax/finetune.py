@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: the config of a run that begins with a checkpoint's weights.
+"""Supervised fine-tuning: the config of a run initialized from a checkpoint's weights.
 
-`loopjax finetune` is `loopjax train` with this config, of which every field can be overridden. The
-loss is on completions; the run ends when the held-out loss no longer falls, and its checkpoint is
-the best one.
+`loopjax finetune` is `loopjax train` with this config, and every field can be overridden. The loss
+is on completions; the run stops early when the held-out loss no longer falls, and keeps its best
+checkpoint.
 """
 
 import pathlib
@@ -13,17 +13,17 @@ from loopjax import config as config_lib
 from loopjax import resume
 from loopjax.errors import UserError
 
-RATE = 0.1  # of the learning rate that the checkpoint was trained with
+RATE = 0.1  # learning rate relative to that of the checkpoint's training
 
 
 def config_for(checkpoint: str, pairs: str) -> ConfigDict:
-    """The config of a fine-tuning run; depth, operator, rate and all others may then be changed.
+    """The config of a fine-tuning run, every field of which may then be changed.
 
     Args:
-      checkpoint: DIR or DIR@STEP, of a run or imported.
-      pairs: what it is trained on, joined by commas: files of prompts and completions
-        (NAME.jsonl, of one directory; NAME.jsonl:N for the first N), or items of reasoning
-        primitives (var_assign_code_1:64).
+      checkpoint: DIR or DIR@STEP of a run or an imported model.
+      pairs: training data, separated by commas: files of prompts and completions in one directory
+        (NAME.jsonl, or NAME.jsonl:N for the first N pairs), or items of reasoning primitives
+        (var_assign_code_1:64).
     """
     config = config_lib.default()
     config.init_from = checkpoint
@@ -31,25 +31,32 @@ def config_for(checkpoint: str, pairs: str) -> ConfigDict:
 
 
 def config_from(meta: dict, checkpoint: str, pairs: str) -> ConfigDict:
-    """The same of what the checkpoint says about itself."""
+    """The same, from the metadata of the checkpoint."""
     config = config_lib.default()
-    config.init_from, config.init = checkpoint, "weights"
-    made_by = meta["config"]
+    trained = meta["config"]
+    config.init_from = checkpoint
+    config.init = "weights"
     config.model.update(meta["model"])
     config.depth = meta["plan"]
     config.data_dir, name = source_of(pairs)
     config.mixture = ConfigDict({name: 1.0})
-    config.seq_len, config.batch_size = made_by["seq_len"], 8
-    config.steps, config.warmup_steps, config.cooldown.steps = 1000, 10, 0
-    config.learning_rate = RATE * made_by["learning_rate"]
-    config.eval_every, config.eval_batches, config.patience = 10, 8, 5
-    config.keep_last = 1
+    config.seq_len = trained["seq_len"]
+    config.batch_size = 8
+    config.steps = 1000
+    config.warmup_steps = 10
+    config.cooldown.steps = 0
+    config.learning_rate = RATE * trained["learning_rate"]
+    config.eval_every = 10
+    config.eval_batches = 8
+    config.patience = 5
+    config.keep_last = 1  # with patience, the newest checkpoint is the best one
     return config
 
 
 def source_of(pairs: str) -> tuple[str, str]:
-    """(data_dir, name of the source) of what the command line says."""
-    folders, names = set(), []
+    """(data_dir, name of the source) of the data named on the command line."""
+    folders = set()
+    names = []
     for part in pairs.split(","):
         path, colon, count = part.partition(":")
         if path.endswith(".jsonl"):

@@ -1,13 +1,15 @@
 """Where layers come from: growth as composition of orders. Plain integers, no JAX.
 
-A lineage is what `curriculum.lineage` leaves in a checkpoint: events {"step", "operator", "plan",
-"order"}, oldest first. Those that change the stack make its *stages*: the first stack, and one
-more for each growth.
+The lineage in a checkpoint is a list of events {"step", "operator", "plan", "order"}, oldest
+first, one per change of plan, stack or data. The events that change the stack make its *stages*:
+the first stack, and one more for each growth. `Ancestry` is the part of a lineage that a run
+inherits from the checkpoint it was initialized from.
 """
 
 import dataclasses
 from itertools import combinations
 
+from loopjax import curriculum
 from loopjax.depth import DepthPlan
 
 
@@ -16,9 +18,9 @@ class Stage:
     """A stack between two growth steps.
 
     Attributes:
-      step: updates done when it came to be.
-      order: for each layer, its index in the stack before; 0..U-1 for the first stack.
-      operator: what made it; equal orders of other names make equal stages.
+      step: updates done when the stack was made.
+      order: for each layer, its index in the previous stack; 0..U-1 for the first stack.
+      operator: name of the operation; stages with equal orders are equal whatever its name.
     """
 
     step: int
@@ -27,13 +29,43 @@ class Stage:
 
 
 def stages(events) -> list[Stage]:
-    """The stacks of a lineage, oldest first."""
+    """Stages of a lineage, oldest first."""
     first = DepthPlan.parse(events[0]["plan"]).n_unique
     grown = [e for e in events if e["order"] is not None]
     return [
         Stage(events[0]["step"], tuple(range(first)), events[0]["operator"]),
         *(Stage(e["step"], tuple(e["order"]), e["operator"]) for e in grown),
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestry:
+    """What a run inherits from the checkpoint it started from, and saves with its own checkpoints.
+
+    Attributes:
+      events: lineage of the stack before the run; empty if the run started with a fresh model.
+      branched_from: "DIR@STEP"; empty if the run started with a fresh model.
+      flops: training FLOPs spent on the model before the run.
+    """
+
+    events: tuple[dict, ...] = ()
+    branched_from: str = ""
+    flops: float = 0.0
+
+    @classmethod
+    def saved(cls, phases: list[curriculum.Phase], meta: dict) -> "Ancestry":
+        """Ancestry of a run with these phases, read from the meta of one of its checkpoints."""
+        own = curriculum.lineage(phases, meta["step"])
+        # Of an initialized run, the inherited events stand in place of its own first one; the last
+        # of them names the checkpoint.
+        before = meta["lineage"][: len(meta["lineage"]) - len(own) + 1]
+        events = tuple(before) if "from" in before[-1] else ()
+        return cls(events, meta["branched_from"], meta.get("flops_before", 0.0))
+
+    def lineage(self, phases: list[curriculum.Phase], step: int) -> list[dict]:
+        """Lineage of the stack after `step` updates, oldest event first."""
+        own = curriculum.lineage(phases, step)
+        return [*self.events, *own[1:]] if self.events else own
 
 
 def descent(stack: list[Stage], since: int = 0) -> list[tuple[int, ...]]:
@@ -45,12 +77,12 @@ def descent(stack: list[Stage], since: int = 0) -> list[tuple[int, ...]]:
 
 
 def ancestors(stack: list[Stage], since: int = 0) -> tuple[int, ...]:
-    """For each layer, the layer of stage `since` that it descends from, [U]."""
+    """For each layer, its ancestor in stage `since`, [U]."""
     return tuple(chain[0] for chain in descent(stack, since))
 
 
 def siblings(stack: list[Stage]) -> list[tuple[int, int, int]]:
-    """Pairs of layers with one ancestor in the first stack: (i, j, step at which they parted)."""
+    """Pairs of layers with one ancestor in the first stack: (i, j, step at which they split)."""
     chains, pairs = descent(stack), []
     for i, j in combinations(range(len(chains)), 2):
         if chains[i][0] == chains[j][0]:
@@ -62,11 +94,11 @@ def siblings(stack: list[Stage]) -> list[tuple[int, int, int]]:
 def match(a: list[Stage], b: list[Stage]) -> tuple[str, list[tuple[int, int]]]:
     """Which layers of two stacks correspond: (the rule in words, pairs of indices).
 
-    Equal depths are matched index by index. Of different depths, each layer of the deeper goes
-    with the layer of the shallower that it descends from, where the lineage of one goes on from
-    the other's. Where they only begin alike, layers go together that descend from one layer of
-    the last stack of that common beginning: the first such layer with the first, and so on, the
-    last one standing for those that are missing. Without a common first stack there are no pairs.
+    Equal depths are matched index by index. If one lineage extends the other, each layer of the
+    deeper stack is matched with its ancestor in the shallower one. If the lineages only share
+    their first stages, layers with the same ancestor in the last shared stage are matched in
+    order (first with first, and so on; the last one stands for missing ones). Without a shared
+    first stack there are no pairs.
     """
     if len(a[-1].order) == len(b[-1].order):
         how = "the same lineage" if a == b else "the same depth, other lineages"
@@ -101,7 +133,7 @@ def match(a: list[Stage], b: list[Stage]) -> tuple[str, list[tuple[int, int]]]:
 
 
 def compact(order) -> str:
-    """(0, 1, 2, 3, 2, 3, 4) -> "0-3 2-3 4": runs, what is there for the second time by itself."""
+    """(0, 1, 2, 3, 2, 3, 4) -> "0-3 2-3 4": runs of indices, repeated indices in runs apart."""
     runs: list[list[int]] = []
     seen: set[int] = set()
     was_copy = False

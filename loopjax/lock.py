@@ -1,4 +1,4 @@
-"""One training process in a directory: a lock that the kernel gives back when the process ends."""
+"""One training process per directory, by a lock that the kernel releases when the process ends."""
 
 import json
 import os
@@ -10,20 +10,19 @@ from loopjax.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # no such locks on this platform: nothing is held, nothing refused
+except ImportError:  # a platform without file locks: every lock is granted, none is seen as held
     fcntl = None
 
 NAME = "lock"
-PATIENCE_S = 1.0  # `holder` has the lock for an instant while it looks
+PATIENCE_S = 1.0  # `holder` takes the lock for an instant when it looks
 
 
 class Lock:
     """The right to train in a directory, from `take` to the end of the `with` block.
 
-    It is `flock` on DIR/lock, so it ends with the process, however that ends. Between machines it
-    holds where the file system passes such locks on (NFS version 4, Lustre mounted with `flock`);
-    where it does not, nothing keeps two
-    machines apart.
+    It is `flock` on DIR/lock, so it ends with the process, however that ends. It works across
+    machines if the file system forwards such locks (NFS version 4, Lustre mounted with `flock`);
+    otherwise nothing keeps two machines apart.
     """
 
     def __init__(self, directory):
@@ -31,24 +30,25 @@ class Lock:
         self._file: int | None = None
 
     def take(self) -> None:
-        """Takes the lock; raises UserError where another process has it."""
-        self._file, deadline = (
-            os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666),
-            _now() + PATIENCE_S,
-        )
+        """Takes the lock; raises UserError when another process has it."""
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        deadline = time.monotonic() + PATIENCE_S
         while not grab(self._file):
-            if _now() > deadline:
-                by = _read(self._file)
+            if time.monotonic() > deadline:
+                owner = _read(self._file)
                 raise UserError(
                     f"--workdir {self.path.parent} is being trained by another process"
-                    + (f" ({by['pid']} on {by['host']})" if by else "")
+                    + (f" ({owner['pid']} on {owner['host']})" if owner else "")
                     + "; wait for it or stop it"
                 )
             time.sleep(0.05)
-        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        about = {"host": socket.gethostname(), "pid": os.getpid(), "devices": devices}
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        }
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(about).encode(), 0)
+        os.pwrite(self._file, json.dumps(owner).encode(), 0)
 
     def __enter__(self) -> "Lock":
         return self
@@ -60,7 +60,10 @@ class Lock:
 
 
 def holder(directory) -> dict | None:
-    """Who trains in a directory ("host", "pid", "devices"; {} where it does not say), if any does."""
+    """The process that trains in a directory: {"host", "pid", "devices"}, {} if unknown.
+
+    None if no process does.
+    """
     path = pathlib.Path(directory) / NAME
     if not held(path):
         return None
@@ -72,7 +75,7 @@ def holder(directory) -> dict | None:
 
 
 def held(path) -> bool:
-    """Whether some process has the lock of a file."""
+    """Whether a process has the lock of a file."""
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:
@@ -84,9 +87,9 @@ def held(path) -> bool:
 
 
 def grab(file: int, *, shared: bool = False) -> bool:
-    """Takes the lock of an open file, which ends when no process has it open any more.
+    """Takes the lock of an open file, which is released when no process has the file open.
 
-    Returns False where another has it, True also where there are no locks.
+    Returns False if another process has the lock; True if locks are not supported.
     """
     if fcntl is None:
         return True
@@ -94,7 +97,7 @@ def grab(file: int, *, shared: bool = False) -> bool:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # the file system has none
+    except OSError:  # a file system without locks
         pass
     return True
 
@@ -104,7 +107,3 @@ def _read(file: int) -> dict:
         return json.loads(os.pread(file, 4096, 0))
     except ValueError:
         return {}
-
-
-def _now() -> float:
-    return time.monotonic()

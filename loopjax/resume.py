@@ -1,36 +1,52 @@
-"""Where a run begins when not from nothing: at a checkpoint, of ours or imported.
+"""Where a run begins: resumed, branched, initialized from a checkpoint, or fresh.
 
-`config.init` says what is kept of it. "state": everything; the run goes on as that one was then,
-with the same past and another future. "weights": the parameters; step, data, schedule and
-optimizer are new. "moments": those of AdamW too. In the last two `config.init_operator` may make
-another stack of the layers first, as growth does; another plan for the same stack needs none.
+A run whose directory has checkpoints resumes from the newest one. Otherwise `config.init_from`
+may name a checkpoint of another run, or an imported one, and `config.init` says what is taken over:
+
+    "state"    everything: the run branches off, with the same steps before and others after
+    "weights"  the parameters; step, data, schedule and optimizer start anew
+    "moments"  the parameters and the optimizer's moments
+
+With "weights" and "moments", `config.init_operator` may change the layers first (untie, tie or
+grow them); running the same layers by another plan needs no operator.
 """
 
 import contextlib
 import dataclasses
+import json
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from loopjax import config as config_lib
 from loopjax import curriculum, flops, optim, surgery
-from loopjax.checkpoint import Checkpoints, load_params, locate, reading
-from loopjax.config import from_saved
+from loopjax.checkpoint import Checkpoints, load_params, locate, read_meta, reading, versions
+from loopjax.data import pipeline
 from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
+from loopjax.host import say
+from loopjax.lineage import Ancestry
 from loopjax.model_config import ModelConfig
-from loopjax.run import Run, check_same_run
-from loopjax.step import TrainState, abstract_state
+from loopjax.run import Run
+from loopjax.step import TrainState, abstract_state, sharded_init
 
-# Fields of the architecture in which a model may differ from the one whose weights it takes.
+# Fields of the architecture in which a run may differ from the checkpoint it is initialized from.
 FREE = ("init_depth", "dtype", "attention", "remat", "rope_theta", "rope_scaling")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The checkpoint that a run begins from: where it lies, and what it says about itself."""
+    """The checkpoint that `config.init_from` names.
+
+    Attributes:
+      directory: directory of checkpoints.
+      step: step of the checkpoint.
+      meta: its metadata.
+    """
 
     directory: pathlib.Path
     step: int
@@ -40,55 +56,217 @@ class Source:
         return f"{self.directory}@{self.step}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """The beginning of a run in this process.
+
+    Attributes:
+      state: train state on the mesh.
+      message: one line about where the run begins; empty for a fresh run.
+      ancestry: lineage and FLOPs inherited from another run.
+      step: updates done.
+      seconds: wall-clock seconds of the earlier processes of this run.
+      heldout: evaluation saved with the checkpoint, which early stopping compares with.
+      begun: `time.monotonic()` of this start.
+    """
+
+    state: TrainState
+    message: str = ""
+    ancestry: Ancestry = dataclasses.field(default_factory=Ancestry)
+    step: int = 0
+    seconds: float = 0.0
+    heldout: dict = dataclasses.field(default_factory=dict)
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+
+    def wall_clock_s(self) -> float:
+        """Wall-clock seconds of the run so far, earlier processes included."""
+        return self.seconds + time.monotonic() - self.begun
+
+
+def start(
+    run: Run, workdir: pathlib.Path, checkpoints: Checkpoints, source: Source | None
+) -> Start:
+    """The state to train on, and how it came about.
+
+    Args:
+      checkpoints: checkpoints of this run, empty for a new one.
+      source: result of `find_source`.
+
+    Raises UserError when the directory belongs to a different run.
+    """
+
+    def accept(meta: dict) -> TrainState:
+        check_same_run(run, meta, workdir)
+        return _abstract(run, run.phase_of(meta["step"]).plan)
+
+    restored = checkpoints.restore_latest(accept, report=say)
+    if restored:
+        state, meta = restored
+        return Start(
+            state=state,
+            message=f"resuming from step {meta['step']} of {workdir}",
+            ancestry=Ancestry.saved(run.phases, meta),
+            step=meta["step"],
+            seconds=meta["wall_clock_s"],
+            heldout=meta.get("heldout", {}),
+        )
+    check_same_directory(run, workdir)
+    if source is None:
+        plan = run.phases[0].plan
+        abstract = _abstract(run, plan)
+        return Start(
+            state=sharded_init(run.cfg, abstract, plan.n_unique, run.optimizer, run.config.seed)
+        )
+    state, ancestry = initial_state(run, source), inherited(run, source)
+    if run.config.init != "state":
+        message = f"initialized from the {run.config.init} of {source}"
+        return Start(state=state, message=message, ancestry=ancestry)
+    return Start(
+        state=state,
+        message=f"branching from step {source.step} of {source.directory}",
+        ancestry=ancestry,
+        step=source.step,
+        seconds=source.meta["wall_clock_s"],
+    )
+
+
+def checkpoint_meta(run: Run, begin: Start, step: int, heldout: dict) -> dict:
+    """Metadata to save with the state after `step` updates: what a later `start` reads.
+
+    `heldout` is the evaluation of this state, if there is one.
+    """
+    return {
+        "plan": str(run.phase_of(step).plan),
+        "lineage": begin.ancestry.lineage(run.phases, step),
+        "phases": curriculum.past(run.phases, step),
+        "data": run.stream.fingerprint(step),
+        "tokenizer": run.stream.tokenizer,
+        "model": dataclasses.asdict(run.cfg),
+        "config": run.config.to_dict(),
+        "branched_from": begin.ancestry.branched_from,
+        "flops_before": begin.ancestry.flops,
+        "heldout": heldout,
+        "wall_clock_s": begin.wall_clock_s(),
+        "versions": versions(),
+    }
+
+
 def find(config) -> Source:
-    """The checkpoint that `config.init_from` names; raises UserError where there is none."""
+    """The checkpoint that `config.init_from` names; raises UserError when there is none."""
     try:
         directory, step = locate(config.init_from)
-        checkpoints = Checkpoints(directory, read_only=True)
-        with reading(directory / str(step)), contextlib.closing(checkpoints):
-            return Source(directory, step, checkpoints.meta(step))
+        return Source(directory, step, read_meta(directory, step))
     except UserError as error:
         raise UserError(f"config.init_from={config.init_from!r}: {error}") from None
 
 
+def find_source(run: Run, workdir: pathlib.Path) -> Source | None:
+    """The checkpoint that a new run is initialized from, checked; None for a fresh or resumed run.
+
+    It writes nothing, so that a mistake leaves no trace.
+    """
+    # A run with checkpoints of its own resumes from those, even when its source is gone.
+    if not run.config.init_from or any((workdir / "checkpoints").glob("[0-9]*")):
+        return None
+    source = find(run.config)
+    check(run, source)
+    return source
+
+
 def check(run: Run, source: Source) -> None:
-    """Raises UserError when a run cannot begin from this checkpoint."""
+    """Raises UserError when a run cannot be initialized from this checkpoint."""
     config, meta = run.config, source.meta
-    if (
-        config.init != "weights"
-        and not (source.directory / str(source.step) / "optimizer").is_dir()
-    ):
+    has_optimizer = (source.directory / str(source.step) / "optimizer").is_dir()
+    if config.init != "weights" and not has_optimizer:
         raise UserError(
-            f"config.init={config.init!r}, but {source} holds parameters alone; it must be 'weights'"
+            f"config.init={config.init!r}, but {source} has no optimizer state; use 'weights'"
         )
     if config.init == "state":
-        check_same_run(run, meta, branch=True)
+        check_same_run(run, meta)
         return
     if config.init == "moments":
-        made_by = from_saved(meta["config"]).optimizer.name
-        if made_by != config.optimizer.name:
+        theirs = config_lib.from_saved(meta["config"]).optimizer.name
+        if theirs != config.optimizer.name:
             raise UserError(
                 f"config.optimizer.name={config.optimizer.name!r}, but config.init_from="
-                f"{config.init_from!r} has the moments of {made_by!r}; set config.init='weights'"
+                f"{config.init_from!r} has the moments of {theirs!r}; set config.init='weights'"
             )
-    theirs, ours = (dataclasses.asdict(c) for c in (ModelConfig(**meta["model"]), run.cfg))
+    theirs = dataclasses.asdict(ModelConfig(**meta["model"]))
+    ours = dataclasses.asdict(run.cfg)
     for name in ours.keys() - {*FREE}:
         if ours[name] != theirs[name]:
             raise UserError(
                 f"config.model.{name}={ours[name]}, but config.init_from={config.init_from!r} has "
                 f"{theirs[name]}"
             )
-    made_with, read_with = meta.get("tokenizer"), run.stream.tokenizer
-    if made_with and read_with and made_with != read_with:
+    their_tokenizer, our_tokenizer = meta.get("tokenizer"), run.stream.tokenizer
+    if their_tokenizer and our_tokenizer and their_tokenizer != our_tokenizer:
         raise UserError(
-            f"config.mixture is text of another tokenizer ({read_with}) than that of "
-            f"config.init_from={config.init_from!r} ({made_with})"
+            f"config.mixture has text of another tokenizer ({our_tokenizer}) than "
+            f"config.init_from={config.init_from!r} ({their_tokenizer})"
         )
     _order(run, source)
 
 
+def check_same_run(run: Run, meta: dict, workdir: pathlib.Path | None = None) -> None:
+    """Raises UserError when a checkpoint is not one that this config would have saved.
+
+    Config, phases, learning rates and data must agree on the steps before the checkpoint; they may
+    differ after it. `workdir` is the directory of the run's own checkpoint, None for a checkpoint
+    that the run branches from.
+    """
+    step, branch = meta["step"], workdir is None
+    problems = config_lib.contradictions(meta["config"], run.config.to_dict(), branch=branch)
+    if step > run.config.steps:
+        problems.append(f"config.steps={run.config.steps} (the run is at step {step})")
+    if not problems and meta["phases"] != curriculum.past(run.phases, step):
+        problems.append("depth, growth or mixture differ in the steps already done")
+    saved = config_lib.from_saved(meta["config"])
+    if not problems and step:
+        steps = np.arange(step, dtype=np.float32)
+        if not np.array_equal(optim.make_optimizer(saved)[1](steps), run.schedule(steps)):
+            problems.append("the learning rate differs in the steps already done")
+    if problems and branch:
+        raise UserError(
+            f"config.init_from={run.config.init_from!r} does not match this run's history up to "
+            f"step {step}: " + "; ".join(problems)
+        )
+    if problems:
+        raise _different_run(workdir, problems)
+    # Branches may continue with another mixture; then the next example differs too.
+    saved_next = curriculum.mixture_at(curriculum.build(saved), step)
+    same_next = saved_next == curriculum.mixture_at(run.phases, step)
+    pipeline.check_fingerprint(meta["data"], run.stream.fingerprint(step), probe=same_next)
+
+
+def check_same_directory(run: Run, workdir: pathlib.Path) -> None:
+    """Raises UserError when a directory without checkpoints has the config of a different run."""
+    try:
+        saved = json.loads((workdir / "config.json").read_text())
+        phases = json.loads((workdir / "phases.json").read_text())
+    except (OSError, ValueError):
+        return
+    problems = config_lib.contradictions(saved, run.config.to_dict())
+    if phases != [phase.to_json() for phase in run.phases]:
+        problems.append("the phases differ")
+    if problems:
+        raise _different_run(workdir, problems)
+
+
+def _different_run(workdir: pathlib.Path, problems: list[str]) -> UserError:
+    return UserError(
+        f"--workdir {workdir} belongs to a different run: {'; '.join(problems)}; use another "
+        "--workdir"
+    )
+
+
+def _abstract(run: Run, plan: DepthPlan) -> TrainState:
+    """Shapes and shardings of the train state for the stack of a plan."""
+    return abstract_state(run.cfg, plan.n_unique, run.optimizer, run.mesh, run.rules)
+
+
 def _order(run: Run, source: Source) -> tuple[int, ...] | None:
-    """Old index of each layer of the first stack; None when it is the checkpoint's."""
+    """Old index of each layer of the first stack; None if the stack is the checkpoint's."""
     operator = run.config.init_operator
     try:
         return restack(operator, DepthPlan.parse(source.meta["plan"]), run.phases[0].plan)
@@ -99,30 +277,28 @@ def _order(run: Run, source: Source) -> tuple[int, ...] | None:
         ) from None
 
 
-def begin(run: Run, source: Source) -> TrainState:
-    """The state that a run begins with, on its mesh."""
-
-    def abstract(n_layers: int) -> TrainState:
-        return abstract_state(run.cfg, n_layers, run.optimizer, run.mesh, run.rules)
-
+def initial_state(run: Run, source: Source) -> TrainState:
+    """The train state of a run initialized from a checkpoint, on the run's mesh."""
     if run.config.init == "state":
-        return _restored(source, abstract(run.phase_of(source.step).plan.n_unique))
-    order, new = _order(run, source), abstract(run.phases[0].plan.n_unique)
-    old = abstract(DepthPlan.parse(source.meta["plan"]).n_unique)
+        return _restored(source, _abstract(run, run.phase_of(source.step).plan))
+    order = _order(run, source)
+    new = _abstract(run, run.phases[0].plan)
+    old = _abstract(run, DepthPlan.parse(source.meta["plan"]))
     if run.config.init == "moments":
         state = _restored(source, old)
         zero = jax.device_put(np.int32(0), new.step.sharding)
         state = TrainState(zero, state.params, optim.rescheduled(state.opt_state))
         return state if order is None else surgery.grow(state, order, donate=True)
-    where = jax.tree.map(lambda leaf: leaf.sharding, (old.params, new))
-    params, _ = load_params(source.directory, source.step, lambda meta: where[0])
+    old_shardings = jax.tree.map(lambda leaf: leaf.sharding, old.params)
+    params, _ = load_params(source.directory, source.step, old_shardings)
     if order is not None:
         params = surgery.grow(params, order, donate=True)
 
     def fresh(params):
         return TrainState(jnp.zeros((), jnp.int32), params, run.optimizer.init(params))
 
-    return jax.jit(fresh, out_shardings=where[1], donate_argnums=0)(params)
+    new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
+    return jax.jit(fresh, out_shardings=new_shardings, donate_argnums=0)(params)
 
 
 def _restored(source: Source, abstract: TrainState) -> TrainState:
@@ -131,49 +307,26 @@ def _restored(source: Source, abstract: TrainState) -> TrainState:
         return checkpoints.restore(source.step, abstract)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ancestry:
-    """What a run takes over from where it began, and hands on with its checkpoints.
-
-    Attributes:
-      events: lineage of the stack before the run; empty for one that began with a fresh model.
-      branched_from: "DIR@STEP", empty for a run that began by itself.
-      flops: training FLOPs spent on it before the run.
-    """
-
-    events: tuple[dict, ...] = ()
-    branched_from: str = ""
-    flops: float = 0.0
-
-    @classmethod
-    def of(cls, run: Run, source: Source) -> "Ancestry":
-        """Of a run that begins from a checkpoint now."""
-        meta = source.meta
-        if run.config.init == "state":
-            return dataclasses.replace(cls.saved(run, meta), branched_from=str(source))
-        order, plan = _order(run, source), str(run.phases[0].plan)
-        operator = run.config.init_operator or ("data" if plan == meta["plan"] else "retrofit")
-        event = {"step": 0, "operator": operator, "plan": plan, "order": order and [*order],
-                 "from": str(source)}  # fmt: skip
-        spent = meta.get("flops_before", 0.0) + _flops(meta)
-        return cls((*meta["lineage"], event), str(source), spent)
-
-    @classmethod
-    def saved(cls, run: Run, meta: dict) -> "Ancestry":
-        """Of a run that goes on from a checkpoint with the same past."""
-        own = curriculum.lineage(run.phases, meta["step"])
-        before = meta["lineage"][: len(meta["lineage"]) - len(own) + 1]
-        events = tuple(before) if "from" in before[-1] else ()
-        return cls(events, meta["branched_from"], meta.get("flops_before", 0.0))
-
-    def lineage(self, run: Run, step: int) -> list[dict]:
-        """Of the stack after `step` updates, oldest first."""
-        own = curriculum.lineage(run.phases, step)
-        return [*self.events, *own[1:]] if self.events else own
+def inherited(run: Run, source: Source) -> Ancestry:
+    """Ancestry of a run that is initialized from a checkpoint now."""
+    meta = source.meta
+    if run.config.init == "state":
+        # A branch shares the steps before the checkpoint, and so inherits what that run inherited.
+        return dataclasses.replace(Ancestry.saved(run.phases, meta), branched_from=str(source))
+    order, plan = _order(run, source), str(run.phases[0].plan)
+    event = {
+        "step": 0,
+        "operator": run.config.init_operator or ("data" if plan == meta["plan"] else "retrofit"),
+        "plan": plan,
+        "order": order and [*order],
+        "from": str(source),
+    }
+    spent = meta.get("flops_before", 0.0) + _flops_of(meta)
+    return Ancestry((*meta["lineage"], event), str(source), spent)
 
 
-def _flops(meta: dict) -> float:
-    """Training FLOPs of the run that made a checkpoint, up to it; 0 for an imported one."""
+def _flops_of(meta: dict) -> float:
+    """Training FLOPs from the start of a checkpoint's run to the checkpoint; 0 if imported."""
     cfg, config = ModelConfig(**meta["model"]), ConfigDict(meta["config"])
     return float(
         sum(

@@ -1,14 +1,12 @@
-"""What a config comes down to, worked out before anything is compiled or allocated.
+"""A config resolved and validated, before anything is compiled or allocated.
 
-`plan_run` is where every mistake in a config is found; `check_same_run` holds a checkpoint
-against the run that wants to go on from it.
+`outline` needs the config alone; `plan_run` adds what needs devices and data. Every mistake in a
+config is reported here. Where the run begins is decided in `resume.py`.
 """
 
 import contextlib
 import dataclasses
 import functools
-import json
-import pathlib
 
 import flax.linen as nn
 import jax
@@ -18,22 +16,46 @@ from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
 from loopjax import curriculum, flops, model, sharding
-from loopjax.checkpoint import locate, run_directory
+from loopjax.checkpoint import locate, tokenizer_of
 from loopjax.curriculum import Phase
-from loopjax.data import pipeline, tokenizers
+from loopjax.data import pipeline
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.optim import make_optimizer
 from loopjax.step import train_step
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A config, checked, and all that follows from it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outline:
+    """The part of a run that follows from its config alone.
+
+    Attributes:
+      config: config with all derived values filled in.
+      phases: phases of the curriculum, in order.
+      cfg: architecture.
+      plan: `config.depth` parsed; the plan at the end of growth, before any cooldown.
+    """
 
     config: ConfigDict
     phases: list[Phase]
     cfg: model.ModelConfig
+    plan: DepthPlan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Outline):
+    """An outline on these devices with its data: all that the training loop needs.
+
+    Attributes:
+      mesh: devices by mesh axis.
+      rules: mesh axes of each logical axis.
+      optimizer: gradient transformation.
+      schedule: learning rate as a function of the step.
+      stream: training batches from any step.
+      heldout: held-out data by source; empty without evaluation.
+      batch_sharding: sharding of a batch [B, T].
+    """
+
     mesh: jax.sharding.Mesh
     rules: tuple
     optimizer: optax.GradientTransformation
@@ -64,7 +86,7 @@ class Run:
         return next(p for p in reversed(self.phases) if p.start < max(step, 1))
 
     def jitted_update(self, plan: DepthPlan, state):
-        """`train_step` of a plan, jitted for a state (or its shapes) that it uses up."""
+        """Jitted `train_step` of a plan, for a state (or its shapes), which it donates."""
         update = functools.partial(
             train_step,
             cfg=self.cfg,
@@ -74,43 +96,48 @@ class Run:
             microbatches=self.config.microbatches,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        # Metrics are whole on every process, so that each can read them.
-        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        return jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
+        # Metrics are replicated, so that every process can read them.
+        replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated))
 
     def to_device(self, local_batch: dict) -> dict:
+        """The global batch on the mesh, of the rows that this process read."""
         size = self.config.batch_size
         return sharding.global_batch(local_batch, self.rows, self.batch_sharding, size)
 
 
-def outline(config) -> tuple[ConfigDict, list[Phase], model.ModelConfig]:
-    """The config with nothing left open, its phases and architecture; no device, no data."""
+def outline(config) -> Outline:
+    """The outline of a config, without devices or data; raises UserError for invalid values."""
     config = config_lib.resolved(config)
     config_lib.check(config)
-    return config, curriculum.build(config), config_lib.model_config(config)
+    phases = curriculum.build(config)
+    cfg = config_lib.model_config(config)
+    return Outline(config=config, phases=phases, cfg=cfg, plan=DepthPlan.parse(config.depth))
 
 
 def plan_run(config) -> Run:
-    """The run of a config; raises UserError with one sentence about what is wrong with it."""
-    config, phases, cfg = outline(config)
+    """The run of a config; raises UserError, one sentence about what is wrong with the config."""
+    planned = outline(config)
+    config, phases, cfg = planned.config, planned.phases, planned.cfg
     if config.patience and len(phases) > 1:
         raise UserError(
-            f"config.patience={config.patience} goes with a run of one plan and mixture; this one "
-            f"has {len(phases)} phases"
+            f"config.patience={config.patience} requires a run of one plan and one mixture; this "
+            f"run has {len(phases)} phases"
         )
-    if cfg.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise UserError(f"config.model.attention='cudnn' wants a GPU, not {jax.default_backend()}")
-    mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
+    backend = jax.default_backend()
+    if cfg.attention == "cudnn" and backend != "gpu":
+        raise UserError(f"config.model.attention='cudnn' requires a GPU (the backend is {backend})")
+    mesh = sharding.make_mesh(config.mesh)
+    rules = sharding.axis_rules(config.mesh)
     sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
     optimizer, schedule = make_optimizer(config)
-    tokenizer, heldout = _tokenizer(config), {}
+    tokenizer = _tokenizer(config)
+    heldout = {}
     if config.eval_batches:
         names = list(phases[-1].mixture)
         heldout = pipeline.open_sources(config, names, "heldout", tokenizer)
     return Run(
-        config=config,
-        phases=phases,
-        cfg=cfg,
+        **vars(planned),
         mesh=mesh,
         rules=rules,
         optimizer=optimizer,
@@ -122,63 +149,20 @@ def plan_run(config) -> Run:
 
 
 def _tokenizer(config) -> str:
-    """What text that is not prepared is tokenised by: as told, else as where the run began."""
+    """Tokenizer of text that is not prepared: the configured one, else that of `init_from`."""
     if config.tokenizer or not config.init_from:
         return config.tokenizer
     try:
-        beside = run_directory(locate(config.init_from)[0])
+        directory, _ = locate(config.init_from)
     except UserError:
-        return ""  # it is gone: text would be bytes, and then the data not what they were
-    return str(beside) if (beside / tokenizers.FILE).is_file() else ""
+        # A resumed run does not need its source any more. Should it need the tokenizer, the check
+        # of the data fingerprint fails.
+        return ""
+    return tokenizer_of(directory)
 
 
 @contextlib.contextmanager
 def on_mesh(run: Run):
-    """The context in which the functions of a run are traced and executed."""
+    """Context in which the functions of a run are traced and executed."""
     with jax.set_mesh(run.mesh), nn.logical_axis_rules(run.rules):
         yield
-
-
-def check_same_run(run: Run, meta: dict, *, branch: bool = False) -> None:
-    """Raises UserError when a checkpoint's past is not the past that the config describes.
-
-    `branch`: the checkpoint is of the run that `config.init_from` names.
-    """
-    step = meta["step"]
-    problems = config_lib.contradictions(meta["config"], run.config.to_dict(), branch=branch)
-    if step > run.config.steps:
-        problems.append(f"config.steps={run.config.steps} (the run is at step {step})")
-    if not problems and meta["phases"] != curriculum.past(run.phases, step):
-        problems.append("another depth, growth or mixture in the steps already made")
-    saved = config_lib.from_saved(meta["config"])
-    if not problems and step:
-        steps = np.arange(step, dtype=np.float32)
-        if not np.array_equal(make_optimizer(saved)[1](steps), run.schedule(steps)):
-            problems.append("another learning rate in the steps already made")
-    if problems and branch:
-        raise UserError(
-            f"config.init_from={run.config.init_from!r} has not the past of this run at step {step}: "
-            + "; ".join(problems)
-        )
-    if problems:
-        raise UserError(
-            "the checkpoint is of another run: " + "; ".join(problems) + "; take another --workdir"
-        )
-    # Another mixture from here on is another future, not another past.
-    saved_next = curriculum.mixture_at(curriculum.build(saved), step)
-    same_next = saved_next == curriculum.mixture_at(run.phases, step)
-    pipeline.check_fingerprint(meta["data"], run.stream.fingerprint(step), probe=same_next)
-
-
-def check_same_directory(run: Run, workdir: pathlib.Path) -> None:
-    """Raises UserError when a directory without checkpoints holds the traces of another run."""
-    try:
-        saved = json.loads((workdir / "config.json").read_text())
-        phases = json.loads((workdir / "phases.json").read_text())
-    except (OSError, ValueError):
-        return
-    problems = config_lib.contradictions(saved, run.config.to_dict())
-    if phases != [phase.to_json() for phase in run.phases]:
-        problems.append("other phases")
-    if problems:
-        raise UserError(f"--workdir {workdir} holds another run: " + "; ".join(problems))

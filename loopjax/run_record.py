@@ -1,6 +1,6 @@
-"""What a run left behind: what was asked for, what it cost, what came of it.
+"""Reading a finished run back: its config, cost and metrics.
 
-What a run cost and achieved is counted here alone, for `loopjax report` and `loopjax results`.
+`loopjax report` and `loopjax results` both take a run's costs and metrics from here.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from loopjax.depth import DepthPlan
 from loopjax.files import read_json
 from loopjax.model_config import ModelConfig
 
-# What models are held against: key of `Record.costs`, title.
+# The costs that models are compared by: key of `Record.costs`, title.
 COSTS = {
     "parameters": "unique parameters",
     "inference_flops_per_token": "inference FLOPs per token",
@@ -27,14 +27,14 @@ COSTS = {
 
 @dataclasses.dataclass(kw_only=True)
 class Record:
-    """A run up to a step, or as much as is known of one.
+    """A run up to a step, as far as it is known.
 
     Attributes:
-      config: with nothing left open, as nested dicts; {} where it is not known.
-      cfg: the architecture; None where it is not known.
-      result: what result.json says, {} of an unfinished run or a checkpoint on the way.
-      rows: of metrics.jsonl, up to the step.
-      flops_before: training FLOPs of what the run began from.
+      config: resolved config as nested dicts; {} if unknown.
+      cfg: architecture; None if unknown.
+      result: content of result.json; {} for an unfinished run or an earlier checkpoint.
+      rows: rows of metrics.jsonl, up to the step.
+      flops_before: training FLOPs of the model that the run was initialized from.
       seconds: wall-clock of the training, or None.
     """
 
@@ -47,22 +47,23 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        """Whether the result is that of the config: a run that is prolonged keeps its first."""
+        """Whether the result belongs to the config: an extended run still has the result of the first."""
         return bool(self.result) and (
             bool(self.config.get("patience")) or self.result["steps"] == self.config["steps"]
         )
 
     @property
     def training_flops(self) -> float | None:
-        """With those of what it began from."""
+        """Training FLOPs, including those of the model that the run was initialized from."""
         own = self.result.get("training_flops") or (self.rows[-1]["flops"] if self.rows else None)
         return own and own + self.flops_before
 
     def costs(self, plan: DepthPlan) -> dict:
         """{key of COSTS: value or None} of the model run by a plan; inference at its context."""
-        cfg, length = self.cfg, self.config.get("seq_len")
+        cfg = self.cfg
+        length = self.config.get("seq_len")
         forward = None
-        if cfg and length:  # a third of an update
+        if cfg and length:  # the forward pass is a third of an update
             forward = flops.training_flops_per_token(cfg, plan, length) // 3
         counted = flops.count_params(cfg, plan.n_unique) if cfg else None
         return {
@@ -72,7 +73,7 @@ class Record:
         }
 
     def heldout(self) -> dict:
-        """Held-out metrics of the training at its step, {} where there are none."""
+        """Held-out metrics of the training at its last step; {} if there are none."""
         if self.result:
             return self.result["heldout"]
         last = self.rows[-1] if self.rows else {}
@@ -82,7 +83,7 @@ class Record:
         """(steps, FLOPs, values) of a column of metrics.jsonl, the final evaluation included."""
         points = [(r["step"], r["flops"], r[metric]) for r in self.rows if metric in r]
         final = self.result.get("heldout", {}).get(metric.removeprefix("eval/"))
-        # A run that ended by its patience has the best of its rows as its result.
+        # The result of an early-stopped run is already one of its rows: the best one.
         last = "stopped_at" not in self.result
         if metric.startswith("eval/") and final is not None and last:
             points.append((self.result["steps"], self.result["training_flops"], final))
@@ -90,10 +91,9 @@ class Record:
 
 
 def of_directory(directory) -> Record | None:
-    """The record of a run by config.json and result.json; None where neither is there.
+    """The record of a run from config.json and result.json; None if neither exists.
 
-    The rows of metrics.jsonl, which may be many, are left to the caller. Raises UserError for a
-    file that is damaged.
+    The rows of metrics.jsonl, which may be many, are not read. Raises UserError for a damaged file.
     """
     place = pathlib.Path(directory)
     config, result = (read_json(place / name) or {} for name in ("config.json", "result.json"))
@@ -106,10 +106,21 @@ def of_directory(directory) -> Record | None:
 
 
 def _architecture(config: dict) -> ModelConfig:
-    # A field that a run knew nothing of had the value that is its default now.
+    # A field that did not exist yet had the value that is its default now.
     whole = config_lib.default()
     whole.update(ConfigDict({"model": config["model"], "depth": config["depth"]}))
     return config_lib.model_config(whole)
+
+
+def score(task: dict | None) -> dict | None:
+    """{"metric", "value", "stderr"} of a task: F1, else exact match, else accuracy, else its first."""
+    if task is None:
+        return None
+    metrics = scores(task)
+    name = next((n for n in ("f1", "exact_match", "acc", *metrics) if n in metrics), None)
+    if name is None:
+        return None
+    return {"metric": name, "value": metrics[name][0], "stderr": metrics[name][1]}
 
 
 def scores(task: dict) -> dict[str, tuple[float, float | None]]:
@@ -123,14 +134,14 @@ def scores(task: dict) -> dict[str, tuple[float, float | None]]:
 
 
 def fields(config: dict) -> dict:
-    """{field: value} of a config; what its run knew nothing of had the value that is the default."""
+    """{field: value} of a config; fields that did not exist in its run have their default."""
     known = config_lib.flatten(config_lib.default().to_dict())
     saved = config_lib.flatten(config_lib.upgraded(config))
     return {f: v for f, v in known.items() if "mixture." not in f} | saved
 
 
 def differing(configs: Iterable[dict]) -> list[str]:
-    """The fields in which configs of `fields` differ, but those that make no other run of it."""
+    """Fields in which configs (as from `fields`) differ, except those that do not change a run."""
     configs = list(configs)
     free = config_lib.RUNTIME_FIELDS
     return [
@@ -142,11 +153,11 @@ def differing(configs: Iterable[dict]) -> list[str]:
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation of the sample; one value has none."""
+    """Mean and sample standard deviation; None for the deviation of a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def spread(values: list[float], digits: int) -> str:
-    """ "0.412 ± 0.031", or the one value."""
+    """ "0.412 ± 0.031"; a single value without deviation."""
     mean, deviation = mean_and_deviation(values)
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")

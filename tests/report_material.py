@@ -1,4 +1,4 @@
-"""Runs and results by hand: what `train`, `analyze`, `eval`, ... leave, without training."""
+"""Runs and results made by hand: the output of `train`, `analyze`, `eval`, ..., without training."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 from loopjax import checkpoint
 from loopjax.analysis import depth_score, early_exit, effects, norms, similarity
 from loopjax.files import write_json
-from loopjax.results import store
+from loopjax.results import schema, store
 
 MODEL = {"vocab_size": 40, "d_model": 16, "d_ff": 24, "n_heads": 4, "n_kv_heads": 2,
          "init_depth": 0, "dtype": "float32"}  # fmt: skip
@@ -88,7 +88,7 @@ def diagnose(output, run, plan="12", E=12, shift=0.0, which=None, **kwargs):
             prompts = None if name in ("similarity", "exit_accuracy") else "arithmetic"
             said = about(run, plan, **{"prompts": prompts, **settings, **kwargs})
             stem = name if prompts is None else f"{name}-{kwargs.get('prompts', prompts)}"
-            store.save(output, stem, said, result, 1.0)
+            store.save(output, stem, said, result, 1.0, name)
 
 
 def described(run, plan="12", step=STEPS):
@@ -108,7 +108,7 @@ def evaluated(path, run, plan="12", value=0.5):
     group = {"metric": "acc", "value": value, "stderr": 0.01}
     plans = {plan: {"model": described(run, plan), "tasks": {"copying_real": task},
                     "groups": {"reasoning_primitives": group}}}  # fmt: skip
-    write_json(path, {"format": 1, "settings": settings(run), "plans": plans})
+    write_json(path, {**schema.header("eval"), "settings": settings(run), "plans": plans})
 
 
 def intervened(path, run, op="swap", plan="12", sizes=(1, 2), value=0.5):
@@ -119,7 +119,7 @@ def intervened(path, run, op="swap", plan="12", sizes=(1, 2), value=0.5):
         for start in range(6)
     ]  # fmt: skip
     write_json(path, {
-        "format": 1, "settings": settings(run, plan, op=op), "model": described(run, plan),
+        **schema.header("intervene"), "settings": settings(run, plan, op=op), "model": described(run, plan),
         "metrics": {"copying_real": "acc"}, "chance": {"copying_real": 0.1},
         "unmodified": {"copying_real": {"accuracy": value}}, "rows": rows,
     })  # fmt: skip
@@ -130,7 +130,7 @@ def shown_examples(path, run, plan="12", value=0.3):
         {"shots": k, "accuracy": value + k / 20, "interval": [value - 0.1, value + 0.3], "n": 40}
         for k in (0, 1, 2, 4)
     ]
-    write_json(path, {"format": 1, "settings": settings(run, plan), "model": described(run, plan),
+    write_json(path, {**schema.header("icl"), "settings": settings(run, plan), "model": described(run, plan),
                       "curves": {"copying_real": {"rows": rows, "most_shots": 4}},
                       "chance": {"copying_real": 0.1}})  # fmt: skip
 
@@ -139,7 +139,7 @@ def measured(path, run, steps=(10, STEPS), plan="12"):
     rows = [
         {"step": s, "depth": plan, "nll": 3 - s / 40, "accuracy": 0.4, "sources": {}} for s in steps
     ]
-    write_json(path, {"checkpoint": str(run / "checkpoints"), "mixture": {"web": 1.0}, "batches": 1,
+    write_json(path, {**schema.header("nll"), "checkpoint": str(run / "checkpoints"), "mixture": {"web": 1.0}, "batches": 1,
                       "model": described(run, plan), "rows": rows})  # fmt: skip
 
 

@@ -318,30 +318,32 @@ def test_the_memory_of_a_row_is_about_what_xla_reports(T, vocab_size):
 def test_results_come_back_as_they_were_and_only_for_what_they_are_about(tmp_path, monkeypatch):
     found, about = norms.norms(LM, PROMPTS[:1]), {"plan": "1-2x2-1", "seeds": (1, 2)}
     monkeypatch.setattr(store, "SHORT", 6)
-    store.save(tmp_path, "norms", about, found, 0.1)
-    again = store.load(tmp_path, "norms", norms.Norms, about)
+    store.save(tmp_path, "norms", about, found, 0.1, "norms")
+    again = store.load(tmp_path, "norms", "norms", norms.Norms, about)
     assert {k: v.tolist() for k, v in found.largest.items()} == again.largest
     for field in dataclasses.fields(found):
         if field.name != "largest":
             value = getattr(again, field.name)
             np.testing.assert_array_equal(value, getattr(found, field.name))
-    assert store.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
-    assert store.load(tmp_path, "norms", effects.Effects, about) is None
+    assert store.load(tmp_path, "norms", "norms", norms.Norms, {"plan": "6"}) is None
+    assert store.load(tmp_path, "norms", "future", effects.Effects, about) is None
     arrays = (tmp_path / "norms.npz").read_bytes()
-    store.save(tmp_path, "norms", {"plan": "6"}, found, 0.1)
+    store.save(tmp_path, "norms", {"plan": "6"}, found, 0.1, "norms")
     (tmp_path / "norms.npz").write_bytes(arrays)  # as a process leaves it that is killed in between
-    assert store.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
+    assert store.load(tmp_path, "norms", "norms", norms.Norms, {"plan": "6"}) is None
     for damaged in (b"damaged", arrays[:-9]):
         (tmp_path / "norms.npz").write_bytes(damaged)
-        assert store.load(tmp_path, "norms", norms.Norms, {"plan": "6"}) is None
+        assert store.load(tmp_path, "norms", "norms", norms.Norms, {"plan": "6"}) is None
 
 
 def test_every_result_has_a_picture(tmp_path):
     pictures = [
-        diagnostics.norms({"a": norms.norms(LM, PROMPTS[:1]), "b": norms.norms(LM, PROMPTS[1:])}),
-        diagnostics.effects({"a": effects.local(LM, PROMPTS[:1], CUTS[:1])}, title="local"),
-        diagnostics.depth_score({"a": depth_score.depth_score(LM, CASES[:1])}),
-        diagnostics.similarity({"a": similarity.block_similarity(LM, 1)}),
+        diagnostics.plot_norms(
+            {"a": norms.norms(LM, PROMPTS[:1]), "b": norms.norms(LM, PROMPTS[1:])}
+        ),
+        diagnostics.plot_effects({"a": effects.local(LM, PROMPTS[:1], CUTS[:1])}, title="local"),
+        diagnostics.plot_depth_score({"a": depth_score.depth_score(LM, CASES[:1])}),
+        diagnostics.plot_similarity({"a": similarity.block_similarity(LM, 1)}),
     ]
     for number, fig in enumerate(pictures):
         figure.save(fig, tmp_path / f"{number}.png")

@@ -41,7 +41,7 @@ def begun(config):
     found = resume.find(config)
     resume.check(run, found)
     with on_mesh(run):
-        return run, found, resume.begin(run, found)
+        return run, found, resume.initial_state(run, found)
 
 
 def logits(params, cfg, plan):
@@ -188,8 +188,8 @@ def test_without_an_operator_the_stack_stays_as_it_is(plan):
         ({"depth": "2", "init_operator": "lidas"}, "lidas adds layers, but 3 are to become 2"),
         ({"init_operator": "double"}, "'double' must be one of midas, lidas, untie, tie"),
         ({"init": "all"}, "config.init='all' must be one of state, weights, moments"),
-        ({"init": "state", "init_operator": "untie"}, "config.init_operator='untie' goes with"),
-        ({"init_from": "", "init_operator": "untie"}, "config.init_operator='untie' goes with"),
+        ({"init": "state", "init_operator": "untie"}, "config.init_operator='untie' requires"),
+        ({"init_from": "", "init_operator": "untie"}, "config.init_operator='untie' requires"),
         ({"init_from": "/nothing"}, "config.init_from='/nothing': /nothing is not a directory of"),
         ({"mixture": {"stdlib": 1.0}, "model.vocab_size": 264}, "config.model.vocab_size=264, but"),
     ],
@@ -210,7 +210,7 @@ def test_a_checkpoint_without_an_optimizer_gives_weights_alone(source, tmp_path,
     shutil.rmtree(tmp_path / "bare/checkpoints/6/optimizer")
     config = looped(init_from=str(tmp_path / "bare"), init=init)
     with pytest.raises(
-        UserError, match=rf"config.init='{init}', but .*bare/checkpoints@6 holds para"
+        UserError, match=rf"config.init='{init}', but .*bare/checkpoints@6 has no optimizer state"
     ):
         train(config, tmp_path / "run")
     config.init = "weights"

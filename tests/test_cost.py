@@ -112,7 +112,7 @@ def test_the_memory_estimate_is_within_15_percent_of_what_xla_reports(depth, mes
 @pytest.mark.parametrize("plan", ["5", "2x3"])
 def test_what_is_saved_grows_by_the_same_for_every_layer_executed(plan):
     config = load("1.7b,baseline", "--config.warmup_steps=2")
-    cfg = dataclasses.replace(run.outline(config)[2], **SMALL)
+    cfg = dataclasses.replace(run.outline(config).cfg, **SMALL)
     outside, per_layer = memory.saved_bytes(cfg, (2, 64), "gpu")
     with kernels.traced_for("gpu"):
         whole = memory._saved(cfg, DepthPlan.parse(plan), (2, 64))
@@ -124,7 +124,8 @@ def test_what_the_plan_says_of_each_parameter_is_what_the_run_does():
     flags = ["--config.mesh.fsdp=2", "--config.mesh.tensor=4", "--config.depth=4-4x4-4"]
     config = load("1.7b,baseline", *flags)
     plan = cost.plan_of(config, cost.Machine(8, 80 * 10**9, 990e12, 0.4, "gpu"))
-    config, _, cfg = run.outline(config)
+    outline = run.outline(config)
+    config, cfg = outline.config, outline.cfg
     mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
     real = step.abstract_state(cfg, 12, make_optimizer(config)[0], mesh, rules).params
     for leaf, row in zip(jax.tree.leaves(real), plan["shardings"], strict=True):

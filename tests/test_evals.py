@@ -92,7 +92,7 @@ def test_nll_of_all_checkpoints_at_two_plans(place, tmp_path, capsys):
     said = []
     options = {"all_steps": True, "depths": ["4"], "batches": 1, "say": said.append}
     assert not nll.measure(place / "bytes", **options)["rows"]
-    assert said[0].endswith("--depth=4 has 4 unique layers, the checkpoint has 3; left out")
+    assert said[0].endswith("skipped, --depth=4 has 4 unique layers, the checkpoint has 3")
 
 
 def test_p_hop_has_an_nll_and_no_bits_per_byte(place):
@@ -266,7 +266,7 @@ def test_an_analysis_leaves_numbers_and_pictures_and_computes_nothing_twice(plac
     assert cli.main(argv) == 0
     assert cli.main(argv) == 0
     said = capsys.readouterr().err
-    assert said.count("is there already") == 4
+    assert said.count("already exists, skipped") == 4
     found = {path.name for path in (place / "signature").iterdir()}
     names = {"norms-arithmetic", "future-arithmetic", "depth_score-arithmetic", "similarity"}
     assert found == {f"{n}.{kind}" for n in names for kind in ("json", "png")}
@@ -275,7 +275,7 @@ def test_an_analysis_leaves_numbers_and_pictures_and_computes_nothing_twice(plac
     assert saved["about"]["depth"] == "1-1x3-1" and saved["about"]["prompts"]["n"] == 3
     assert saved["versions"]["jax"]
     assert cli.main([*argv[:-6], "--what", "norms,depth", "--output", "x"]) == 2
-    assert "--what 'depth' must be all, or of norms," in capsys.readouterr().err
+    assert "--what 'depth' must be all or some of depth_score," in capsys.readouterr().err
 
 
 def test_early_exits_are_read_by_a_lens_that_is_trained_once(place, capsys):

@@ -24,8 +24,8 @@ def at_home(monkeypatch):
 
 
 def tiny(folder, **changes):
-    """The small scale, smaller still: 20 steps."""
-    common, scales = importlib.import_module("common"), importlib.import_module("scales")
+    """A study at the mini scale, reduced to 20 steps."""
+    scales = importlib.import_module("scales")
     config = (ROOT / "configs/mini.py").read_text()
     for old, new in (
         ("STEPS, COOLDOWN = 1000, 150", "STEPS, COOLDOWN = 20, 5"),
@@ -44,25 +44,25 @@ def tiny(folder, **changes):
         overrides=("steps=4", "batch_size=8", "eval_every=2", "eval_batches=1", "patience=1"),
     )  # fmt: skip
     scale = dataclasses.replace(scale, **changes)
-    study = common.Study(folder / "mini", scale)
-    return common, study
+    return importlib.import_module("study").Study(folder / "mini", scale)
 
 
 @pytest.mark.slow
 def test_every_experiment_comes_to_an_outcome_and_does_nothing_twice(tmp_path, capfd):
-    common, study = tiny(tmp_path)
+    experiment, summary = importlib.import_module("experiment"), importlib.import_module("summary")
+    study = tiny(tmp_path)
     study.output.mkdir()
     for name in NAMES:
-        found = common.perform(importlib.import_module(name), study)
-        assert found.verdict in ("shows", "shows in part", "does not show", "cannot show")
-        about = json.loads((study.output / f"{name}.json").read_text())
-        assert about["table"] and list(about["table"][0]) == list(found.heads)
-        assert next(iter(found.figures)) == name
-        for figure in found.figures:
+        outcome = experiment.perform(importlib.import_module(name), study)
+        assert outcome.verdict in summary.VERDICTS
+        record = json.loads((study.output / f"{name}.json").read_text())
+        assert record["table"] and list(record["table"][0]) == list(outcome.heads)
+        assert next(iter(outcome.figures)) == name
+        for figure in outcome.figures:
             assert (study.output / f"{figure}.png").stat().st_size > 5000
     capfd.readouterr()
     for name in NAMES:
-        common.perform(importlib.import_module(name), study)
+        experiment.perform(importlib.import_module(name), study)
     assert not re.findall(r"^loopjax .*", capfd.readouterr().out, re.M)
 
     everything = importlib.import_module("everything")
@@ -77,9 +77,9 @@ def test_every_experiment_comes_to_an_outcome_and_does_nothing_twice(tmp_path, c
 
 
 @pytest.mark.slow
-def test_models_are_trained_ahead_each_after_what_it_begins_with(tmp_path, capfd):
+def test_models_are_trained_ahead_each_after_the_runs_it_starts_from(tmp_path, capfd):
     everything = importlib.import_module("everything")
-    _, study = tiny(tmp_path, seeds=(0,), retrofits={"standard": ("2-2x2-4",)})
+    study = tiny(tmp_path, seeds=(0,), retrofits={"standard": ("2-2x2-4",)})
     everything.train_all(study, ["cooldown"], jobs=2)
     trained = re.findall(r"^(\S+): [\d.]+ minutes", capfd.readouterr().out, re.M)
     assert trained[0] == "standard-s0"
@@ -87,7 +87,7 @@ def test_models_are_trained_ahead_each_after_what_it_begins_with(tmp_path, capfd
     everything.train_all(study, ["cooldown"], jobs=2)
     assert capfd.readouterr().out == "3 models, 0 to train\n"
 
-    _, study = tiny(tmp_path, seeds=(1,), rows={"standard": "deep"}, retrofits={"standard": ()})
+    study = tiny(tmp_path, seeds=(1,), rows={"standard": "deep"}, retrofits={"standard": ()})
     with pytest.raises(SystemExit, match="(?s)deep-s1 failed:.*row 'deep' of"):
         everything.train_all(study, ["cooldown"], jobs=2)
 
@@ -95,9 +95,8 @@ def test_models_are_trained_ahead_each_after_what_it_begins_with(tmp_path, capfd
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES + SYNTHETIC)
 def test_the_published_protocol_of_every_experiment_traces(name, tmp_path, capsys):
-    common, protocol = importlib.import_module("common"), importlib.import_module("protocol")
-    scales = importlib.import_module("scales")
-    study = common.Study(tmp_path, scales.PAPER, checking=True)
+    protocol, scales = importlib.import_module("protocol"), importlib.import_module("scales")
+    study = importlib.import_module("study").Study(tmp_path, scales.PAPER, checking=True)
     rows = protocol.check(importlib.import_module(name), study)
     assert rows and all(row["gib"] < 37 and row["pflops"] > 0 for row in rows)
     by_run = {row["run"]: row for row in rows}
@@ -109,38 +108,37 @@ def test_the_published_protocol_of_every_experiment_traces(name, tmp_path, capsy
     assert not any(tmp_path.iterdir()), "checking makes nothing"
 
 
-def test_what_another_command_left_is_not_taken_for_it(tmp_path):
-    common, study = tiny(tmp_path)
+def test_the_output_of_another_command_is_not_reused(tmp_path):
+    study = tiny(tmp_path)
     study.output.mkdir()
-    asked = []
+    executed = []
 
-    def do(command):
-        asked.append(command)
+    def execute(command):
+        executed.append(command)
         pathlib.Path(command[1]).write_text("[1]")
 
-    def made(study, *flags):
-        study.do, file = do, study.output / "found.json"
-        return study.made(file, ["eval", str(file), *flags])
+    def cached(study, *flags):
+        study.execute = execute
+        file = study.output / "result.json"
+        return study.cached(file, ["eval", str(file), *flags])
 
-    assert made(study, "--limit=4") == made(study, "--limit=4") == [1]
-    assert len(asked) == 1
-    with pytest.raises(
-        SystemExit, match="was made by another command .*--limit=4; now .*--limit=8"
-    ):
-        made(study, "--limit=8")
-    moved = common.Study(study.output.rename(tmp_path / "moved"), study.scale)
-    assert made(moved, "--limit=4") == [1] and len(asked) == 1, "wherever it lies"
+    assert cached(study, "--limit=4") == cached(study, "--limit=4") == [1]
+    assert len(executed) == 1
+    with pytest.raises(SystemExit, match="written by another command .*--limit=4; now .*--limit=8"):
+        cached(study, "--limit=8")
+    moved = type(study)(study.output.rename(tmp_path / "moved"), study.scale)
+    assert cached(moved, "--limit=4") == [1] and len(executed) == 1, "a study can be moved"
 
 
 def test_an_accuracy_is_of_the_metric_that_a_task_has():
-    common = importlib.import_module("common")
+    summary = importlib.import_module("summary")
     metrics = {"exact_match,strict": 0.25, "exact_match_stderr,strict": 0.01}
     evaluated = {"plans": {"8": {"tasks": {
         "gsm8k": {"metrics": metrics},
         "copying_real": {"metrics": {"acc,none": 0.5, "acc_norm,none": 0.75}},
     }}}}  # fmt: skip
-    assert common.accuracy(evaluated, "gsm8k") == 0.25
-    assert common.mean_of(evaluated) == 0.375
+    assert summary.accuracy(evaluated, "gsm8k") == 0.25
+    assert summary.mean_accuracy(evaluated) == 0.375
 
 
 def test_models_without_accuracy_have_none_to_lose():
@@ -167,17 +165,17 @@ def test_models_without_accuracy_have_none_to_lose():
 @pytest.mark.parametrize(
     "accuracies, shortcut, verdict",
     [
-        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.93}, 0, "shows"),
-        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.6}, 0, "shows in part"),
-        ({"4": 0.95, "1x4": 0.5, "1": 0.4, "4,lidas": 0.6}, 0, "does not show"),
-        ({"4": 0.99, "1x4": 0.98, "1": 0.99, "4,lidas": 0.98}, 0, "cannot show"),
-        ({"4": 0.27, "1x4": 0.28, "1": 0.21, "4,lidas": 0.25}, 0.2, "cannot show"),
+        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.93}, 0, "reproduced"),
+        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.6}, 0, "partly"),
+        ({"4": 0.95, "1x4": 0.5, "1": 0.4, "4,lidas": 0.6}, 0, "not reproduced"),
+        ({"4": 0.99, "1x4": 0.98, "1": 0.99, "4,lidas": 0.98}, 0, "inconclusive"),
+        ({"4": 0.27, "1x4": 0.28, "1": 0.21, "4,lidas": 0.25}, 0.2, "inconclusive"),
     ],
 )
 def test_loops_and_grown_models_are_judged_beside_the_deep_one(
     accuracies, shortcut, verdict, tmp_path
 ):
-    looped, (_, study) = importlib.import_module("looped"), tiny(tmp_path)
+    tasks = importlib.import_module("synthetic_tasks")
     runs = {}
     for plan, accuracy in accuracies.items():
         runs[plan] = [tmp_path / f"{plan}-s{seed}" for seed in (0, 1)]
@@ -189,17 +187,23 @@ def test_loops_and_grown_models_are_judged_beside_the_deep_one(
             (run / "result.json").write_text(json.dumps(result))
             row = {"step": 1, "flops": 1.0, "eval/task/accuracy": 0.1}
             (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    found = looped.outcome(
-        study, "addition", runs, ["task"], "4", "1x4", "1", "4,lidas", shortcut=shortcut
+    outcome = tasks.outcome(
+        "addition", runs, ["task"], "4", "1x4", "1", "4,lidas", shortcut=shortcut
     )
-    assert found.verdict == verdict
-    assert found.rows[0][-1] == f"{100 * accuracies['4'] + 0.5:.1f} ± 0.7%"
-    assert "2 seeds" in found.found
+    assert outcome.verdict == verdict
+    assert outcome.rows[0][-1] == f"{100 * accuracies['4'] + 0.5:.1f} ± 0.7%"
+    assert "2 seeds" in outcome.finding
+
+
+def test_points_and_percentages_have_a_deviation_if_there_are_several_seeds():
+    summary = importlib.import_module("summary")
+    assert summary.percent([0.5, 0.6]) == "55.0 ± 7.1%" and summary.percent([0.5]) == "50.0%"
+    assert summary.points([0.01, 0.03]) == "+2.0 ± 1.4" and summary.points([-0.01]) == "-1.0"
 
 
 def test_the_readme_of_the_experiments_names_every_file():
     text = (ROOT / "experiments/README.md").read_text()
-    files = {path.name for path in (ROOT / "experiments").glob("*.py")} - {"looped.py"}
+    files = {path.name for path in (ROOT / "experiments").glob("*.py")}
     assert {name for name in files if f"`{name}`" not in text} == {"everything.py"}
     assert "experiments/everything.py" in text
     assert set(importlib.import_module("everything").NAMES) == {*NAMES, *SYNTHETIC}

@@ -240,10 +240,12 @@ def test_finetune_is_train_with_a_config_made_for_it(base, tmp_path, capsys):
 
 def test_patience_wants_evaluations_and_one_phase(tiny_config, tmp_path):
     tiny_config.patience = 2
-    with pytest.raises(UserError, match=r"config\.patience=2 needs config\.eval_every"):
+    with pytest.raises(UserError, match=r"config\.patience=2 requires config\.eval_every"):
         train(tiny_config, tmp_path / "run")
     tiny_config.eval_every = 2
-    with pytest.raises(UserError, match="goes with a run of one plan and mixture; this one has 4"):
+    with pytest.raises(
+        UserError, match="requires a run of one plan and one mixture; this run has 4"
+    ):
         train(tiny_config, tmp_path / "run")
 
 
@@ -255,7 +257,7 @@ def test_the_tokenizer_of_a_fine_tuning_run_is_that_of_its_checkpoint(base, tmp_
     other = shutil.copytree(base, tmp_path / "base")
     bpe.save(str(other / tokenizers.FILE))
     config = tuned(other, tmp_path, steps=2, patience=0, eval_every=0)
-    with pytest.raises(UserError, match="config.mixture is text of another tokenizer"):
+    with pytest.raises(UserError, match="config.mixture has text of another tokenizer"):
         train(config, tmp_path / "run")  # its meta says bytes
     opened = pipeline.open_sources(config, ["chat"], "train", str(other))
     assert opened["chat"].tokenizer == tokenizers.name_of(other / tokenizers.FILE)

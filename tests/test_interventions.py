@@ -255,7 +255,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(place, tmp_path, monkeypa
         return [plain(v) for v in value] if isinstance(value, list) else value
 
     assert plain(found) == plain(expected)
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="another model, command or settings"):
         run(place, output, "--op", "swap", "--size", "1")
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from loopjax import model, surgery
-from loopjax.analysis import early_exit, lens
+from loopjax.analysis import early_exit, exit_accuracy, lens
 from loopjax.analysis.activations import activations
 from loopjax.checkpoint import checksums
 from loopjax.data.hops import PHop
@@ -297,7 +297,7 @@ def test_accuracy_at_an_exit_is_that_of_the_model_cut_short(reader, texts, monke
     monkeypatch.setattr(LoopjaxLM, "check", lambda self: None)  # which other tests hold to its word
     tasks, kwargs = ["lambada_openai", "var_assign_math_0"], {"limit": 24, "num_fewshot": 0}
     logit, said = lens.logit_lens(reader), []
-    found = early_exit.accuracy(reader, logit, tasks, data_dir=texts, say=said.append, **kwargs)
+    found = exit_accuracy.accuracy(reader, logit, tasks, data_dir=texts, say=said.append, **kwargs)
     assert found.tasks == tuple(tasks) and found.n_items.tolist() == [2, 24]
     assert found.accuracy.shape == found.relative.shape == (2, E) and len(said) == 2
     harness = LoopjaxLM(cut_short(reader, 2))
@@ -311,7 +311,7 @@ def test_accuracy_at_an_exit_is_that_of_the_model_cut_short(reader, texts, monke
 
 def test_a_task_that_is_decoded_is_refused(reader, texts):
     with pytest.raises(UserError) as told:
-        early_exit.accuracy(reader, None, ["nq_open_f1"], data_dir=texts)
+        exit_accuracy.accuracy(reader, None, ["nq_open_f1"], data_dir=texts)
     assert str(told.value) == ("task nq_open_f1 has no accuracy (acc) of answers that are scored")
 
 
@@ -319,11 +319,11 @@ def test_curves_of_several_models_are_drawn():
     curve = np.linspace(0, 1, E)
     agrees = early_exit.Agreement(curve, curve, curve, 3, 40)
     short = early_exit.Agreement(curve[:2], curve[:2], curve[:2], 3, 40)
-    assert png(diagnostics.agreement({"a": agrees, "b": short}))[:4] == b"\x89PNG"
+    assert png(diagnostics.plot_agreement({"a": agrees, "b": short}))[:4] == b"\x89PNG"
     rows = np.stack([curve, np.full(E, np.nan)])
     scores = early_exit.ExitAccuracy(("x", "y"), rows, np.ones(2), rows, np.array([9, 9]))
     one = early_exit.ExitAccuracy(("y",), rows[:1], np.ones(1), rows[:1], np.array([9]))
-    assert png(accuracy.exits({"a": scores, "b": one}))[:4] == b"\x89PNG"
+    assert png(accuracy.plot_exit_accuracy({"a": scores, "b": one}))[:4] == b"\x89PNG"
 
 
 def test_a_lens_of_something_else_is_refused_in_a_sentence(trained, tmp_path):
@@ -335,22 +335,22 @@ def test_a_lens_of_something_else_is_refused_in_a_sentence(trained, tmp_path):
         return str(error.value)
 
     other = dataclasses.replace(LM, plan=DepthPlan.parse("1-1x3-1"))
-    assert told(other) == f"lens {path} is of the plan 1-1x2-1, not of 1-1x3-1"
+    assert told(other) == f"lens {path} is for the plan 1-1x2-1, not 1-1x3-1"
     swapped = dataclasses.replace(LM, order=(0, 2, 1, 3))
-    assert told(swapped) == f"lens {path} is of the order None, not of (0, 2, 1, 3)"
+    assert told(swapped) == f"lens {path} is for the layer order None, not (0, 2, 1, 3)"
     sums = {**LM.meta["checksums"], "params/embed": 1}
     weights = dataclasses.replace(LM, meta={**LM.meta, "checksums": sums})
-    assert told(weights) == f"lens {path} is of other weights than nowhere"
+    assert told(weights) == f"lens {path} is for other weights than those of nowhere"
     longer = dataclasses.replace(TRAINING, steps=7)
     assert told(LM, lens.train, longer) == (
-        f"lens {path} was trained with steps=6, not 7; name another file"
+        f"lens {path} was trained with steps=6, not 7; choose another file"
     )
     assert told(LM, lens.train, TRAINING, mixture={"p_hop_2": 1.0}) == (
-        f"lens {path} was trained with mixture={MIXTURE}, not {{'p_hop_2': 1.0}}; name another file"
+        f"lens {path} was trained with mixture={MIXTURE}, not {{'p_hop_2': 1.0}}; choose another file"
     )
     seed = dataclasses.replace(LM, meta={**LM.meta, "config": {**LM.meta["config"], "seed": 3}})
     assert told(seed, lens.train, TRAINING) == (
-        f"lens {path} was trained on other data; name another file"
+        f"lens {path} was trained on other data; choose another file"
     )
     whole = path.read_bytes()
     for damage in (whole[:-300], whole[:200] + b"\xff" + whole[201:], b"", b"no lens"):
@@ -358,13 +358,13 @@ def test_a_lens_of_something_else_is_refused_in_a_sentence(trained, tmp_path):
         with pytest.raises(UserError) as error:
             lens.load(tmp_path / "bad.npz", LM)
         found.append(str(error.value))
-    says = f"lens {tmp_path}/bad.npz is damaged, or no lens ("
+    says = f"lens {tmp_path}/bad.npz is damaged, or not a lens ("
     assert all(sentence.startswith(says) and sentence.endswith(")") for sentence in found), found
     assert "Bad CRC-32" in found[1]
 
 
 def test_other_mistakes_are_told(tmp_path):
-    with pytest.raises(UserError, match=r"^there is no lens .*/none.npz$"):
+    with pytest.raises(UserError, match=r"^lens .*/none.npz does not exist$"):
         lens.load(tmp_path / "none.npz", LM)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^lens .*/file/lens.npz cannot be written: \w"):
@@ -377,7 +377,7 @@ def test_other_mistakes_are_told(tmp_path):
         UserError, match=r"^a prompt of 65 tokens is longer than the context of 64$"
     ):
         early_exit.agreement(LM, lens.logit_lens(LM), [[1], [2] * 65])
-    with pytest.raises(ValueError, match="there is no prompt, or one of them is empty"):
+    with pytest.raises(ValueError, match="there is no prompt, or a prompt is empty"):
         early_exit.agreement(LM, lens.logit_lens(LM), [[1], []])
     broken = tiny(final_norm=LM.params["final_norm"] * np.nan)
     with pytest.raises(UserError, match=r"^the lens's loss is not finite at step 1$"):

@@ -17,26 +17,30 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "config", "surgery", "flops",
-    "curriculum", "optim", "sharding", "step", "files", "progress", "text_table", "log",
-    "run_record", "lock", "checkpoint", "lineage", "analysis.activations", "data.tokenizers",
-    "lm.loaded_model", "lm.batching", "analysis.effects", "analysis.depth_score", "data.instances",
-    "data.addition", "data.hops", "data.igsm", "data.synthetic", "data.token_shards", "data.pairs",
-    "data.pipeline", "evals.nll", "analysis.lens", "lm.decode", "lm.score", "evals.harness",
-    "evals.primitives", "evals.raw_files", "evals.suite", "evals.evaluate", "analysis.early_exit",
-    "analysis.norms", "analysis.similarity", "plots.figure", "plots.accuracy", "plots.diagnostics",
-    "results.store", "analysis.analyze", "analysis.interventions", "analysis.prompts",
-    "evals.icl", "interop.architectures", "interop.files", "interop.tensors", "weights.saved", "interop.export_hf", "interop.import_hf",
-    "config_help", "config_flags", "run", "sweep.points", "sweep.progress", "sweep.local",
-    "sweep.slurm", "results.reader", "sweep.table", "sweep.tradeoffs", "memory", "cost",
-    "data.prepare.pieces", "data.prepare.hub", "data.prepare.progress", "data.prepare.recipes",
-    "data.prepare.fetch", "data.prepare.shards", "data.prepare.workers", "data.prepare.job",
-    "data.show", "resume", "finetune", "report.collect", "report.elements", "analysis.periodicity",
-    "plots.ancestry", "plots.runs", "report.tables", "report.finetune_curves", "report.figures",
-    "report.sections", "report.svg", "report.page", "train", "weights.compare", "weights.numbers",
-    "weights.plot", "weights.terminal", "cli.arguments", "cli.evals", "cli.analysis",
-    "cli.data", "cli.interop", "cli.planning", "cli.report", "cli.sweep", "cli.training",
-    "cli.weights", "cli.main", "__main__", "evals.answers", "evals.metrics",
+    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "surgery", "optim",
+    "growth", "config", "flops", "curriculum", "sharding", "step", "files", "progress",
+    "text_table", "callbacks", "host", "log", "run_record", "lock", "data.tokenizers", "checkpoint",
+    "lineage", "analysis.diagnostics", "data.instances", "data.addition", "data.hops", "data.igsm",
+    "data.synthetic", "data.token_shards", "data.pairs", "data.pipeline", "lm.loaded_model",
+    "results.schema", "evals.nll", "lm.batching", "analysis.lens", "analysis.early_exit",
+    "plots.figure", "results.store", "analysis.analyze", "lm.decode", "lm.score", "evals.harness",
+    "evals.primitives", "evals.raw_files", "evals.suite", "evals.evaluate",
+    "analysis.interventions", "analysis.prompts", "evals.icl", "plots.accuracy",
+    "interop.architectures", "interop.files", "interop.tensors",
+    "weights.saved", "interop.export_hf", "interop.import_hf", "config_help", "config_flags", "run",
+    "sweep.points", "sweep.progress", "sweep.local", "sweep.slurm", "results.reader", "sweep.table",
+    "sweep.tradeoffs", "memory", "cost", "data.prepare.pieces", "data.prepare.hub",
+    "data.prepare.progress", "data.prepare.recipes", "data.prepare.fetch", "data.prepare.shards",
+    "data.prepare.workers", "data.prepare.job", "data.show", "resume", "finetune", "report.collect",
+    "report.context", "report.elements", "report.finetune_curves", "plots.ancestry", "plots.runs",
+    "analysis.periodicity", "report.tables", "report.figures", "report.sections", "report.svg",
+    "report.page", "early_stopping", "heldout", "step_metrics", "train", "weights.compare",
+    "weights.numbers", "weights.plot", "weights.terminal", "cli.arguments", "cli.evals",
+    "cli.analysis", "cli.data", "cli.interop", "cli.planning", "cli.report", "cli.sweep",
+    "cli.training", "cli.weights", "cli.main", "__main__",
+    "analysis.activations", "analysis.effects", "analysis.depth_score", "analysis.effect_runs",
+    "analysis.exit_accuracy", "analysis.norms", "analysis.similarity", "evals.answers",
+    "evals.metrics", "plots.diagnostics",
 ]  # fmt: skip
 
 
@@ -115,7 +119,8 @@ VARIANTS = {
 def test_every_config_builds_and_traces_a_step(path):
     for variant in VARIANTS[path.stem]:
         config, _ = config_flags.parse("train", "", [f"--config={path}:{variant}"])
-        config, phases, cfg = run.outline(config)
+        outline = run.outline(config)
+        config, phases, cfg = outline.config, outline.phases, outline.cfg
         sharding.axis_rules(config.mesh)
         for phase in (phases[0], phases[-1]):
             trace_a_step(cfg, phase.plan, config.batch_size, config.seq_len)

@@ -14,7 +14,7 @@ from loopjax.cli import main as cli
 from loopjax.errors import UserError
 from loopjax.plots import figure
 from loopjax.report import collect, page, svg
-from loopjax.report.sections import SECTIONS
+from loopjax.report.sections import sections
 from loopjax.results import reader
 from tests import report_material as material
 
@@ -107,7 +107,7 @@ def test_labels_are_given_or_made_distinct(tmp_path):
     assert labels([f"one={paths[0]}", f"one={paths[1]}"]) == ["x/one", "y/one"]
     assert labels([f"one={paths[0]}", paths[1]]) == ["one", "a"]
     entries, notes = collect.collect([paths[0], paths[0]])
-    assert len(entries) == 1 and "once more" in notes[0]
+    assert len(entries) == 1 and "is the same model as" in notes[0]
 
 
 def test_results_of_other_prompts_or_settings_are_kept_apart_and_other_tasks_joined(tmp_path):
@@ -132,12 +132,14 @@ def test_foreign_files_are_noted_where_found_and_refused_where_named(tmp_path):
     entries, notes = collect.collect([run])
     assert len(entries) == 1
     assert sorted(note.split("/")[-1] for note in notes) == [
-        "cut.json was left out: it is not JSON",
-        "list.json was left out: it holds no result",
-        "notes.json was left out: it holds no result",
+        "cut.json was skipped: it is not JSON",
+        "list.json was skipped: it is not a result of loopjax",
+        "notes.json was skipped: it is not a result of loopjax",
     ]
-    assert "notes.json was left out" in written(tmp_path, [run])
-    with pytest.raises(UserError, match=r"notes.json is no result of loopjax: it holds no result"):
+    assert "notes.json was skipped" in written(tmp_path, [run])
+    with pytest.raises(
+        UserError, match=r"notes.json cannot be read as a result: it is not a result of loopjax"
+    ):
         collect.collect([run, run / "notes.json"])
 
 
@@ -209,8 +211,8 @@ def test_the_digest_is_that_of_the_results():
 
 
 def test_all_kinds_of_files_are_read(three):
-    kinds = {found.kind for file in reader.below(three / "lidas") for found in reader.read(file)}
-    needed = {kind for section in SECTIONS for kind in section.needs}
+    kinds = {result.kind for file in reader.below(three / "lidas") for result in reader.read(file)}
+    needed = {kind for section in sections() for kind in section.needs}
     assert needed == kinds
 
 
@@ -251,11 +253,11 @@ class Outline(html.parser.HTMLParser):
 
 
 def test_a_page_has_every_section_with_its_sentences(full):
-    for section in SECTIONS:
+    for section in sections():
         assert f"<h2>{section.title}</h2>" in full
         assert section.shows in full or section.shows.replace("'", "&#x27;") in full
-    assert full.count("Look for:") == len(SECTIONS)
-    assert "What could be added" not in full and "Left out" not in full
+    assert full.count("Look for:") == len(sections())
+    assert "Missing results" not in full and "Skipped files" not in full
     assert "Three &amp; &lt;models&gt;" in full
 
 
@@ -365,7 +367,7 @@ def test_long_lines_keep_their_extremes(tmp_path):
     rows[1234]["eval/nll"], rows[4321]["eval/nll"] = 9.0, 0.5
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = written(tmp_path, [run])
-    assert "points are thinned, extremes kept" in text
+    assert "points are thinned; extremes are kept" in text
     x, y = numbers_of(text)["f1"]["axes"][0]["lines"][0]["points"]
     assert len(x) <= svg.POINTS and max(y) == 9.0 and min(y) == 0.5 and x[y.index(9.0)] == 1235
 
@@ -409,7 +411,7 @@ def test_groups_have_their_own_models_and_titles(small, tmp_path):
     text = (tmp_path / "r.html").read_text()
     assert "<h2>First</h2>\n<p>some <b>text</b></p>" in text and "<h3>Models</h3>" in text
     assert text.index("<h2>First</h2>") < text.index("<h2>Second</h2>") and "The loss, and" in text
-    assert text.count("What could be added") == 1
+    assert text.count("Missing results") == 1
     models_of = {
         line["model"] for one in numbers_of(text).values() for axis in one["axes"]
         for line in axis["lines"]
@@ -425,7 +427,7 @@ def test_a_page_needs_matplotlib_and_a_place(small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--figures .*file/f cannot be written: Not a directory"):
         page.write_report(tmp_path / "r.html", [group], figures=tmp_path / "file" / "f")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match="a picture needs matplotlib"):
+    with pytest.raises(UserError, match="a report needs matplotlib"):
         page.write_report(tmp_path / "r.html", [group])
 
 

@@ -14,7 +14,7 @@ def lines_of(paths):
     return {line.label: line for line in finetune_curves.lines(collect.collect(paths)[0])}
 
 
-def values_of(line, of="2 examples, first 40 items"):
+def values_of(line, of="2 shots, first 40 items"):
     return {n: scores["copying_real"] for n, scores in line.values(of).items()}
 
 
@@ -190,7 +190,7 @@ def test_diagnostics_of_a_fine_tuned_run_are_shown_where_there_are_some(study, t
     assert text.count('type="checkbox"') == 3
     assert runs[0].name in section_of(text, "Residual stream")
     assert runs[0].name not in section_of(text, "Models")
-    assert str(runs[0]) not in text[text.index("What could be added") :]
+    assert str(runs[0]) not in text[text.index("Missing results") :]
 
 
 def test_commands_are_told_for_evaluations_that_a_line_lacks(study, tmp_path):
@@ -200,7 +200,7 @@ def test_commands_are_told_for_evaluations_that_a_line_lacks(study, tmp_path):
     (runs[0] / "tuned.json").unlink()
     entries, _ = collect.collect([standard, loop, *runs])
     end = "--tasks copying_real --num-fewshot 2 --limit 40 --output {}"
-    file = "finetune_curves-2-examples-first-40-items.json"
+    file = "finetuning-2-shots-first-40-items.json"
     assert page.wanted(entries)["Fine-tuning"] == [
         f"loopjax eval --checkpoint {run} {end.format(run / file)}" for run in (loop, runs[0])
     ]
@@ -224,7 +224,7 @@ def test_the_picture_takes_plain_numbers():
         "b, untied": {64: {"x": [0.6]}},
     }
     shared = {"a": "#111111", "b": "#222222", "b, untied": "#222222"}
-    fig = accuracy.finetune_curves(results, shared, {"b, untied": "b"})
+    fig = accuracy.plot_finetuning(results, shared, {"b, untied": "b"})
     first, second = fig.axes
     a, b, untied = first.lines
     assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("x", "y")
@@ -233,7 +233,7 @@ def test_the_picture_takes_plain_numbers():
     assert (untied.get_label(), untied.get_gid(), b.get_gid()) == ("b, untied", "b", "b")
     band = first.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0.0, 0.3)
-    assert len({line.get_color() for line in accuracy.finetune_curves(results).axes[0].lines}) == 3
+    assert len({line.get_color() for line in accuracy.plot_finetuning(results).axes[0].lines}) == 3
 
 
 @pytest.mark.parametrize("n", [2, 30, 120])

@@ -1,4 +1,4 @@
-"""A diagnostic that was stopped goes on from the prompts that are done, to the same bits."""
+"""A stopped diagnostic resumes after the prompts that are done, and gives the same bits."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from loopjax.analysis import analyze, early_exit, lens
+from loopjax.analysis import analyze, exit_accuracy, lens
+from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.errors import UserError
 from loopjax.plots import figure
 from loopjax.results import store
@@ -81,7 +82,7 @@ def same(a, b):
 
 
 def test_the_diagnostics_over_prompts_are_tried():
-    over_prompts = {name for name, one in analyze.DIAGNOSTICS.items() if one.prompts != 0}
+    over_prompts = {name for name, one in DIAGNOSTICS.items() if one.prompts != 0}
     assert set(PARTS) == over_prompts
 
 
@@ -95,15 +96,14 @@ def test_a_stopped_diagnostic_computes_what_is_left_and_ends_in_the_same_bits(
     stopped(PARTS[name] - 1, asked)
     with pytest.raises(UserError) as told:
         run(tmp_path / "b", name)
-    assert str(told.value) == f"stopped in {name}-made: the same command goes on"
+    assert str(told.value) == f"stopped in {name}-made; rerun the same command to resume"
     assert partial.exists() and not (tmp_path / f"b/{name}-made.json").exists()
     stopped(None, asked)
     same(run(tmp_path / "b", name, said=said), whole)
     assert asked == [PARTS[name], PARTS[name] - 1, 1]
     assert not partial.exists() and said[-1].startswith(f"{name}-made: 0:")
-    kind = analyze.DIAGNOSTICS[name].kind
-    found = [store.load(tmp_path / place, f"{name}-made", kind) for place in "ab"]
-    same(*found)
+    kind = DIAGNOSTICS[name].result_type()
+    same(*(store.load(tmp_path / place, f"{name}-made", name, kind) for place in "ab"))
 
 
 def test_parts_of_something_else_are_replaced(stopped, tmp_path):
@@ -146,7 +146,7 @@ def test_parts_are_written_when_ten_seconds_have_passed(tmp_path, monkeypatch):
 KILLED = """
 import os, signal
 import tests.conftest
-from loopjax.analysis import results
+from loopjax.results import store
 from tests import test_resume_analysis as test
 write = store.Parts._write
 def killed(self, about, found):
@@ -172,9 +172,9 @@ def test_a_killed_process_is_gone_on_from(stopped, tmp_path):
 def test_accuracy_at_exits_keeps_the_tasks_that_are_done(tmp_path, monkeypatch):
     tasks, evaluated = ("copying_real", "var_assign_math_0"), []
     lm = dataclasses.replace(LM, tokenizer=None)
-    monkeypatch.setattr(early_exit, "ExitLM", lambda *args: type("", (), {"answers": {}})())
-    monkeypatch.setattr(early_exit, "_items", lambda task: [])
-    monkeypatch.setattr(early_exit, "_accuracy", lambda task, items, answers, i: i / 8)
+    monkeypatch.setattr(exit_accuracy, "ExitLM", lambda *args: type("", (), {"answers": {}})())
+    monkeypatch.setattr(exit_accuracy, "_items", lambda task: [])
+    monkeypatch.setattr(exit_accuracy, "_accuracy", lambda task, items, answers, i: i / 8)
 
     def run_task(harness, name, task, limit):
         evaluated.append(name)
@@ -182,8 +182,10 @@ def test_accuracy_at_exits_keeps_the_tasks_that_are_done(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return {"n_samples": len(name)}
 
-    monkeypatch.setattr(early_exit, "run_task", run_task)
-    with pytest.raises(UserError, match="^stopped in exit_accuracy: the same command goes on$"):
+    monkeypatch.setattr(exit_accuracy, "run_task", run_task)
+    with pytest.raises(
+        UserError, match="^stopped in exit_accuracy; rerun the same command to resume$"
+    ):
         run(tmp_path, "exit_accuracy", lm=lm, tasks=tasks)
     found = run(tmp_path, "exit_accuracy", lm=lm, tasks=tasks)
     assert evaluated == [*tasks, tasks[1]]

@@ -173,7 +173,7 @@ def test_twelve_points_killed_twice_end_with_twelve_results_and_nothing_run_twic
     assert {n: starts(directory, n) for n in names} == {n: 1 + (n in stopped) for n in names}
     assert all(steps_of(directory, n) == list(range(1, 301)) for n in names)
     resumed = [
-        n for n in names if "going on from step" in (directory / n / "train.log").read_text()
+        n for n in names if "resuming from step" in (directory / n / "train.log").read_text()
     ]
     assert resumed and set(resumed) <= stopped  # a run that had not begun yet began anew
 
@@ -539,7 +539,7 @@ def test_a_job_that_is_preempted_saves_and_goes_on_when_it_is_queued_again(tmp_p
     job.wait()
     assert one.result()["steps"] == 2000, job.stderr()
     log = one.log.read_text()
-    assert "stopped and saved at step" in log and "going on from step" in log
+    assert "stopped; saved step" in log and "resuming from step" in log
     assert starts(tmp_path / "runs", "seed=0") == 2
     assert steps_of(tmp_path / "runs", "seed=0") == list(range(1, 2001))
 

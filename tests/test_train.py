@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import signal
 
@@ -11,10 +12,12 @@ import pytest
 
 from loopjax import checkpoint
 from loopjax import step as step_lib
+from loopjax.callbacks import Callback
 from loopjax.errors import UserError
 from loopjax.files import read_rows
 from loopjax.run import plan_run
-from loopjax.train import _largest, train
+from loopjax.step_metrics import largest_gradient
+from loopjax.train import train
 
 
 def rows_of(workdir):
@@ -106,25 +109,19 @@ def test_rows_after_the_checkpoint_and_a_torn_last_one_are_dropped(finished, tin
 
 @pytest.mark.parametrize("when", [4, 5])
 def test_sigterm_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(
-    finished, tiny_config, tmp_path, monkeypatch, when
+    finished, tiny_config, tmp_path, when
 ):
-    from loopjax.log import RunLog
+    class Signal(Callback):
+        def on_step(self, row):
+            if row["step"] == when:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     whole, _ = finished
-    log_row = RunLog.row
-
-    def row_then_signal(self, row):
-        log_row(self, row)
-        if row["step"] == when:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     tiny_config.checkpoint_every = 100
-    monkeypatch.setattr(RunLog, "row", row_then_signal)
     before = signal.getsignal(signal.SIGTERM)
-    assert train(tiny_config, tmp_path) is None
+    assert train(tiny_config, tmp_path, [Signal()]) is None
     assert signal.getsignal(signal.SIGTERM) is before
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-    monkeypatch.setattr(RunLog, "row", log_row)
     train(tiny_config, tmp_path)
     assert rows_of(tmp_path) == rows_of(whole)
 
@@ -162,7 +159,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(
             damage(path)
     train(tiny_config, tmp_path / "run")
     said = capfd.readouterr().err
-    assert "checkpoints/12 is damaged" in said and "going on from step 10" in said
+    assert "checkpoints/12 is damaged" in said and "resuming from step 10" in said
     assert rows_of(tmp_path / "run") == rows_of(whole)
     assert (tmp_path / "run" / "checkpoints.damaged" / "12.0").is_dir()
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "run"), final_state(whole))
@@ -203,9 +200,9 @@ def test_a_run_none_of_whose_checkpoints_can_be_read_does_not_start_over(
         ({"learning_rate": 2e-2}, "config.learning_rate=0.02 (the run has 0.01)"),
         ({"model.d_ff": 32}, "config.model.d_ff=32 (the run has 24)"),
         ({"seed": 1}, "config.seed=1 (the run has 0)"),
-        ({"growth.operator": ""}, "another depth, growth or mixture"),
-        ({"growth.alpha": 0.0}, "another depth, growth or mixture"),
-        ({"cooldown.steps": 6}, "another depth, growth or mixture"),
+        ({"growth.operator": ""}, "depth, growth or mixture differ"),
+        ({"growth.alpha": 0.0}, "depth, growth or mixture differ"),
+        ({"cooldown.steps": 6}, "depth, growth or mixture differ"),
         ({"steps": 11}, "config.steps=11 (the run is at step 12)"),
     ],
 )
@@ -239,9 +236,9 @@ def test_a_branch_has_the_past_of_its_source_and_another_future(finished, tiny_c
     assert meta["branched_from"] == f"{whole / 'checkpoints'}@8"
     operators = [event["operator"] for event in meta["lineage"]]
     assert operators == ["init", "lidas", "lidas", "retrofit"]
-    # It goes on by itself, even where its source is gone; from another source it is another run.
+    # With another source it is a different run.
     tiny_config.init_from = f"{whole}@6"
-    with pytest.raises(UserError, match="the checkpoint is of another run: config.init_from="):
+    with pytest.raises(UserError, match="belongs to a different run: config.init_from="):
         train(tiny_config, tmp_path / "run")
 
 
@@ -257,7 +254,7 @@ def test_a_branch_with_the_same_future_is_the_run_it_came_from(finished, tiny_co
     [
         ("@7", {}, "has no checkpoint at step 7; there are 2, 4, 6, 8, 10, 12"),
         ("/nothing", {}, "nothing is not a directory of checkpoints"),
-        ("@12", {"cooldown.depth": "1-2x2"}, "has not the past of this run at step 12"),
+        ("@12", {"cooldown.depth": "1-2x2"}, "does not match this run's history up to step 12"),
         ("@8", {"model.d_model": 32}, "config.model.d_model=32 (the run has 16)"),
         ("@8", {"learning_rate": 1e-3}, "config.learning_rate=0.001 (the run has 0.01)"),
     ],
@@ -285,6 +282,19 @@ def test_a_checkpoint_is_read_without_its_config(finished):
         checkpoint.load_params(workdir / "nothing")
 
 
+# TensorStore leaves the futures of a failed read behind; their complaint has no owner.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [damage_zero, damage_cut, damage_flip, pathlib.Path.unlink])
+def test_the_metadata_of_a_damaged_checkpoint_is_refused_in_one_sentence(
+    finished, tmp_path, damage
+):
+    shutil.copytree(finished[0] / "checkpoints" / "12", tmp_path / "12")
+    assert checkpoint.read_meta(tmp_path, 12)["step"] == 12
+    damage(tmp_path / "12" / "meta" / "metadata")
+    with pytest.raises(UserError, match=rf"^checkpoint {tmp_path}/12 is damaged \(.*\)$"):
+        checkpoint.read_meta(tmp_path, 12)
+
+
 def test_looking_into_a_run_that_is_going_on_leaves_its_unfinished_checkpoint_alone(
     finished, tmp_path
 ):
@@ -302,7 +312,9 @@ def test_the_directory_of_another_run_is_refused_even_without_checkpoints(
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     tiny_config.seed = 5
-    with pytest.raises(UserError, match=r"holds another run: config\.seed=5 \(the run has 0\)"):
+    with pytest.raises(
+        UserError, match=r"belongs to a different run: config\.seed=5 \(the run has 0\)"
+    ):
         train(tiny_config, tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 12
 
@@ -362,7 +374,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(UserError) as error:
         train(tiny_config, tmp_path)
     assert str(error.value) == (
-        "step 8: loss nan, all gradients nan; stopped, the last good checkpoint is of step 6"
+        "step 8: loss nan, all gradients are nan; stopped, the last good checkpoint is step 6"
     )
     assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, 8))
     assert checkpoint.load_params(tmp_path)[1]["step"] == 6
@@ -370,9 +382,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 def test_the_largest_gradient_is_named_with_its_layer():
     norms = {"embed": jnp.array(3.0), "layers": {"up": jnp.array([1.0, 5.0]), "key": jnp.ones(2)}}
-    assert _largest(norms) == "the largest gradient is that of layers/up of layer 1 (norm 5)"
+    assert (
+        largest_gradient(norms) == "the largest gradient is that of layers/up of layer 1 (norm 5)"
+    )
     norms["layers"]["key"] = jnp.array([jnp.nan, 1.0])
-    assert _largest(norms) == "the largest gradient is that of layers/key of layer 0 (norm nan)"
+    assert (
+        largest_gradient(norms)
+        == "the largest gradient is that of layers/key of layer 0 (norm nan)"
+    )
 
 
 def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tiny_config, tmp_path, monkeypatch):
@@ -387,8 +404,8 @@ def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tiny_config, tmp_
     with pytest.raises(UserError) as error:
         train(tiny_config, tmp_path)
     assert str(error.value) == (
-        f"--workdir {tmp_path}: No space left on device; the last good checkpoint is of step 4; "
-        "make room and start the same command again"
+        f"--workdir {tmp_path}: No space left on device; the last good checkpoint is step 4; "
+        "free some space and rerun the same command to resume"
     )
     monkeypatch.undo()
     assert train(tiny_config, tmp_path)["steps"] == 12
@@ -407,7 +424,10 @@ def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tiny_config, tmp_
         ({"mesh.rules.embed": "fdsp"}, "'fdsp' is not one of data, fsdp, tensor"),
         ({"microbatches": 3}, "config.microbatches=3 does not divide"),
         ({"model.vocab_size": 30}, "config.model.vocab_size=30 is smaller than the 36 tokens"),
-        ({"model.attention": "cudnn", "model.dtype": "bfloat16"}, "wants a GPU, not cpu"),
+        (
+            {"model.attention": "cudnn", "model.dtype": "bfloat16"},
+            "requires a GPU (the backend is cpu)",
+        ),
         ({"learning_rate": 0.0}, "config.learning_rate=0.0 must be positive"),
         ({"model.n_heads": 3}, "config.model: model.n_heads=3 must divide"),
     ],

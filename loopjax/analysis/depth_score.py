@@ -1,7 +1,6 @@
-"""The depth score: how deep the layers lie that later tokens depend on (Csordas et al. 2025).
+"""The depth score: how deep the layers are that later tokens depend on (Csordas et al. 2025).
 
-A layer s is erased before a boundary t, and the distributions of the next token are compared from
-t on. With D_p(s) the largest L2 distance over tokens and boundaries of prompt p,
+A layer s is ablated before a boundary t, and the next-token distributions are compared from t on. With D_p(s) the largest L2 distance over tokens and boundaries of prompt p,
 
     m(s) = mean over prompts of D_p(s)        score = sum_s s m(s) / sum_s m(s)
 
@@ -28,8 +27,8 @@ class DepthScore:
     Attributes:
       score: the expected layer.
       effect: m(s), [E].
-      groups: the score of each group of prompts (levels, hops), by name.
-      prompts, skipped: how many counted, how many have an answer too short for a boundary.
+      groups: score of each group of prompts (levels, hops), by name.
+      prompts, skipped: number of prompts measured, and of those whose answer is too short.
     """
 
     score: float
@@ -40,7 +39,7 @@ class DepthScore:
 
 
 def expected_layer(effect) -> float:
-    """sum_s s m(s) / sum_s m(s); not a number where no layer has an effect."""
+    """sum_s s m(s) / sum_s m(s); NaN if no layer has an effect."""
     total = np.sum(effect)
     return float(np.arange(len(effect)) @ effect / total) if total else float("nan")
 
@@ -48,15 +47,22 @@ def expected_layer(effect) -> float:
 def draw_boundaries(cases: Sequence[tuple[Sequence[int], int, str]], one: bool) -> list[list[int]]:
     """The boundaries of each (tokens, answer start t0, group).
 
-    With `one` it is t0 (MQuAKE), none where the answer was cut off. Else up to 4 of t0, t0 + 4, ... that leave more than 4 tokens of
-    the answer, drawn from one seed (MATH); none where the answer has at most 4 tokens.
+    With `one`, t0 alone (MQuAKE), or no boundary if the answer was cut off. Otherwise up to 4 of
+    t0, t0 + 4, ... that leave more than 4 tokens of the answer, drawn from one seed (MATH); no
+    boundary if the answer has at most 4 tokens.
     """
-    rng, drawn = random.Random(SEED), []
+    rng = random.Random(SEED)
+    drawn = []
     for tokens, start, _ in cases:
         T = len(tokens)
         places = range(start, min(start + 1, T)) if one else range(start, T - STEP, STEP)
         drawn.append(sorted(rng.sample(places, min(BOUNDARIES, len(places)))))
     return drawn
+
+
+def run(lm, cases, options, each) -> DepthScore:
+    """`loopjax analyze --what depth_score`."""
+    return depth_score(lm, cases, one=options["one_boundary"], each=each)
 
 
 def depth_score(
@@ -69,10 +75,10 @@ def depth_score(
     """The score over (tokens, answer start, group) of prompts with answers.
 
     Args:
-      one: whether the boundary is the start of the answer alone.
-      each: `results.Parts.each`, to keep what is done.
+      one: whether the start of the answer is the only boundary.
+      each: `store.Parts.each`, to resume.
 
-    Raises UserError when no prompt has a boundary.
+    Raises UserError if no prompt has a boundary.
     """
     cut = zip(cases, draw_boundaries(cases, one), strict=True)
     todo = [(tokens, cuts, str(group)) for (tokens, _, group), cuts in cut if cuts]
@@ -85,8 +91,8 @@ def depth_score(
         return {"output": erase(lm, tokens, cuts)[1]}
 
     effects: dict[str, list] = {}
-    for (_, _, group), found in zip(todo, each(of_prompt, todo), strict=True):
-        effects.setdefault(group, []).append(found["output"])
+    for (_, _, group), part in zip(todo, each(of_prompt, todo), strict=True):
+        effects.setdefault(group, []).append(part["output"])
     effect = np.mean([e for group in effects.values() for e in group], axis=0)
-    groups = {name: expected_layer(np.mean(found, axis=0)) for name, found in effects.items()}
+    groups = {name: expected_layer(np.mean(rows, axis=0)) for name, rows in effects.items()}
     return DepthScore(expected_layer(effect), effect, groups, len(todo), len(cases) - len(todo))

@@ -1,8 +1,8 @@
-"""Layers swapped, skipped, reversed or repeated, and what accuracy is left (`loopjax intervene`).
+"""`loopjax intervene`: accuracy after layers are swapped, skipped, reversed or repeated.
 
 An intervention is an order over the executed layers, at all positions and all steps of decoding
 (`depth.INTERVENTIONS`). It is evaluated at every start (Kapl et al. 2025, Figures 3, 6, 9-11; Kapl
-et al. 2026, Figures 5, 6, 11, 12), beside the unmodified model, which relative accuracy is of.
+et al. 2026, Figures 5, 6, 11, 12), and compared with the unmodified model.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import duration
 
 TASKS = ("lambada_openai", "var_assign_math_0")
-ACCURACIES = ("acc", "exact_match")  # the metrics that are shares of items, the first one counts
+ACCURACIES = ("acc", "exact_match")  # metrics that are shares of items; the first available counts
 
 
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """`op` of a sub-block of `size` executed layers from `start` on; `times` is of repeat alone."""
+    """`op` on a sub-block of `size` executed layers from `start`; `times` is only for repeat."""
 
     op: str
     size: int
@@ -36,7 +36,7 @@ class Intervention:
     times: int | None = None
 
     def order(self, n_layers: int) -> tuple[int, ...]:
-        """The executed layers that are executed instead."""
+        """The executed layers, in their new order."""
         more = () if self.times is None else (self.times,)
         return INTERVENTIONS[self.op](n_layers, self.start, self.size, *more)
 
@@ -52,11 +52,11 @@ def interventions(
     times: Sequence[int] = (1,),
     at: Sequence[int] | None = None,
 ) -> list[Intervention]:
-    """Those of each size (and number of times) at each start, or at the starts `at`.
+    """The interventions of each size (and number of times) at each start, or at the starts `at`.
 
-    Raises UserError for a size that fits nowhere, and for starts where one does not fit.
+    Raises UserError for a size that does not fit, and for a start where a size does not fit.
     """
-    made = []
+    chosen = []
     for size, more in itertools.product(sizes, times if op == "repeat" else (None,)):
         valid = starts(op, n_layers, size)
         if not valid:
@@ -70,13 +70,13 @@ def interventions(
                     f"--starts {start} must lie within 0..{valid[-1]} for {op} of size {size} in "
                     f"{n_layers} executed layers"
                 )
-            made.append(Intervention(op, size, start, more))
-    return made
+            chosen.append(Intervention(op, size, start, more))
+    return chosen
 
 
 def intervene(
     lm: LanguageModel,
-    made: Sequence[Intervention],
+    chosen: Sequence[Intervention],
     tasks: Sequence[str],
     output,
     *,
@@ -88,28 +88,31 @@ def intervene(
 ) -> dict:
     """Evaluates the unmodified model, then each intervention; returns what `output` (JSON) holds.
 
-    The file is written after every evaluation, and what it holds is not evaluated again.
+    The file is written after every evaluation; evaluations that it holds are not repeated.
 
     Args:
-      made: interventions of one op on the executed layers of the model's plan.
-      tasks: names of tasks and groups; those that have an accuracy.
-      num_fewshot: examples in the prompt; what each task says by default.
-      limit: the first so many items of each task.
+      chosen: interventions of one op on the executed layers of the model's plan.
+      tasks: names of tasks and groups that have an accuracy.
+      num_fewshot: shots; by default those of each task.
+      limit: number of items of each task, from the first.
       data_dir: a directory of files to read instead of the hub.
     """
     loaded = suite.load(list(tasks), data_dir, num_fewshot)["tasks"]
     metrics = {name: _metric(name, task) for name, task in loaded.items()}
-    output, (op,), E = pathlib.Path(output), {one.op for one in made}, lm.plan.n_effective
+    output = pathlib.Path(output)
+    E = lm.plan.n_effective
+    (op,) = {one.op for one in chosen}
     settings = {"num_fewshot": num_fewshot, "limit": limit, "data_dir": data_dir}
-    result = begin(output, lm, op=op, depth=str(lm.plan), **settings)
+    result = begin("intervene", output, lm, op=op, depth=str(lm.plan), **settings)
     result["model"] = lm.describe()
     result.setdefault("metrics", {}).update(metrics)
     chances = {name: chance(task, metrics[name], limit) for name, task in loaded.items()}
     result.setdefault("chance", {}).update(chances)
-    plain, rows = result.setdefault("unmodified", {}), result.setdefault("rows", [])
-    held = {Intervention(op, r["size"], r["start"], r["times"]): r["tasks"] for r in rows}
-    held[None] = plain
-    todo = {one: [n for n in loaded if n not in held.get(one, ())] for one in (None, *made)}
+    plain = result.setdefault("unmodified", {})
+    rows = result.setdefault("rows", [])
+    done = {Intervention(op, r["size"], r["start"], r["times"]): r["tasks"] for r in rows}
+    done[None] = plain
+    todo = {one: [n for n in loaded if n not in done.get(one, ())] for one in (None, *chosen)}
     progress = _Progress([name for names in todo.values() for name in names], plain, say)
 
     harness = Repeated(lm, batch_tokens=batch_tokens)
@@ -118,21 +121,21 @@ def intervene(
     for one, names in todo.items():
         if names and one:
             harness.lm = lm.with_order(one.order(E))
-            if one not in held:
+            if one not in done:
                 rows.append(_row(one, E))
-                held[one] = rows[-1]["tasks"]
+                done[one] = rows[-1]["tasks"]
         for name in names:
             with _silent(one is not None):
-                found = run_task(harness, name, loaded[name], limit)
-            held[one][name] = _scored(found, metrics[name], plain.get(name))
+                evaluated = run_task(harness, name, loaded[name], limit)
+            done[one][name] = _scored(evaluated, metrics[name], plain.get(name))
             write_json(output, result)
-            progress.done(one, name, held[one][name])
+            progress.done(one, name, done[one][name])
         harness.lm = lm  # the copy of the layers is freed before the next is made
     return result
 
 
 def _metric(name: str, task) -> str:
-    """The accuracy of a task; an exact match beside an F1 is not what the task is scored by."""
+    """The accuracy metric of a task; a task with an F1 is not scored by its exact match."""
     metrics = [entry["metric"] for entry in task.config.metric_list or []]
     found = [metric for metric in ACCURACIES if metric in metrics]
     if not found or "f1" in metrics:
@@ -141,13 +144,18 @@ def _metric(name: str, task) -> str:
 
 
 def _row(one: Intervention, n_layers: int) -> dict:
-    """What the result holds of an intervention."""
-    said = {"size": one.size, "start": one.start, "times": one.times}
-    return {**said, "order": one.order(n_layers), "tasks": {}}
+    """The row of an intervention in the result, before its evaluations."""
+    return {
+        "size": one.size,
+        "start": one.start,
+        "times": one.times,
+        "order": one.order(n_layers),
+        "tasks": {},
+    }
 
 
 def _scored(found: dict, metric: str, plain: dict | None) -> dict:
-    """A task's result with its accuracy, absolute and as a share of the unmodified model's."""
+    """A task's result with its accuracy, absolute and relative to the unmodified model's."""
     accuracy = metric_of(found["metrics"], metric)
     stderr = metric_of(found["metrics"], f"{metric}_stderr")
     whole = accuracy if plain is None else plain["accuracy"]
@@ -157,13 +165,13 @@ def _scored(found: dict, metric: str, plain: dict | None) -> dict:
 
 @contextlib.contextmanager
 def _silent(hidden: bool):
-    """Hides progress bars: those of the unmodified model will do, each evaluation has a line."""
+    """Hides progress lines: after the unmodified model, each evaluation prints one line."""
     with contextlib.redirect_stderr(io.StringIO()) if hidden else contextlib.nullcontext():
         yield
 
 
 class _Progress:
-    """Tells each evaluation, and how long those that are left will take."""
+    """Prints each evaluation, and the expected time of the remaining ones."""
 
     def __init__(self, names: list[str], plain: dict, say):
         self.left, self.total, self.say = list(names), len(names), say
@@ -185,10 +193,7 @@ class _Progress:
 
 
 class Repeated(LoopjaxLM):
-    """The harness's model for the same requests again and again, with another `lm` each time.
-
-    Texts are tokenised once.
-    """
+    """The harness's model for the same requests with another `lm` each time; tokenizes texts once."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -196,7 +201,7 @@ class Repeated(LoopjaxLM):
 
 
 def keep_requests(task) -> None:
-    """Makes a task build its requests once: the prompts of LAMBADA take 7 s on a CPU."""
+    """Makes a task build its requests only once: LAMBADA's prompts take 7 s on a CPU."""
     build = functools.cache(task.build_all_requests)
 
     def once(**kwargs):

@@ -1,9 +1,9 @@
-"""Tuned Lens: what a model would predict from the residual stream before each executed layer.
+"""Tuned Lens: predictions from the residual stream before each executed layer.
 
     logits_i = Unembed(norm(h_i + h_i W_i + b_i)),  i = 0 .. E - 1
 
-h_i is what executed layer i reads; every pass of a loop has translators of its own. Final norm and
-head are the model's own, and frozen. W and b are zero at first, which is the logit lens, and learn
+h_i is what executed layer i reads; every pass of a loop has its own translators. Final norm and
+head are the model's own, and frozen. W and b start at zero, which is the logit lens, and are trained
 to minimize sum_i KL(p_final || p_i) on held-out text (Belrose et al. 2023, section 3; Kapl et al.
 2025 and 2026 train one for each of their models).
 
@@ -14,8 +14,8 @@ A lens is one .npz file, which is also the checkpoint of its training:
 
     weight [E, D, D], bias [E, D]   float32
     losses [steps, E]               KL(p_final || p_i) of each exit on each batch, nats per token
-    about                           JSON: of which weights and plan, trained how and on what
-    optimizer/0, ...                until the training is finished
+    about                           JSON: schema, weights, plan, training settings and data
+    optimizer/0, ...                only in an unfinished training
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ from loopjax.evals import nll
 from loopjax.lm.batching import default_batch_tokens
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import Progress
+from loopjax.results import schema
 
-FORMAT = 1
 # Logical axes of the arrays of a lens and of its optimizer, by their rank (a count has none).
 AXES = {3: ("layers", "embed", "activation"), 2: ("layers", "activation"), 0: ()}
 
@@ -81,7 +81,7 @@ class Lens:
 
 
 def logit_lens(lm: LanguageModel) -> Lens:
-    """The lens that translates nothing."""
+    """The lens with identity translators."""
     E, D = lm.plan.n_effective, lm.cfg.d_model
     return placed(Lens(np.zeros((E, D, D), np.float32), np.zeros((E, D), np.float32)), lm)
 
@@ -200,17 +200,17 @@ def train(
     batch_tokens: int | None = None,
     progress: str = "tuned lens",
 ) -> Lens:
-    """The lens of a model: read from `path` if it is there, else trained, and saved there.
+    """The lens of a model: read from `path` if it exists, else trained and saved there.
 
-    Stopped or killed, it goes on from the file by the same call, and ends in the same lens, bit for
-    bit. A file of another model, plan, training or data is refused.
+    After a stop, the same call resumes from the file and gives the same lens, bit for bit. A file
+    of another model, plan, training or data is refused.
 
     Args:
-      mixture, data_dir: sources and where they are, as `nll.measure` takes them; their held-out
-        split is read in windows of the model's context, round and round if it is short.
+      mixture, data_dir: sources and their directory, as `nll.measure` takes them; the held-out
+        split is read in windows of the model's context, repeatedly if it is short.
       checkpoint_every: steps between two writes of the file.
-      batch_tokens: tokens that run through the model at a time; by default what suits the platform.
-      progress: what the progress bar says; empty for none.
+      batch_tokens: tokens per forward pass; by default chosen for the platform.
+      progress: label of the progress line; empty for no progress line.
     """
     path, data = pathlib.Path(path), _Windows(lm, training, mixture, data_dir)
     how = dataclasses.asdict(training) | {"dtype": lm.cfg.dtype}
@@ -225,7 +225,7 @@ def train(
         leaves = [arrays[name] for name in _names(state)]
         state = jax.tree.unflatten(jax.tree.structure(state), leaves)
         done, losses = found["step"], arrays["losses"]
-    else:  # a place that cannot be written is told now
+    else:  # fail now if the file cannot be written
         _save(path, {**about, "step": 0}, state, losses)
     parts, rows = data.cut(lm, batch_tokens or default_batch_tokens(lm))
     chunk = positions_at_once(lm, rows, data.seq_len)
@@ -328,7 +328,7 @@ def loss_and_gradient(params, lens: Lens, tokens_BT, *, cfg, plan, parts: int, c
 
 
 def load(path, lm: LanguageModel) -> Lens:
-    """A trained lens; raises UserError where there is none of this model, run by this plan."""
+    """A trained lens; raises UserError if the file is not of this model, run by this plan."""
     path = pathlib.Path(path)
     found, arrays = _read(path)
     _check(path, found, _identity(lm), lm)
@@ -338,17 +338,18 @@ def load(path, lm: LanguageModel) -> Lens:
 
 
 def _identity(lm: LanguageModel) -> dict:
-    """Which model a lens is of: its weights, and in which order they run."""
+    """The model of a lens: its weights, and the order in which they run."""
     return {"weights": weights_digest(lm.meta), "depth": str(lm.plan), "order": str(lm.order)}
 
 
 def _save(path: pathlib.Path, about: dict, state: tuple, losses: np.ndarray) -> None:
-    """Writes the file in one go: a reader sees the old one or the new one."""
-    about = json.dumps({"format": FORMAT, **about, "versions": versions()})
+    """Replaces the file atomically."""
+    about = json.dumps({**schema.header("lens"), **about, "versions": versions()})
     arrays = dict(zip(_names(state), jax.device_get(jax.tree.leaves(state)), strict=True))
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Not `files.write_arrays`, which compresses: random floats only take time.
         with open(temporary, "wb") as file:
             np.savez(file, about=np.array(about), losses=losses, **arrays)
         os.replace(temporary, path)
@@ -357,24 +358,26 @@ def _save(path: pathlib.Path, about: dict, state: tuple, losses: np.ndarray) -> 
 
 
 def _names(state: tuple) -> list[str]:
-    """Of the leaves of (lens,) or (lens, optimizer state)."""
+    """Names of the leaves of (lens,) or (lens, optimizer state)."""
     n = len(jax.tree.leaves(state)) - 2
     return ["weight", "bias", *(f"optimizer/{i}" for i in range(n))]
 
 
 def _read(path: pathlib.Path) -> tuple[dict, dict]:
-    """(about, arrays) of a file whose checksums hold."""
+    """(about, arrays) of a file; raises UserError for a damaged one."""
     if not path.is_file():
-        raise UserError(f"there is no lens {path}")
+        raise UserError(f"lens {path} does not exist")
     try:
         with open(path, "rb") as file, np.load(file) as stored:
             arrays = dict(stored)
         about = json.loads(str(arrays.pop("about")))
-        written_as = about["format"]
+        identity = schema.identify(path, about | {"losses": None})
+    except schema.Unreadable as error:
+        raise UserError(f"lens {path} cannot be used: {error}") from None
     except Exception as error:
-        raise UserError(f"lens {path} is damaged, or no lens ({first_line(error)})") from None
-    if written_as != FORMAT:
-        raise UserError(f"lens {path} has format {written_as}, this version reads {FORMAT}")
+        raise UserError(f"lens {path} is damaged, or not a lens ({first_line(error)})") from None
+    if identity["schema"] != "loopjax.lens":
+        raise UserError(f"lens {path} is not a lens, but a file of {identity['schema']}")
     return about, arrays
 
 
@@ -383,11 +386,11 @@ def _check(path: pathlib.Path, found: dict, wanted: dict, lm: LanguageModel) -> 
     for key, value in wanted.items():
         if found[key] == value:
             continue
-        told = {
-            "weights": f"is of other weights than {lm.path}",
-            "depth": f"is of the plan {found['depth']}, not of {value}",
-            "order": f"is of the order {found['order']}, not of {value}",
-            "data": "was trained on other data; name another file",
+        reasons = {
+            "weights": f"is for other weights than those of {lm.path}",
+            "depth": f"is for the plan {found['depth']}, not {value}",
+            "order": f"is for the layer order {found['order']}, not {value}",
+            "data": "was trained on other data; choose another file",
         }
-        differs = f"was trained with {key}={found[key]}, not {value}; name another file"
-        raise UserError(f"lens {path} {told.get(key, differs)}")
+        differs = f"was trained with {key}={found[key]}, not {value}; choose another file"
+        raise UserError(f"lens {path} {reasons.get(key, differs)}")

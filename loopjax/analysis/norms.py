@@ -1,7 +1,7 @@
-"""Residual norms, what the sublayers contribute, and in which direction (Kapl et al. 2026, Fig. 3).
+"""Residual norms, and the size and direction of what sublayers add (Kapl et al. 2026, Fig. 3).
 
-Every figure is a mean over the tokens of all prompts of a ratio at each token, in float32; the
-denominator is the residual that the sublayer reads.
+Every value is a ratio at each token, in float32, averaged over the tokens of all prompts; the
+denominator is the norm of the residual that the sublayer reads.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from loopjax.analysis.activations import activations
 from loopjax.lm.batching import padded
 from loopjax.lm.loaded_model import LanguageModel
 
-LEAST = 1e-6  # of a denominator
+LEAST = 1e-6  # smallest denominator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Norms:
       attention, mlp, layer: ||a_l|| / ||h_l||, ||m_l|| / ||h_l + a_l||, ||c_l|| / ||h_l||; [E].
       attention_cosine, mlp_cosine, layer_cosine: cosines of the same pairs; [E].
       next_cosine: cos(h_{l+1}, h_l); [E].
-      largest: the largest value of each of the norms and ratios, by name.
+      largest: largest value of each norm and ratio, by name.
       residual_after_first: ||h_l|| without the first token of each prompt, whose norm dominates.
-      tokens: how many.
+      tokens: number of tokens.
     """
 
     residual: np.ndarray
@@ -46,16 +46,22 @@ class Norms:
     tokens: int
 
 
+def run(lm, cases, options, each) -> Norms:
+    """`loopjax analyze --what norms`."""
+    return norms(lm, [tokens for tokens, _, _ in cases], each)
+
+
 def norms(lm: LanguageModel, prompts: Sequence[Sequence[int]], each=map) -> Norms:
-    """The norms over prompts of token ids; `each` is `results.Parts.each`, to keep what is done."""
-    sums, largest, tokens = {}, {}, sum(map(len, prompts))
+    """The norms over prompts of token ids; `each` is `store.Parts.each`, to resume."""
+    sums, largest = {}, {}
+    tokens = sum(map(len, prompts))
     measure = _program(lm.cfg, lm.plan)
 
     def of_prompt(prompt):
         return jax.device_get(measure(lm.params, padded(prompt), len(prompt)))
 
-    for found in each(of_prompt, prompts):
-        for name, (total, most) in found.items():
+    for part in each(of_prompt, prompts):
+        for name, (total, most) in part.items():
             sums[name] = sums.get(name, 0.0) + np.float64(total)
             largest[name] = np.maximum(largest.get(name, 0.0), most)
     means = {name: total / tokens for name, total in sums.items()}

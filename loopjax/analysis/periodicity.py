@@ -1,9 +1,9 @@
 """Whether values by layer repeat with the length of a block, as one number.
 
-Grown and looped models do the same things at the same place of each block (Kapl et al. 2025, 2026:
-attention's contribution, and the layers that gather what earlier tokens left). What falls or rises
-over the whole depth is no cycle: each layer is compared with the mean of the block's length around
-it, a moving average, and the differences are averaged by the position in the block.
+Grown and looped models do similar work at the same place of each block (Kapl et al. 2025, 2026:
+attention's contribution, and the layers that read what earlier tokens computed). A trend over the
+whole depth is not a cycle: a moving average of one block's length is subtracted from each layer, and
+the differences are averaged by the position in the block.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Cycle:
-    """What is left of a curve by the position in a block.
+    """A curve without its moving average, by the position in a block.
 
     Attributes:
-      position: mean difference from the surroundings at each position of a block, [b].
-      strongest: the position where it is largest.
-      contrast: by how much it is larger there than the mean of the other positions.
-      share: share of the variance of the differences that the position explains, 0..1.
-      by_chance: about what `share` would be of values that are independent of one another.
-      layers: n, the layers that have a whole block around them.
+      position: mean difference from the moving average at each position of a block, [b].
+      strongest: the position with the largest difference.
+      contrast: difference at that position minus the mean of the other positions.
+      share: share of the variance of the differences explained by the position, 0..1.
+      by_chance: approximate `share` of independent values.
+      layers: n, the number of layers with a whole block around them.
     """
 
     position: np.ndarray
@@ -44,7 +44,7 @@ class Cycle:
 
 
 def block_of(stack: list[Stage], plan: DepthPlan) -> Block | None:
-    """The block by which a model was made: what its plan repeats, else what growth added last."""
+    """The block of a model: what its plan repeats, else what growth added last."""
     executed = 0
     for segment in plan.segments:
         if segment.repeats > 1:
@@ -57,21 +57,27 @@ def block_of(stack: list[Stage], plan: DepthPlan) -> Block | None:
 
 
 def column_means(matrix) -> np.ndarray:
-    """Mean effect on each layer of those before it, [E]; the first has none (NaN)."""
+    """Mean effect on each layer of the layers before it, [E]; NaN for the first layer."""
     E = len(matrix)
     means = [np.mean(np.asarray(matrix)[:layer, layer]) for layer in range(1, E)]
     return np.array([np.nan, *means])
 
 
-def cycle(values, block: Block) -> Cycle | None:
-    """The cycle in values by executed layer, [E]; NaN for those that do not count.
+def without_first(values) -> np.ndarray:
+    """The values, NaN for the first layer: it reads the bare embedding, and is far above all others."""
+    return np.array([np.nan, *np.asarray(values, float)[1:]])
 
-    None where a block has one layer, or too few layers have a whole block around them: less than
-    each position once, and two more.
+
+def cycle(values, block: Block) -> Cycle | None:
+    """The cycle in values by executed layer, [E]; NaN values are ignored.
+
+    None if a block has one layer, or if the layers with a whole block around them do not cover
+    every position, and two more.
     """
-    values, b = np.asarray(values, float), block.length
+    values = np.asarray(values, float)
+    b = block.length
     half = b // 2
-    # Centered on a layer: of an even block the two ends count half, so that b layers' worth counts.
+    # Centered on a layer: the two ends of an even block count half, so that the weights add up to b.
     window = np.full(2 * half + 1, 1 / b)
     if b % 2 == 0:
         window[[0, -1]] /= 2
@@ -81,19 +87,19 @@ def cycle(values, block: Block) -> Cycle | None:
     counts = np.bincount(at, minlength=b)
     if b < 2 or not counts.all() or len(inside) < b + 2:
         return None
-    apart_nE = np.zeros((len(inside), len(values)))  # from values to differences, centered
+    apart_nE = np.zeros((len(inside), len(values)))  # maps values to centered differences
     for row_E, e in zip(apart_nE, inside, strict=True):
         row_E[e] += 1
         row_E[e - half : e + half + 1] -= window
     mean_bn = (at == np.arange(b)[:, None]) / counts[:, None]
-    known = np.nan_to_num(values)  # what is not known has no weight
+    known = np.nan_to_num(values)  # unknown values have no weight
     position = mean_bn @ apart_nE @ known
     centered_nE = apart_nE - apart_nE.mean(0)
     explained_nE = (mean_bn @ centered_nE)[at]
     total, explained = (np.sum((m @ known) ** 2) for m in (centered_nE, explained_nE))
     k = int(position.argmax())
     contrast = position[k] - np.delete(position, k).mean()
-    noise = 1e-20 * np.sum(known**2)  # what rounding leaves of a straight line
+    noise = 1e-20 * np.sum(known**2)  # rounding errors of a straight line
     return Cycle(
         position, k, float(contrast), float(explained / total) if total > noise else 0.0,
         float(np.sum(explained_nE**2) / np.sum(centered_nE**2)), len(inside),

@@ -1,4 +1,4 @@
-"""How alike blocks of layers are in weights (Kapl et al. 2025, Fig. 7a)."""
+"""Similarity of blocks of layers in their weights (Kapl et al. 2025, Fig. 7a)."""
 
 import dataclasses
 
@@ -14,13 +14,13 @@ FEED_FORWARD = ("gate", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """Cosines of blocks of unique layers, each all its feed-forward matrices as one vector.
+    """Cosines of blocks of unique layers; a block is the vector of all its feed-forward matrices.
 
     Attributes:
-      matrix: [U / b, U / b].
-      block: b layers.
-      asymmetry: mean of |S[i, j] - S[n-1-j, n-1-i]| over i < j, which is near 0 where a stack was
-        grown around its middle (LIDAS).
+      matrix: cosines, [U / b, U / b].
+      block: b, the number of layers of a block.
+      asymmetry: mean of |S[i, j] - S[n-1-j, n-1-i]| over i < j; near 0 if the stack was grown
+        around its middle (LIDAS).
     """
 
     matrix: np.ndarray
@@ -28,14 +28,19 @@ class Similarity:
     asymmetry: float
 
 
+def run(lm, cases, options, each) -> Similarity:
+    """`loopjax analyze --what similarity`."""
+    return block_similarity(lm, options["block"])
+
+
 def block_similarity(lm: LanguageModel, block: int = 4) -> Similarity:
-    """The similarity of the unique layers in blocks of `block`; raises UserError if it does not fit."""
+    """Similarity of the unique layers in blocks of `block`; UserError if `block` does not divide U."""
     U = lm.plan.n_unique
     if block < 1 or U % block:
         raise UserError(f"--block {block} does not divide the {U} unique layers")
     gram_UU = sum(_gram(lm.params["layers"][name]) for name in FEED_FORWARD)
     n = U // block
-    # Layer k of one block meets layer k of the other: the diagonals of the blocks of the Gram matrix.
+    # Layer k of one block pairs with layer k of the other: diagonals of the Gram matrix's blocks.
     dots = np.einsum("ikjk->ij", np.asarray(gram_UU, np.float64).reshape(n, block, n, block))
     norms = np.sqrt(np.diag(dots))
     matrix = dots / np.outer(norms, norms)

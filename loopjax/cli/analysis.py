@@ -2,6 +2,7 @@
 
 import argparse
 
+from loopjax.analysis import diagnostics
 from loopjax.cli.arguments import mixture, parser, positive, positives, say
 from loopjax.cli.evals import (
     add_model,
@@ -46,7 +47,7 @@ def intervene(argv: list[str]) -> int:
     )
     if args.plot:
         label = f"step {lm.meta['step']:,}, plan {lm.plan}"
-        fig = accuracy.interventions({label: result})
+        fig = accuracy.plot_interventions({label: result})
         fig.suptitle(args.op, x=0.01, ha="left", color=figure.INK, fontsize=12, fontweight="bold")
         figure.save(fig, args.plot)
     print(args.output)
@@ -102,7 +103,7 @@ def analyze(argv: list[str]) -> int:
         say(f"prompts {prompt_set.name}: {note}")
     analysis.analyze(
         lm,
-        analysis.ALL if args.what == "all" else args.what.split(","),
+        diagnostics.defaults() if args.what == "all" else args.what.split(","),
         cases,
         args.output,
         prompts={"name": prompt_set.name, "source": prompt_set.source},
@@ -123,6 +124,10 @@ def analyze(argv: list[str]) -> int:
 
 def _analyze_parser():
     command = parser("analyze", analyze.__doc__)
+    rows = diagnostics.DIAGNOSTICS.items()
+    command.epilog = "diagnostics (--what):\n" + "\n".join(
+        f"  {name:<18}{row.title}" for name, row in rows
+    )
     add = command.add_argument
     add_model(add)
     add_plan(add)

@@ -162,7 +162,7 @@ def icl(argv: list[str]) -> int:
     if args.plot:
         about = result["model"]
         label = f"step {about['step']:,}, plan {about['depth']}"
-        figure.save(accuracy.icl({label: result}), args.plot)
+        figure.save(accuracy.plot_icl({label: result}), args.plot)
     print(args.output)
     return 0
 

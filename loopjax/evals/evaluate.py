@@ -1,7 +1,6 @@
 """`loopjax eval`: tasks of lm-evaluation-harness on a checkpoint, run by one plan or several.
 
-Every task is written to the output when it is finished; the same command goes on after it was
-stopped.
+The output is written after every task; rerunning the same command resumes.
 """
 
 import contextlib
@@ -25,10 +24,10 @@ from loopjax.evals.harness import LoopjaxLM
 from loopjax.files import write_json
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import duration
+from loopjax.results import schema
 
-FORMAT = 1
 PACKAGES = ("lm-eval", "datasets", "tokenizers")
-BOOTSTRAP = 1000  # resamples for standard errors that have no closed form
+BOOTSTRAP = 1000  # resamples for standard errors without a closed form
 SEEDS = {"random": 0, "numpy": 1234, "fewshot": 1234}
 
 
@@ -49,14 +48,15 @@ def evaluate(
     Args:
       depths: plans, each with as many unique layers as the checkpoint has.
       tasks: names of tasks and groups.
-      num_fewshot: examples in the prompt; what each task says by default.
-      limit: the first so many items of each task.
+      num_fewshot: shots; by default those of each task.
+      limit: number of items of each task, from the first.
       data_dir: a directory of files to read instead of the hub.
     """
     models = {depth: lm.with_plan(depth) for depth in depths}
     loaded = suite.load(tasks, data_dir, num_fewshot)["tasks"]
     output = pathlib.Path(output)
-    result = begin(output, lm, num_fewshot=num_fewshot, limit=limit, data_dir=data_dir)
+    settings = {"num_fewshot": num_fewshot, "limit": limit, "data_dir": data_dir}
+    result = begin("eval", output, lm, **settings)
     plans = result.setdefault("plans", {})
     for depth, at_plan in models.items():
         plan = plans.setdefault(
@@ -68,15 +68,19 @@ def evaluate(
             plan["tasks"][name] = run_task(harness, name, loaded[name], limit)
             plan["groups"] = group_scores(plan["tasks"])
             write_json(output, result)
-            say(f"{depth}  {name}  {_told(plan['tasks'][name])}")
+            say(f"{depth}  {name}  {_summary(plan['tasks'][name])}")
         for name, score in plan["groups"].items():
             error = "" if score["stderr"] is None else f" ± {score['stderr']:.4f}"
             say(f"{depth}  {name}  {score['metric']} {score['value']:.4f}{error}")
     return result
 
 
-def begin(output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
-    """A new result, or the one that the file holds if it is of the same model and settings."""
+def begin(name: str, output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
+    """A new result, or the one in the file if it is of the same model and settings.
+
+    Args:
+      name: of the schema, as `schema.header` takes it.
+    """
     settings = {
         "checkpoint": str(lm.path),
         "weights": checkpoint.weights_digest(lm.meta),
@@ -87,14 +91,7 @@ def begin(output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
     }
     settings = json.loads(json.dumps(settings, default=str))
     if output.exists():
-        try:
-            found = json.loads(output.read_text())
-            same = found["settings"] == settings
-        except (ValueError, KeyError, TypeError, OSError):
-            same = False
-        if not same:
-            raise UserError(f"--output {output} holds something else; name a new file")
-        return found
+        return _resumed(name, output, settings)
     try:
         if not output.parent.is_dir():
             output.parent.mkdir(parents=True)
@@ -105,55 +102,73 @@ def begin(output: pathlib.Path, lm: LanguageModel, **settings) -> dict:
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     return {
-        "format": FORMAT,
+        **schema.header(name),
         "settings": settings,
         "versions": versions() | {name: metadata.version(name) for name in PACKAGES},
         "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
+def _resumed(name: str, output: pathlib.Path, settings: dict) -> dict:
+    """The result in a file; raises UserError if it is of something else."""
+    try:
+        result = json.loads(output.read_text())
+        stored = result["settings"]
+        identity = schema.identify(output, result)
+    except schema.Unreadable as error:
+        raise UserError(f"--output {output} cannot be resumed: {error}") from None
+    except (ValueError, KeyError, TypeError, OSError):
+        stored = identity = None
+    if stored != settings or identity["schema"] != f"loopjax.{name}":
+        raise UserError(
+            f"--output {output} is a result of another model, command or settings; choose a new file"
+        )
+    return schema.with_header(name, result)
+
+
 def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:
-    """One task: its metrics with standard errors, and what is needed to repeat it."""
+    """One task: its metrics with standard errors, and the settings needed to repeat it."""
     from lm_eval.evaluator import evaluate as harness_evaluate
 
     random.seed(SEEDS["random"])
     np.random.seed(SEEDS["numpy"])
     task.set_fewshot_seed(seed=SEEDS["fewshot"])
-    begun, harness.truncated = time.monotonic(), 0
-    # The harness prints, and would fork this process, in which JAX has its threads.
+    begun = time.monotonic()
+    harness.truncated = 0
+    # The harness prints, and would fork this process, which is unsafe with JAX's threads.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with contextlib.redirect_stdout(io.StringIO()):
-        found = harness_evaluate(
+        result = harness_evaluate(
             harness, {"tasks": {name: task}}, limit=limit, log_samples=False,
             bootstrap_iters=BOOTSTRAP,
         )  # fmt: skip
     metrics = {
         key: value
-        for key, value in found["results"][name].items()
+        for key, value in result["results"][name].items()
         if isinstance(value, int | float) and key != "sample_len"
     }
     return {
         "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
-        "n_samples": found["n-samples"][name]["effective"],
-        "n_shot": found["n-shot"][name],
-        "version": found["versions"][name],
+        "n_samples": result["n-samples"][name]["effective"],
+        "n_shot": result["n-shot"][name],
+        "version": result["versions"][name],
         "truncated": harness.truncated,
         "seconds": time.monotonic() - begun,
     }
 
 
-def _told(task: dict) -> str:
-    shown = [
+def _summary(task: dict) -> str:
+    metrics = [
         f"{key.removesuffix(',none')} {value:.4f}"
         for key, value in task["metrics"].items()
         if "stderr" not in key
     ]
-    cut = f"  {task['truncated']} requests cut" if task["truncated"] else ""
-    return f"{'  '.join(shown)}  ({task['n_samples']} items, {duration(task['seconds'])}){cut}"
+    cut = f"  {task['truncated']} requests truncated" if task["truncated"] else ""
+    return f"{'  '.join(metrics)}  ({task['n_samples']} items, {duration(task['seconds'])}){cut}"
 
 
 def group_scores(tasks: dict) -> dict:
-    """Unweighted means of the groups of the paper whose tasks are all there, with standard errors."""
+    """Unweighted means, with standard errors, of the paper's groups whose tasks are all evaluated."""
     out = {}
     for group, metric in suite.METRICS.items():
         names = suite.GROUPS[group]
@@ -172,12 +187,12 @@ def group_scores(tasks: dict) -> dict:
 
 
 def metric_of(metrics: dict, name: str) -> float | None:
-    """The value of a metric, whatever the filter it was computed behind; None if it is not there."""
+    """The value of a metric, whichever filter it was computed with; None if there is none."""
     return next((value for key, value in metrics.items() if key.partition(",")[0] == name), None)
 
 
 def chance(task, metric: str, limit: int | None) -> float | None:
-    """The accuracy of guessing, where there are choices, over the first `limit` items."""
+    """Chance accuracy of a multiple-choice task over its first `limit` items, else None."""
     if task.OUTPUT_TYPE != "multiple_choice" or metric != "acc":
         return None
     documents = itertools.islice(task.eval_docs, limit)

@@ -1,7 +1,7 @@
-"""`loopjax icl`: accuracy against the number of examples in the prompt, up to the context's limit.
+"""`loopjax icl`: accuracy against the number of shots, up to the limit of the context.
 
-The limit is found for each task: the most examples with which every prompt that is evaluated still
-fits (Kapl et al. 2026, Figures 7 and 16).
+The limit is found for each task: the most shots with which every evaluated prompt still fits (Kapl
+et al. 2026, Figures 7 and 16).
 """
 
 import math
@@ -28,18 +28,18 @@ def sweep(
     batch_tokens: int | None = None,
     say=print,
 ) -> dict:
-    """Evaluates each task with each number of examples; returns what `output` (JSON) holds.
+    """Evaluates each task with each number of shots; returns what `output` (JSON) holds.
 
     Args:
-      tasks: names of tasks and groups; those that are accuracies of choices or words.
-      shots: numbers of examples; by default 0, 1, 2, 4, 5, multiples of 8, and the limit.
-      limit: the first so many items of each task.
+      tasks: names of tasks and groups whose metric is an accuracy of choices or words.
+      shots: numbers of shots; by default 0, 1, 2, 4, 5, multiples of 8, and the limit.
+      limit: number of items of each task, from the first.
     """
     output = pathlib.Path(output)
     loaded = suite.load(tasks, data_dir)["tasks"]
     suite.check_metric(loaded, "acc")
     names = list(loaded)
-    result = begin(output, lm, shots=shots, limit=limit, data_dir=data_dir)
+    result = begin("icl", output, lm, shots=shots, limit=limit, data_dir=data_dir)
     curves = result.setdefault("curves", {})
     result["model"] = lm.describe()
     chances = {name: chance(task, "acc", limit) for name, task in loaded.items()}
@@ -57,17 +57,19 @@ def sweep(
             curve["rows"].append(row)
             write_json(output, result)
             low, high = row["interval"]
-            say(f"{name}  {k} of at most {most}  {row['accuracy']:.4f} ({low:.4f} to {high:.4f})")
+            say(
+                f"{name}  {k} of at most {most} shots  {row['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+            )
     return result
 
 
 def grid(most: int) -> list[int]:
-    """0, 1, 2, 4, 5, 8, 16, 24, ... and the most that there may be."""
+    """0, 1, 2, 4, 5, 8, 16, 24, ..., and the limit."""
     return sorted({k for k in (*GRID, *range(8, most + 1, 8), most) if k <= most})
 
 
 def most_shots(harness: LoopjaxLM, name: str, limit, data_dir, upper: int) -> int:
-    """The largest number of examples, at most `upper`, whose prompts all fit the context."""
+    """The largest number of shots, at most `upper`, with which all prompts fit the context."""
     low, high = 0, 1
     while high <= upper and _fits(harness, name, high, limit, data_dir):
         low, high = high, 2 * high
@@ -87,17 +89,18 @@ def _fits(harness: LoopjaxLM, name: str, shots: int, limit, data_dir) -> bool:
     except UserError:
         if not shots:
             raise
-        return False  # there are fewer documents to draw examples from
+        return False  # the task has fewer documents to draw shots from
     task.build_all_requests(limit=limit, rank=0, world_size=1)
     texts = {"".join(instance.args[:2]) for instance in task.instances}
     return all(len(harness.tok_encode(text)) <= harness.max_length + 1 for text in texts)
 
 
-def _point(found: dict, shots: int) -> dict:
-    accuracy, n = metric_of(found["metrics"], "acc"), found["n_samples"]
+def _point(result: dict, shots: int) -> dict:
+    accuracy = metric_of(result["metrics"], "acc")
+    n = result["n_samples"]
     return {
         "shots": shots, "accuracy": accuracy, "interval": wilson(accuracy, n), "n": n,
-        "truncated": found["truncated"], "seconds": found["seconds"],
+        "truncated": result["truncated"], "seconds": result["seconds"],
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """`loopjax nll`: held-out negative log-likelihood by source, of a checkpoint or of a whole run.
 
-In nats per token, and in bits per byte of the text where the tokens are text. The data are those
-that the checkpoint was trained on (their held-out split), or others of the same tokenizer.
+In nats per token and, for text, in bits per byte. The data are the held-out split of the data that
+the checkpoint was trained on, or other data with the same tokenizer.
 """
 
 import collections
@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from loopjax import config as config_lib
-from loopjax.checkpoint import locate, run_directory, versions
-from loopjax.data import pipeline, tokenizers
+from loopjax.checkpoint import locate, tokenizer_of, versions
+from loopjax.data import pipeline
 from loopjax.errors import UserError
 from loopjax.lm.loaded_model import LanguageModel, open_model
+from loopjax.results import schema
 from loopjax.step import eval_step
 
 
@@ -37,12 +38,12 @@ def measure(
 
     Args:
       checkpoint: DIR or DIR@STEP.
-      all_steps: all checkpoints of the run; a plan that does not fit one of them is left out there.
-      depths: plans; None is the one that a checkpoint was trained with.
-      mixture: weight of each source; by default as it was trained last.
-      data_dir: where the sources are; by default where they were in training.
-      context: tokens of a sequence, at most as in training.
-      batches, batch_size: at most so many batches of so many sequences of each source.
+      all_steps: measure all checkpoints of the run; a plan that does not fit one is skipped there.
+      depths: plans; None is the plan that the checkpoint was trained with.
+      mixture: weight of each source; by default that of the last training phase.
+      data_dir: directory of the sources; by default that of the training.
+      context: tokens per sequence, at most as in training.
+      batches, batch_size: at most this many batches of this many sequences per source.
     """
     directory, step = locate(checkpoint)
     steps = [step]
@@ -60,41 +61,40 @@ def measure(
             except UserError as error:
                 if not all_steps:
                     raise
-                say(f"step {step}: {error}; left out")
+                say(f"step {step}: skipped, {error}")
                 continue
             row = {"step": step, "depth": str(at_plan.plan)}
             row |= _over(at_plan, sources, weights, batches, batch_size)
             rows.append(row)
             say(as_line(row))
     return {
-        "checkpoint": str(directory), "mixture": weights, "data_dir": data_dir and str(data_dir),
+        **schema.header("nll"), "checkpoint": str(directory), "mixture": weights, "data_dir": data_dir and str(data_dir),
         "batches": batches, "batch_size": batch_size, "context": lm.context, "model": lm.describe(),
         "versions": versions(), "rows": rows,
     }  # fmt: skip
 
 
 def open_heldout(lm: LanguageModel, mixture, data_dir) -> tuple[dict, dict]:
-    """(held-out sources, their weights); raises UserError unless they are of the same tokenizer."""
+    """(held-out sources, their weights); raises UserError if they have another tokenizer."""
     saved, phases = lm.meta["config"], lm.meta["phases"]
     weights = mixture or (dict(phases[-1]["mixture"]) if phases else {})
     if not weights:
-        raise UserError("the checkpoint does not say what it was trained on; name --mixture")
+        raise UserError("the checkpoint does not record its training data; set --mixture")
     config = config_lib.default()
     config.seed, config.seq_len = saved["seed"], min(saved["seq_len"], lm.context)
     config.data_dir = saved["data_dir"] if data_dir is None else str(data_dir)
     config.model.vocab_size = lm.cfg.vocab_size
-    beside = run_directory(lm.path.parent)
-    tokenizer = str(beside) if (beside / tokenizers.FILE).is_file() else ""
+    tokenizer = tokenizer_of(lm.path.parent)
     sources = pipeline.open_sources(config, list(weights), "heldout", tokenizer)
-    found = {source.tokenizer for source in sources.values()}
+    names = {source.tokenizer for source in sources.values()}
     known = lm.tokenizer.name if lm.tokenizer else lm.meta.get("tokenizer")
-    if known and found != {known}:
-        raise UserError(f"the data are of the tokenizer {found.pop()}, the checkpoint of {known}")
+    if known and names != {known}:
+        raise UserError(f"the data have the tokenizer {names.pop()}, the checkpoint has {known}")
     return sources, weights
 
 
 def _over(lm: LanguageModel, sources: dict, weights: dict, batches: int, batch_size: int) -> dict:
-    """Every source, and their mean weighted by the mixture."""
+    """The metrics of every source, and their mean weighted by the mixture."""
     by_source = {name: _source(lm, source, batches, batch_size) for name, source in sources.items()}
     total = sum(weights.values())
     keys = [
@@ -128,7 +128,7 @@ def _step(cfg, plan):
 
 
 def _bytes(lm: LanguageModel, source, targets_BT) -> int:
-    """Bytes of the text that the targets are; 0 where they are not running text."""
+    """Bytes of the targets' text; 0 if they are not running text."""
     if not (lm.tokenizer and source.finite):
         return 0
     texts = (lm.tokenizer.decode(row[row >= 0].tolist(), special=False) for row in targets_BT)

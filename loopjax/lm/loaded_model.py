@@ -15,7 +15,14 @@ from jax.sharding import Mesh
 
 from loopjax import config as config_lib
 from loopjax import model, sharding, surgery
-from loopjax.checkpoint import chosen_plan, load_params, locate, run_directory
+from loopjax.checkpoint import (
+    chosen_plan,
+    load_params,
+    locate,
+    read_meta,
+    run_directory,
+    tokenizer_of,
+)
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
@@ -146,26 +153,29 @@ def open_model(
     directory, step = locate(checkpoint)
     mesh = _mesh(mesh, devices)
     rules = sharding.axis_rules(config_lib.default().mesh)
-    seen: dict = {}
-
-    def shardings(meta):
-        cfg = model.ModelConfig(**meta["model"])
-        seen["cfg"] = dataclasses.replace(cfg, remat="none", dtype=dtype or cfg.dtype)
-        seen["plan"] = chosen_plan(meta, depth)
-        seen["tokenizer"] = _tokenizer(tokenizer, run_directory(directory), meta, needed=text)
-        sharding.check_divisible(cfg, mesh.size, mesh, rules)
-        init = functools.partial(model.init_params, cfg, seen["plan"].n_unique, jax.random.key(0))
-        return sharding.tree_sharding(jax.eval_shape(init), mesh, rules)
-
-    params, meta = load_params(directory, step, shardings)
+    meta = read_meta(directory, step)
+    trained = model.ModelConfig(**meta["model"])
+    cfg = dataclasses.replace(trained, remat="none", dtype=dtype or trained.dtype)
+    plan = chosen_plan(meta, depth)
+    codec = _tokenizer(tokenizer, directory, meta, needed=text)
     context = context or meta["config"]["seq_len"]
     if context < 2:
         raise UserError(f"--max-length {context} must be at least 2")
+    sharding.check_divisible(cfg, mesh.size, mesh, rules)
+    init = functools.partial(model.init_params, cfg, plan.n_unique, jax.random.key(0))
+    shardings = sharding.tree_sharding(jax.eval_shape(init), mesh, rules)
+    params, _ = load_params(directory, step, shardings)
     return LanguageModel(
-        params=_cast(params, seen["cfg"].dtype), cfg=seen["cfg"], plan=seen["plan"],
-        tokenizer=seen["tokenizer"], context=context, mesh=mesh, rules=rules, meta=meta,
+        params=_cast(params, cfg.dtype),
+        cfg=cfg,
+        plan=plan,
+        tokenizer=codec,
+        context=context,
+        mesh=mesh,
+        rules=rules,
+        meta=meta,
         path=directory / str(step),
-    )  # fmt: skip
+    )
 
 
 def _cast(params, dtype):
@@ -196,28 +206,27 @@ def _mesh(text: str, devices) -> Mesh:
     return Mesh(np.array(devices).reshape(shape), sharding.MESH_AXES)
 
 
-def _tokenizer(spec: str | None, run: pathlib.Path, meta: dict, *, needed: bool):
-    """The tokenizer that a run left in its directory, or bytes.
+def _tokenizer(spec: str | None, directory: pathlib.Path, meta: dict, *, needed: bool):
+    """The given tokenizer, else the one beside the checkpoints, else bytes.
 
-    Without one: None, or UserError where it is `needed`.
+    Without one: None, or UserError if it is `needed`.
     """
+    spec = spec or tokenizer_of(directory)
     if spec:
-        found = tokenizers.load(spec)
-    elif (file := run / tokenizers.FILE).is_file():
-        found = tokenizers.load(str(file))
+        codec = tokenizers.load(spec)
     else:
         name = meta.get("tokenizer") or "an unknown tokenizer"
         if name != tokenizers.ByteTokenizer.name and not needed:
             return None
         if name != tokenizers.ByteTokenizer.name:
             raise UserError(
-                f"{run} has no {tokenizers.FILE}, and the checkpoint was not trained "
-                f"on bytes but with {name}; name a tokenizer by --tokenizer"
+                f"{run_directory(directory)} has no {tokenizers.FILE}, and the checkpoint was not "
+                f"trained on bytes but with {name}; name a tokenizer by --tokenizer"
             )
-        found = tokenizers.ByteTokenizer()
+        codec = tokenizers.ByteTokenizer()
     vocab_size = meta["model"]["vocab_size"]
-    if found.vocab_size > vocab_size:
+    if codec.vocab_size > vocab_size:
         raise UserError(
-            f"the tokenizer has {found.vocab_size} tokens, the checkpoint's vocabulary {vocab_size}"
+            f"the tokenizer has {codec.vocab_size} tokens, the checkpoint's vocabulary {vocab_size}"
         )
-    return found
+    return codec

@@ -1,1 +1,1 @@
-"""What results look like: {label: result} of any number of models to one figure."""
+"""Figures: functions from {label: result} of one or more models to a matplotlib figure."""

@@ -1,4 +1,4 @@
-"""Pictures of accuracies: against examples in the prompt, layers that are edited, exits."""
+"""Figures of accuracies: against shots, training examples, edited layers, exits."""
 
 import statistics
 
@@ -7,14 +7,14 @@ import numpy as np
 from loopjax.plots import figure
 
 COLUMNS = 4  # panels side by side
-DASHES = ("-", "--", ":", "-.")  # of lines of one color
+DASHES = ("-", "--", ":", "-.")  # line styles of lines in one color
 
 
-def icl(results: dict, colors: dict | None = None):
-    """Accuracy with its confidence interval against the examples in the prompt, a panel a task.
+def plot_icl(results: dict, colors: dict | None = None):
+    """Accuracy with its confidence interval against the number of shots; a panel for each task.
 
     A result is what `loopjax icl` writes: {"curves": {task: {"rows": [...], ...}}, "chance": {task:
-    accuracy of guessing}, ...}. Guessing is a dotted line.
+    accuracy}, ...}. Chance is a dotted line.
     """
     tasks = _union(result["curves"] for result in results.values())
     fig, axes = figure.grid(len(tasks), 3, 4.2, 3.2, 0.3)
@@ -31,10 +31,10 @@ def icl(results: dict, colors: dict | None = None):
             values = [row["accuracy"] for row in rows]
             lines[label] = _line(axis, shots, values, label, colors)
         chances = [
-            found for result in results.values() if (found := result.get("chance", {}).get(task))
+            value for result in results.values() if (value := result.get("chance", {}).get(task))
         ]
-        lines |= _guessing(axis, chances[0]) if chances else {}
-        _panel(axis, task, "examples in the prompt")
+        lines |= _chance(axis, chances[0]) if chances else {}
+        _panel(axis, task, "shots")
         axis.set_ylim(0, 1)
         if axis.dataLim.width == 0:
             axis.set_xlim(axis.dataLim.x0 - 1, axis.dataLim.x0 + 1)
@@ -43,14 +43,14 @@ def icl(results: dict, colors: dict | None = None):
     return fig
 
 
-def finetuning(results: dict, colors: dict | None = None, owners: dict | None = None):
-    """Mean accuracy after fine-tuning against the number of training examples, a panel a task.
+def plot_finetuning(results: dict, colors: dict | None = None, owners: dict | None = None):
+    """Mean accuracy after fine-tuning against the number of examples; a panel for each task.
 
     Args:
-      results: {label: {examples: {task: [value of each run]}}}; the runs of a mean differ in their
-        seed, and the band is their range. A task that a line has not is left out of it.
+      results: {label: {examples: {task: [value of each run]}}}. The runs of a mean differ in their
+        seed; the band is their range. A label without values for a task has no line in its panel.
       colors: {label: color}; lines of one color differ in their dashes.
-      owners: {label: label of the model that a line belongs to}; by default to its own.
+      owners: {label: label of the model that the line belongs to}; its own label by default.
     """
     tasks = _union(scores for by_n in results.values() for scores in by_n.values())
     width = 4.2 if len(tasks) > 1 else 6.3
@@ -84,11 +84,11 @@ def finetuning(results: dict, colors: dict | None = None, owners: dict | None = 
     return fig
 
 
-def interventions(results: dict, colors: dict | None = None):
+def plot_interventions(results: dict, colors: dict | None = None):
     """Accuracy against the start of the edited sub-block: a panel for each task and size.
 
     A result is what `loopjax intervene` writes, all of one operation. The unmodified model is a
-    dashed line of its color, guessing a dotted one.
+    dashed line in its color, chance a dotted one.
     """
     panels = _union(
         ((task, row["size"], row["times"]) for task in result["metrics"] for row in result["rows"])
@@ -96,7 +96,7 @@ def interventions(results: dict, colors: dict | None = None):
     )
     tasks = _union(result["metrics"] for result in results.values())
     panels.sort(key=lambda panel: (tasks.index(panel[0]), panel[1], panel[2] or 0))
-    # The sizes of a task stand side by side, and tasks too where there is room.
+    # The sizes of a task are side by side, and so are tasks if there is room.
     per_task = len(panels) // len(tasks)
     columns = min(len(panels), max(1, COLUMNS // per_task) * per_task if per_task else 1)
     columns = min(columns, COLUMNS)
@@ -116,7 +116,7 @@ def interventions(results: dict, colors: dict | None = None):
 
 
 def _edited(axis, panel, results: dict, colors: dict) -> dict:
-    """The curves of a task, a size and a number of extra passes; returns its lines by label."""
+    """Draws the curves of a task, a size and a number of extra passes; returns {label: line}."""
     task, size, times = panel
     lines, chance = {}, None
     for label, result in results.items():
@@ -134,7 +134,7 @@ def _edited(axis, panel, results: dict, colors: dict) -> dict:
             style = {"color": colors[label], "linestyle": "--", "linewidth": 1}
             figure.own(axis.axhline(plain, **style), label)
         chance = result["chance"].get(task) or chance
-    lines |= _guessing(axis, chance) if chance else {}
+    lines |= _chance(axis, chance) if chance else {}
     text = f"{size} layer{'s' * (size > 1)}" + (f", {times} more" if times else "")
     _panel(axis, f"{task}\n{text}", "")
     most = max(result["model"]["effective_layers"] for result in results.values())
@@ -142,8 +142,8 @@ def _edited(axis, panel, results: dict, colors: dict) -> dict:
     return lines
 
 
-def exits(results: dict, colors: dict | None = None):
-    """Accuracy at each exit as a share of the whole model's; a panel for each task.
+def plot_exit_accuracy(results: dict, colors: dict | None = None):
+    """Accuracy at each exit relative to the whole model's; a panel for each task.
 
     A result has the attributes of `early_exit.ExitAccuracy`.
     """
@@ -161,14 +161,14 @@ def exits(results: dict, colors: dict | None = None):
         _panel(axis, task, "exit before layer")
         figure.layers(axis, most, "exit before layer")
         axis.set_ylim(0, 1.02 * axis.get_ylim()[1])
-    axes[0].set_ylabel("accuracy / whole model's", color=figure.INK, fontsize=9)
+    axes[0].set_ylabel("accuracy / whole model's accuracy", color=figure.INK, fontsize=9)
     figure.legend(fig, lines)
     return fig
 
 
-def _guessing(axis, chance: float) -> dict:
+def _chance(axis, chance: float) -> dict:
     style = {"color": figure.INK, "linestyle": ":", "linewidth": 1.2}
-    return {"guessing": axis.axhline(chance, **style)}
+    return {"chance": axis.axhline(chance, **style)}
 
 
 def _line(axis, x, y, label: str, colors: dict):
@@ -185,5 +185,5 @@ def _panel(axis, title: str, xlabel: str) -> None:
 
 
 def _union(lists) -> list:
-    """What stands in any of them, each once, in order."""
+    """The items of all lists, each once, in order."""
     return list(dict.fromkeys(item for one in lists for item in one))

@@ -1,4 +1,4 @@
-"""The picture of a lineage: which layers were copied from which, and in which order they run."""
+"""The figure of a lineage: which layers were copied from which, and in which order they run."""
 
 import colorsys
 import dataclasses
@@ -13,11 +13,11 @@ BOX = 0.36  # half the width of a box, in layers
 
 @dataclasses.dataclass(frozen=True)
 class Ancestry:
-    """What is drawn of a model.
+    """The stacks and plans of a model.
 
     Attributes:
-      stages: its stacks, oldest first.
-      plans: plans by which the last stack is run.
+      stages: stacks of layers, oldest first.
+      plans: plans that the last stack is run by.
     """
 
     stages: list[Stage]
@@ -25,12 +25,12 @@ class Ancestry:
 
     @property
     def looped(self) -> list[DepthPlan]:
-        """The plans that execute something else than the stack in turn, each once."""
+        """The plans that do not just execute the stack in order, each once."""
         return [plan for plan in dict.fromkeys(self.plans) if plan.is_looped]
 
     @property
     def columns(self) -> int:
-        """Boxes of the longest row."""
+        """Number of boxes of the longest row."""
         stacks = [len(stage.order) for stage in self.stages]
         return max(*stacks, *(plan.n_effective for plan in self.looped), 1)
 
@@ -47,29 +47,30 @@ class Ancestry:
         return found
 
 
-def lineages(models: dict[str, Ancestry]):
+def plot_lineages(models: dict[str, Ancestry]):
     """A panel for each model, one below the other."""
     rows = [model.rows + 0.7 for model in models.values()]
     columns = max(model.columns for model in models.values())
     fig = figure.new(min(12.5, max(4.5, 0.36 * columns + 2)), 0.62 * sum(rows))
     axes = fig.subplots(len(models), 1, height_ratios=rows, squeeze=False)[:, 0]
     for axis, (label, model) in zip(axes, models.items(), strict=True):
-        draw(axis, model, columns)
+        draw_lineage(axis, model, columns)
         figure.title(axis, label)
         figure.own(axis, label)
     return fig
 
 
-def draw(axis, model: Ancestry, columns: int | None = None) -> None:
-    """Stacks as rows of boxes in the color of their ancestor, lines to their copies.
+def draw_lineage(axis, model: Ancestry, columns: int | None = None) -> None:
+    """Stacks as rows of boxes in the color of their ancestor, with lines to their copies.
 
-    Below them what each looped plan executes, passes underlined. `columns` is the width of the
-    axis in boxes.
+    Below them, what each looped plan executes, with each pass underlined. `columns` is the width
+    of the axis in boxes.
     """
     columns = columns or model.columns
-    origins, first = model.origins, len(model.stages[0].order)
+    origins = model.origins
+    first = len(model.stages[0].order)
     colors = _colors(first)
-    # Where a box is narrow its number has to be small: of 12 inches, at 72 points.
+    # The font has to fit a narrow box: the axis has about 11 inches of 72 points.
     size = min(8.0, 72 * 11 / columns / 2.4)
 
     def left(n):
@@ -122,7 +123,7 @@ def _box(axis, x: float, y: float, text, color, size: float) -> None:
 
 
 def _colors(n: int) -> list:
-    """A color for each layer of the first stack: of many, from blue over green and red to purple."""
+    """A color for each layer of the first stack; many layers go from blue over green and red to purple."""
     if n <= len(COLORS):
         return list(COLORS[:n])
     return [colorsys.hls_to_rgb((0.62 - 0.84 * i / (n - 1)) % 1, 0.42, 0.6) for i in range(n)]

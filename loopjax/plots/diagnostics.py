@@ -1,18 +1,17 @@
-"""Pictures of the diagnostics of `loopjax analyze`, of one model or of several.
+"""Figures of the diagnostics of `loopjax analyze`, for one model or several.
 
-They need the numbers alone, neither a model nor the evaluation harness: a result is anything with
-the attributes that the diagnostic's dataclass has.
+`analysis/diagnostics.py` names the function of each diagnostic. A function takes
+{label: result}, where a result has the attributes of the diagnostic's dataclass.
 """
 
-import functools
 import math
 
 import numpy as np
 
-from loopjax.plots import accuracy, figure
+from loopjax.plots import figure
 
 COLUMNS = 3  # heat maps side by side
-# Panels of the norms, by the attribute that they show.
+# Titles of the panels of `plot_norms`, by the attribute that each shows.
 NORMS = {
     "residual": "norm of the residual stream",
     "next_cosine": "cosine of one residual with the next",
@@ -24,28 +23,28 @@ NORMS = {
     "layer_cosine": "cosine of the layer with the residual",
 }
 AGREEMENT = {
-    "overlap": "overlap of the 5 likeliest tokens",
+    "overlap": "overlap of the 5 most likely tokens",
     "kl_final_early": "KL(model ‖ exit), nats",
     "kl_early_final": "KL(exit ‖ model), nats",
 }
 
 
-def norms(results: dict, colors: dict | None = None):
-    """Residual norm, and contribution and cosine of attention, MLP and layer, by executed layer."""
+def plot_norms(results: dict, colors: dict | None = None):
+    """Residual norm, and contributions and cosines of attention, MLP and layer, by executed layer."""
     fig, axes = figure.grid(len(NORMS), 2, 5.5, 2.4, 0.4)
     for axis, (name, title) in zip(axes, NORMS.items(), strict=True):
         curves = {label: getattr(result, name) for label, result in results.items()}
         shown = _curves(axis, title, curves, colors)
         if name in ("attention", "mlp", "layer"):
-            # The first layer, which reads the bare embedding, is off the scale of all others.
+            # The first layer reads the bare embedding; its value is far above all others.
             rest = np.concatenate([values[1:] for values in curves.values()])
             axis.set_ylim(0, 1.1 * max(rest.max(initial=0), 1e-3))
     figure.legend(fig, shown)
     return fig
 
 
-def agreement(results: dict, colors: dict | None = None):
-    """Overlap with the model and both divergences from it, against the exit."""
+def plot_agreement(results: dict, colors: dict | None = None):
+    """Overlap with the model, and KL divergence in both directions, at each exit."""
     fig, axes = figure.grid(len(AGREEMENT), 3, 4.2, 3.2, 0.3)
     for axis, (name, title) in zip(axes, AGREEMENT.items(), strict=True):
         curves = {label: getattr(result, name) for label, result in results.items()}
@@ -68,12 +67,15 @@ def _curves(axis, title, curves: dict, colors, xlabel="executed layer") -> dict:
     return lines
 
 
-def depth_score(results: dict, colors: dict | None = None):
-    """m(s) by layer, and the score as a line."""
+def plot_depth_score(results: dict, colors: dict | None = None):
+    """m(s) by layer, and the score as a dashed line."""
     fig = figure.new(9, 4.2)
-    axis, colors, lines = fig.subplots(), figure.colors(results, colors), {}
+    axis = fig.subplots()
+    colors = figure.colors(results, colors)
+    lines = {}
     for label, result in results.items():
-        style, text = {"color": colors[label]}, f"{label}: {result.score:.2f}"
+        style = {"color": colors[label]}
+        text = f"{label}: {result.score:.2f}"
         layers = range(len(result.effect))
         (line,) = axis.plot(layers, result.effect, ".-", label=label, **style)
         lines[text] = figure.own(line, label)
@@ -83,26 +85,39 @@ def depth_score(results: dict, colors: dict | None = None):
     axis.set_ylim(bottom=0)
     axis.set_ylabel("change of later distributions (L2)", color=figure.INK, fontsize=9)
     most = max(len(result.effect) for result in results.values())
-    figure.layers(axis, most, "executed layer that is erased")
+    figure.layers(axis, most, "ablated layer")
     figure.legend(fig, lines)
     return fig
 
 
-def effects(results: dict, colors: dict | None = None, *, title: str = ""):
-    """A heat map for each model; the colors run from 0 to 1 in all."""
+def plot_effects(results: dict, colors: dict | None = None, *, title: str = ""):
+    """A heat map for each model; the color scale is 0 to 1 in all."""
     fig, axes = figure.grid(len(results), COLUMNS, 4.1, 3.8, 0.3 * bool(title))
     for axis, (label, result) in zip(axes, results.items(), strict=True):
         image = _heat_map(axis, label, result.matrix)
-        axis.set_xlabel("layer that changes", color=figure.INK, fontsize=9)
-        axis.set_ylabel("layer that is erased", color=figure.INK, fontsize=9)
+        axis.set_xlabel("measured layer", color=figure.INK, fontsize=9)
+        axis.set_ylabel("ablated layer", color=figure.INK, fontsize=9)
     _scale(fig, image)
     if title:
         fig.suptitle(title, x=0.01, ha="left", color=figure.INK, fontsize=12, fontweight="bold")
     return fig
 
 
-def similarity(results: dict, colors: dict | None = None):
-    """A heat map of i < j for each model."""
+def plot_future_local(results: dict, colors: dict | None = None):
+    return plot_effects(results, colors, title="Effects on future tokens, local")
+
+
+def plot_future(results: dict, colors: dict | None = None):
+    return plot_effects(results, colors, title="Effects on future tokens")
+
+
+def plot_current_attention(results: dict, colors: dict | None = None):
+    return plot_effects(results, colors, title="Effects of ablating attention")
+
+
+def plot_similarity(results: dict, colors: dict | None = None):
+    """A heat map of the pairs i < j for each model; a model of one block, which has none, is left out."""
+    results = {k: result for k, result in results.items() if len(result.matrix) > 1} or results
     fig, axes = figure.grid(len(results), COLUMNS, 4.1, 3.8)
     for axis, (label, result) in zip(axes, results.items(), strict=True):
         n = len(result.matrix)
@@ -112,9 +127,9 @@ def similarity(results: dict, colors: dict | None = None):
             shade = "white" if result.matrix[i, j] < 0.6 else "black"
             text = f"{result.matrix[i, j]:.2f}"
             axis.text(j, i, text, ha="center", va="center", fontsize=8, color=shade)
-        said = f"block of {result.block} layers" if result.block > 1 else "layer"
-        axis.set_xlabel(said, color=figure.INK, fontsize=9)
-        axis.set_ylabel(said, color=figure.INK, fontsize=9)
+        unit = f"block of {result.block} layers" if result.block > 1 else "layer"
+        axis.set_xlabel(unit, color=figure.INK, fontsize=9)
+        axis.set_ylabel(unit, color=figure.INK, fontsize=9)
     _scale(fig, image)
     return fig
 
@@ -136,16 +151,3 @@ def _scale(fig, image) -> None:
     bar = fig.colorbar(image, ax=fig.axes, shrink=0.8 / rows, anchor=(0, 1), pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=figure.INK, labelsize=9, length=0)
-
-
-# The picture of each diagnostic of `loopjax analyze`, by name.
-PLOTS = {
-    "norms": norms,
-    "future_local": functools.partial(effects, title="Effects on future tokens, local"),
-    "future": functools.partial(effects, title="Effects on future tokens"),
-    "current_attention": functools.partial(effects, title="Effects of erasing attention"),
-    "depth_score": depth_score,
-    "similarity": similarity,
-    "overlap": agreement,
-    "exit_accuracy": accuracy.exits,
-}

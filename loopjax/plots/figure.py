@@ -30,7 +30,12 @@ def new(width: float, height: float):
 
 
 def grid(n: int, columns: int, width: float, height: float, more: float = 0.0):
-    """(figure, n axes) in rows of `columns`; inches of one axis, and more of the figure's height."""
+    """(figure, n axes) in rows of `columns`.
+
+    Args:
+      width, height: inches of one axis.
+      more: inches added to the height of the figure.
+    """
     columns = max(1, min(n, columns))
     rows = -(-n // columns)
     fig = new(width * columns, height * rows + more)
@@ -40,22 +45,23 @@ def grid(n: int, columns: int, width: float, height: float, more: float = 0.0):
 
 
 def colors(labels, chosen: dict | None = None) -> dict[str, str]:
-    """{label: color}: the one that is chosen, else the next of the palette.
+    """{label: color}: the chosen one, else the next of the palette.
 
-    The first eight are told apart with ease, sixteen more are paler and darker ones of them.
+    The first eight are easy to tell apart; sixteen more are lighter and darker shades of them.
     """
     chosen = chosen or {}
     return {label: chosen.get(label) or _shade(k) for k, label in enumerate(labels)}
 
 
 def _shade(k: int) -> str:
-    base, target, share = COLORS[k % 8], *((0, 0.0), (255, 0.5), (0, 0.45))[k // 8 % 3]
+    base = COLORS[k % 8]
+    target, share = ((0, 0.0), (255, 0.5), (0, 0.45))[k // 8 % 3]
     parts = (int(base[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(part + share * (target - part)):02x}" for part in parts)
 
 
 def own(artist, label: str):
-    """Says whose a line, an image or a whole axis is; the report hides and shows it by that."""
+    """Marks a line, an image or a whole axis as a model's, so that the report can hide and show it."""
     artist.set_gid(label)
     return artist
 
@@ -65,13 +71,13 @@ def title(axis, text: str) -> None:
 
 
 def layers(axis, n: int, label: str = "executed layer") -> None:
-    """The horizontal axis of n executed layers, with a grid line every four where there are many."""
+    """The horizontal axis of n executed layers; a tick every four layers if there are more than 10."""
     axis.set_xticks(range(0, n, 1 if n <= 10 else 4))
     axis.set_xlabel(label, color=INK, fontsize=9)
 
 
 def amounts(axis) -> None:
-    """A horizontal axis of parameters or FLOPs: few ticks, "1.5M"."""
+    """A horizontal axis of parameters or FLOPs: few ticks, like "1.5M"."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(5))
@@ -79,7 +85,7 @@ def amounts(axis) -> None:
 
 
 def legend(fig, lines: dict) -> None:
-    """A legend of {text: line} below all axes; a long one makes the figure higher, not the axes low."""
+    """A legend of {text: line} below all axes; a long one makes the figure taller, not the axes."""
     longest = max(map(len, lines), default=0)
     # An inch holds about 14 characters of this size, or five lines.
     columns = max(1, int(fig.get_figwidth() / (longest / 14 + 0.6)))
@@ -91,7 +97,7 @@ def legend(fig, lines: dict) -> None:
 
 
 def plain(axis) -> None:
-    """An axis for curves: a pale grid, no box."""
+    """An axis for curves: a light grid, no box."""
     axis.grid(color=PALE, linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(PALE)
@@ -105,7 +111,7 @@ def png(fig) -> bytes:
 
 
 def save(fig, path) -> None:
-    """Writes a PNG; raises UserError where that cannot be."""
+    """Writes a PNG; raises UserError if it cannot be written."""
     path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pictures of runs: curves of training, and what a model costs against what it achieves."""
+"""Figures of runs: training curves, and a metric against the cost of each model."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from loopjax.plots import figure
 
-OFF_SCALE = 0.05  # of the steps, whose losses would flatten all others
+OFF_SCALE = 0.05  # share of the first steps, whose losses would flatten all others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +14,10 @@ class Row:
     """Curves of one quantity.
 
     Attributes:
-      title, label: of the panels, and of their vertical axis.
+      title: title of the panels.
+      label: label of their vertical axis.
       curves: {label of the model: (steps, FLOPs, values)}.
-      cut: whether the beginning of training may lie above the panel.
+      cut: whether the first steps may be above the panel.
     """
 
     title: str
@@ -25,10 +26,10 @@ class Row:
     cut: bool = False
 
 
-def training(rows: list[Row], colors: dict | None = None):
+def plot_training(rows: list[Row], colors: dict | None = None):
     """A row for each quantity, against steps (left) and training FLOPs (right).
 
-    Rows of other models have a legend each.
+    If no model is in two rows, each row has its own legend.
     """
     labels = list(dict.fromkeys(label for row in rows for label in row.curves))
     apart = len(rows) > 1 and len(labels) == sum(len(row.curves) for row in rows)
@@ -51,7 +52,7 @@ def training(rows: list[Row], colors: dict | None = None):
         figure.amounts(pair[1])
         figure.title(pair[0], row.title)
         pair[0].set_ylabel(row.label, color=figure.INK, fontsize=9)
-        if apart:  # each row is of other models
+        if apart:  # no model is in two rows
             pair[1].legend(frameon=False, fontsize=9, labelcolor=figure.INK)
     if not apart:
         figure.legend(fig, lines)
@@ -59,19 +60,19 @@ def training(rows: list[Row], colors: dict | None = None):
 
 
 def _top(curves: dict) -> float:
-    """The largest value after the beginning, and a little."""
+    """The largest value after the first steps, and a margin."""
     late = [np.asarray(v, float)[int(np.ceil(len(v) * OFF_SCALE)) :] for *_, v in curves.values()]
     values = np.concatenate(late)
     low, high = values.min(), values.max()
     return float(high + 0.05 * (high - low))
 
 
-def trade_off(values: dict, costs: dict, ylabel: str, colors: dict | None = None):
-    """A value of each model against each of its costs; a panel for each cost.
+def plot_trade_off(values: dict, costs: dict, ylabel: str, colors: dict | None = None):
+    """A metric of each model against each of its costs; a panel for each cost.
 
     Args:
       values: {label: value}.
-      costs: {name of the cost: {label: cost}}; a model without a cost is not in its panel.
+      costs: {name of the cost: {label: cost}}; a model without the cost is not in that panel.
     """
     fig, axes = figure.grid(len(costs), 3, 4.2, 3.2, 0.3)
     colors, lines = figure.colors(values, colors), {}

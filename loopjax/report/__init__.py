@@ -1,1 +1,1 @@
-"""`loopjax report`: any number of models in one HTML page."""
+"""`loopjax report`: any number of models on one HTML page."""

@@ -1,17 +1,18 @@
-"""Which models a page compares, and what is known of each.
+"""The models that a page compares, and their results.
 
-A path is a run, a checkpoint or results. Results go to the model that they say they are of, by the
-digest of its weights or by its path; those of a model that is not given make one of their own. What
-is drawn is a model at a plan: an `Entry`.
+A path is a run, a checkpoint or results. Results are matched to a model by the digest of its
+weights, else by its path; results of a model that is not among the paths become a model of their
+own. A page shows models at a plan: an `Entry` each.
 """
 
 import contextlib
 import dataclasses
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from loopjax import lineage, run_record
-from loopjax.checkpoint import Checkpoints, locate, reading, run_directory, weights_digest
+from loopjax.checkpoint import locate, read_meta, run_directory, weights_digest
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.files import read_json, read_rows
@@ -21,14 +22,15 @@ from loopjax.results import reader
 
 @dataclasses.dataclass(kw_only=True)
 class Model(run_record.Record):
-    """A checkpoint, or a run and its last one: what is on record of it, and
+    """A checkpoint, or a run with its last checkpoint: the fields of a `Record`, and
 
     Attributes:
-      name: as it is called on the page.
-      checkpoint: what `--checkpoint` takes.
-      directory: of the run; results beside it are its own.
-      step, weights, plan: of the checkpoint; the digest of its weights is None where it is gone.
-      events: its lineage, as checkpoints hold it.
+      name: name on the page.
+      checkpoint: value for `--checkpoint`.
+      directory: directory of the run; results in it belong to this model.
+      step, plan: those of the checkpoint.
+      weights: digest of the checkpoint's weights, None if the checkpoint was deleted.
+      events: lineage, as stored in checkpoints.
       history: {step: row} of `loopjax nll` at other steps.
     """
 
@@ -43,7 +45,7 @@ class Model(run_record.Record):
 
     @property
     def way(self) -> str:
-        """The plan, with the way to it: "4 → 8 → 12 (lidas)"."""
+        """The plan and the plans before it: "4 → 8 → 12 (lidas)"."""
         plans = list(dict.fromkeys(event["plan"] for event in self.events)) or [str(self.plan)]
         operators = {e["operator"] for e in self.events if e["plan"] != plans[0]} - {"data"}
         return " → ".join(plans) + (f" ({', '.join(sorted(operators))})" if operators else "")
@@ -55,10 +57,10 @@ class Model(run_record.Record):
 
 @dataclasses.dataclass
 class Entry:
-    """A model at a plan: what has a label, a color and results.
+    """A model at a plan, with a label, a color and results.
 
     Attributes:
-      results: {kind: {conditions: value}}, as `reader.Found` names them.
+      results: {kind: {conditions: value}}, with the names of `reader.Result`.
     """
 
     label: str
@@ -68,7 +70,7 @@ class Entry:
 
     @property
     def own(self) -> bool:
-        """Whether the plan is the one that the model was trained with."""
+        """Whether the plan is that of the training."""
         return self.plan == self.model.plan
 
     @property
@@ -82,16 +84,36 @@ class Entry:
 
     @property
     def nll(self) -> float | None:
-        """Held-out NLL in nats per token: of the training, else of `loopjax nll`."""
+        """Held-out NLL in nats per token: from the training, else from `loopjax nll`."""
         if self.own and "nll" in self.model.heldout():
             return self.model.heldout()["nll"]
         return next((row["nll"] for row in self.results.get("nll", {}).values()), None)
 
 
-def collect(paths) -> tuple[list[Entry], list[str]]:
-    """(entries, notes on what was left out) of paths, each maybe "LABEL=PATH".
+class Collection(NamedTuple):
+    """Entries of a page, and what was not read.
 
-    Raises UserError for a path that is nothing of the kind.
+    Attributes:
+      entries: in the order of the page.
+      notes: one sentence for each file that was skipped.
+    """
+
+    entries: list[Entry]
+    notes: Sequence[str] = ()
+
+    def conditions(self, kind: str) -> list[str]:
+        """The conditions for which any entry has results of a kind, each once."""
+        return list(dict.fromkeys(of for e in self.entries for of in e.results.get(kind, {})))
+
+    def results(self, kind: str, of: str) -> dict[str, Any]:
+        """{label: result} of a kind under these conditions."""
+        return {e.label: e.results[kind][of] for e in self.entries if of in e.results.get(kind, {})}
+
+
+def collect(paths) -> Collection:
+    """The models and results at paths, each optionally "LABEL=PATH".
+
+    Raises UserError for a path that is neither.
     """
     shelf, named = _Shelf(), []
     for text in map(str, paths):
@@ -102,16 +124,16 @@ def collect(paths) -> tuple[list[Entry], list[str]]:
             named.append((label, path, _files(path)))
     given = list(shelf.models)
     for label, path, files in named:
-        held = 0
+        count = 0
         for file in files:
             inside = (m for m in given if m.directory.resolve() in file.resolve().parents)
-            held += shelf.read(file, next(inside, None), label, named=path == str(file))
-        if not held:
+            count += shelf.read(file, next(inside, None), label, named=path == str(file))
+        if not count:
             raise _nothing(path)
     for model in given:
         for file in reader.below(model.directory):
             shelf.read(file, owner=model)
-    return shelf.entries(), shelf.notes
+    return Collection(shelf.entries(), shelf.notes)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -139,13 +161,13 @@ def _files(path: str) -> list[pathlib.Path]:
 
 def _nothing(path: str) -> UserError:
     return UserError(
-        f"{path} is not the directory of a run, a checkpoint (DIR or DIR@STEP), nor results of "
+        f"{path} is not the directory of a run, a checkpoint (DIR or DIR@STEP), or results of "
         "loopjax analyze, intervene, eval, icl or nll"
     )
 
 
 def open_model(path: str, label: str = "") -> Model:
-    """The model of a run's directory or a checkpoint; raises UserError where it is damaged."""
+    """The model of a run's directory or a checkpoint; raises UserError for a damaged one."""
     place = pathlib.Path(path)
     run = (run_record.of_directory(place) if place.is_dir() else None) or run_record.Record()
     try:
@@ -154,9 +176,7 @@ def open_model(path: str, label: str = "") -> Model:
         if not run.result:
             raise
         return _without_checkpoint(place, label, run)
-    checkpoints = Checkpoints(directory, read_only=True)
-    with reading(directory / str(step)), contextlib.closing(checkpoints):
-        meta = checkpoints.meta(step)
+    meta = read_meta(directory, step)
     if run.result and run.result["steps"] != step:
         return _without_checkpoint(place, label, run)
     home = run_directory(directory)
@@ -172,12 +192,12 @@ def open_model(path: str, label: str = "") -> Model:
 
 
 def _without_checkpoint(place: pathlib.Path, label: str, run: run_record.Record) -> Model:
-    """A finished run, its last checkpoint gone."""
+    """A finished run whose last checkpoint was deleted."""
     phases = read_json(place / "phases.json") or []
     keys = ("operator", "plan", "order")
     events = [{"step": phase["start"], **{k: phase[k] for k in keys}} for phase in phases]
     for event in events[:1]:
-        event["order"] = None  # of a branch: of what it made its first stack only checkpoints tell
+        event["order"] = None  # only checkpoints record what a branch made its first stack from
     return Model(
         name=label or place.resolve().name, checkpoint=str(place), directory=place,
         step=run.result["steps"], weights=None, plan=DepthPlan.parse(run.result["plan"]),
@@ -187,77 +207,81 @@ def _without_checkpoint(place: pathlib.Path, label: str, run: run_record.Record)
 
 
 class _Shelf:
-    """Models, and results that are put to them."""
+    """Models, and the results assigned to them."""
 
     def __init__(self):
         self.models: list[Model] = []
         self.notes: list[str] = []
-        self.found: list[tuple[Model, reader.Found]] = []
+        self.results: list[tuple[Model, reader.Result]] = []
         self.seen: set[pathlib.Path] = set()
 
     def add(self, model: Model) -> Model:
         for other in self.models:
             same = (other.directory.resolve(), other.step)
             if same == (model.directory.resolve(), model.step):
-                self.notes.append(f"{model.checkpoint} is {other.name} once more")
+                self.notes.append(f"{model.checkpoint} is the same model as {other.name}")
                 return other
         self.models.append(model)
         return model
 
     def read(self, file: pathlib.Path, owner=None, label: str = "", named: bool = False) -> int:
-        """Puts what a file holds to its models, and says how many results that are.
+        """Assigns the results in a file to their models; returns the number of results.
 
-        `owner` is the model in whose directory it lies; a `named` file must hold a result.
+        Args:
+          owner: the model in whose directory the file is.
+          label: name of a new model.
+          named: whether the user named this file, so that it must have a result.
         """
         if file.resolve() in self.seen:
             return 1
         self.seen.add(file.resolve())
         try:
-            held = reader.read(file)
-        except reader.Foreign as error:
+            results = reader.read(file)
+        except reader.Unreadable as error:
             if named:
-                raise UserError(f"{file} is no result of loopjax: {error}") from None
-            self.notes.append(f"{file} was left out: {error}")
+                raise UserError(f"{file} cannot be read as a result: {error}") from None
+            self.notes.append(f"{file} was skipped: {error}")
             return 0
-        for found in reversed(held):  # of a run's checkpoints the last one is the model
-            model = self._of(found, owner)
-            if model is None and found.kind == "nll" and (model := self._run_of(found, owner)):
-                model.history[found.step] = found.value
+        for result in reversed(results):  # the last checkpoint of a run is its model
+            model = self._of(result, owner)
+            if model is None and result.kind == "nll" and (model := self._run_of(result, owner)):
+                model.history[result.step] = result.value
             else:
-                self.found.append((model or self._new(found, label), found))
-        return len(held)
+                self.results.append((model or self._new(result, label), result))
+        return len(results)
 
-    def _of(self, found: reader.Found, owner: Model | None) -> Model | None:
-        """The model that a result is of: by its weights, its path, or the run that it lies in."""
+    def _of(self, result: reader.Result, owner: Model | None) -> Model | None:
+        """The model of a result: by weights, by path, or by the run whose directory it is in."""
         models = [*filter(None, [owner]), *self.models]
         for model in models:
-            if found.weights and model.weights == found.weights:
+            if result.weights and model.weights == result.weights:
                 return model
         for model in models:
-            if found.weights and model.weights:
+            if result.weights and model.weights:
                 continue  # they differ
-            if model.step == found.step and _run_of(found) == model.directory.resolve():
+            if model.step == result.step and _run_of(result) == model.directory.resolve():
                 return model
-        moved = owner and not found.weights and not pathlib.Path(found.checkpoint).exists()
-        return owner if moved and owner.step == found.step else None
+        moved = owner and not result.weights and not pathlib.Path(result.checkpoint).exists()
+        return owner if moved and owner.step == result.step else None
 
-    def _run_of(self, found: reader.Found, owner: Model | None) -> Model | None:
+    def _run_of(self, result: reader.Result, owner: Model | None) -> Model | None:
         """A model of the same run at another step."""
-        same = (m for m in self.models if m.directory.resolve() == _run_of(found))
-        return next(same, None if pathlib.Path(found.checkpoint).exists() else owner)
+        same = (m for m in self.models if m.directory.resolve() == _run_of(result))
+        return next(same, None if pathlib.Path(result.checkpoint).exists() else owner)
 
-    def _new(self, found: reader.Found, label: str) -> Model:
-        """The model of results alone, as much of it as there is."""
-        checkpoint = pathlib.Path(found.checkpoint)
+    def _new(self, result: reader.Result, label: str) -> Model:
+        """A model for results of a model that is not among the paths, as far as it is known."""
+        checkpoint = pathlib.Path(result.checkpoint)
         with contextlib.suppress(UserError):
             model = open_model(f"{checkpoint.parent}@{checkpoint.name}", label)
-            if found.weights in (None, model.weights):
+            if result.weights in (None, model.weights):
                 return self.add(model)
-        about, run = found.about, run_directory(checkpoint.parent)
-        plan = about.get("trained_depth") or found.plan
+        about = result.about
+        run = run_directory(checkpoint.parent)
+        plan = about.get("trained_depth") or result.plan
         model = Model(
-            name=label or f"{run.name}@{found.step}", checkpoint=f"{run}@{found.step}", directory=run,
-            step=found.step, weights=found.weights, plan=DepthPlan.parse(plan),
+            name=label or f"{run.name}@{result.step}", checkpoint=f"{run}@{result.step}", directory=run,
+            step=result.step, weights=result.weights, plan=DepthPlan.parse(plan),
             events=about.get("lineage", []), config=about.get("config", {}),
             cfg=ModelConfig(**about["model"]) if about else None,
         )  # fmt: skip
@@ -265,51 +289,51 @@ class _Shelf:
         return model
 
     def entries(self) -> list[Entry]:
-        """Each model at its own plan, then at the other plans that results are of."""
+        """Each model at its own plan, then at the other plans that results were computed with."""
         names = dict(zip(map(id, self.models), _distinct(self.models), strict=True))
-        made: dict[tuple, Entry] = {}
+        entries: dict[tuple, Entry] = {}
         for model in self.models:
             model.name = names[id(model)]
-            made[id(model), model.plan] = Entry(model.name, model, model.plan)
-            for owner, found in self.found:
-                plan = DepthPlan.parse(found.plan)
-                if owner is model and (id(model), plan) not in made:
-                    made[id(model), plan] = Entry(f"{model.name} at {plan}", model, plan)
-        for owner, found in self.found:
-            entry = made[id(owner), DepthPlan.parse(found.plan)]
-            held = entry.results.setdefault(found.kind, {})
-            if found.of not in held:
-                held[found.of] = found.value
-            elif not _joined(found.kind, held[found.of], found.value):
+            entries[id(model), model.plan] = Entry(model.name, model, model.plan)
+            for owner, result in self.results:
+                plan = DepthPlan.parse(result.plan)
+                if owner is model and (id(model), plan) not in entries:
+                    entries[id(model), plan] = Entry(f"{model.name} at {plan}", model, plan)
+        for owner, result in self.results:
+            entry = entries[id(owner), DepthPlan.parse(result.plan)]
+            values = entry.results.setdefault(result.kind, {})
+            if result.of not in values:
+                values[result.of] = result.value
+            elif not _merged(result.kind, values[result.of], result.value):
                 self.notes.append(
-                    f"{found.file} was left out: {entry.label} has {found.kind} twice"
+                    f"{result.file} was skipped: {entry.label} has another result of {result.kind}"
                 )
-        return list(made.values())
+        return list(entries.values())
 
 
-def _run_of(found: reader.Found) -> pathlib.Path:
-    return run_directory(pathlib.Path(found.checkpoint).parent).resolve()
+def _run_of(result: reader.Result) -> pathlib.Path:
+    return run_directory(pathlib.Path(result.checkpoint).parent).resolve()
 
 
-def _joined(kind: str, held: dict, more: dict) -> bool:
-    """Adds an evaluation to one of other tasks, sizes or numbers of examples; says if that can be."""
+def _merged(kind: str, value: dict, more: dict) -> bool:
+    """Merges an evaluation into one of other tasks, sizes or shots; False if that is impossible."""
     if kind == "eval":
-        held["tasks"] |= more["tasks"]
-        held["groups"] |= more["groups"]
+        value["tasks"] |= more["tasks"]
+        value["groups"] |= more["groups"]
     elif kind == "icl":
         for part in ("curves", "chance"):
-            held[part] = held.get(part, {}) | more.get(part, {})
+            value[part] = value.get(part, {}) | more.get(part, {})
     elif kind.startswith("intervene "):
         for part in ("metrics", "chance", "unmodified"):
-            held[part] = more[part] | held[part]
-        held["rows"] += more["rows"]
+            value[part] = more[part] | value[part]
+        value["rows"] += more["rows"]
     else:
         return False
     return True
 
 
 def _distinct(models: list[Model]) -> list[str]:
-    """Their names; of equal ones with the folder before them, or numbered."""
+    """The models' names; equal names get their folder in front, or a number."""
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         names = [
@@ -317,8 +341,8 @@ def _distinct(models: list[Model]) -> list[str]:
             for model, name in zip(models, names, strict=True)
         ]
     seen: dict[str, int] = {}
-    made = []
+    distinct = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
-        made.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return made
+        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return distinct

@@ -1,4 +1,4 @@
-"""What a section is made of: pictures and tables."""
+"""The elements of a section: pictures and tables."""
 
 import dataclasses
 import html
@@ -10,9 +10,9 @@ class Picture:
     """A figure of matplotlib.
 
     Attributes:
-      name: of its files, where figures are written.
-      caption: one sentence: what it is of.
-      figure: what is drawn; its parts are marked by `figure.own`.
+      name: file name, if figures are written to files.
+      caption: one sentence that says what it shows.
+      figure: the figure; `figure.own` marks which parts belong to which model.
     """
 
     name: str
@@ -25,9 +25,9 @@ class Table:
     """Rows of cells.
 
     Attributes:
-      caption: one sentence: what it is of.
+      caption: one sentence that says what it shows.
       heads: titles of the columns.
-      rows: (label of the model or None, cells); a cell is a text, a number with its text, or None.
+      rows: (label of the model or None, cells); a cell is a text, (number, text), or None.
     """
 
     caption: str
@@ -36,12 +36,12 @@ class Table:
 
 
 def number(value: float | None, form: str) -> tuple[float, str] | None:
-    """A cell that is sorted by its value: number(0.5, ".1%")."""
+    """A cell that is sorted by its value, for example number(0.5, ".1%")."""
     return None if value is None else (value, format(value, form))
 
 
 def table_html(table: Table, owners: dict[str, str], colors: dict[str, str]) -> str:
-    """A table; its rows belong to their models, and it can be sorted by any column."""
+    """A table as HTML; rows are marked with their model, and can be sorted by any column."""
     words = [
         any(isinstance(cells[k], str) for _, cells in table.rows) for k in range(len(table.heads))
     ]
@@ -69,7 +69,7 @@ def table_html(table: Table, owners: dict[str, str], colors: dict[str, str]) -> 
 
 
 def _cell(cell) -> tuple[str, str]:
-    """(attribute that it is sorted by, text)."""
+    """(HTML attribute with the value to sort by, text)."""
     if cell is None:
         return "", "–"
     if isinstance(cell, tuple):

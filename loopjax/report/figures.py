@@ -1,54 +1,68 @@
-"""The pictures of a page: which results go into which figure.
+"""The figures of a page: which results go into which figure.
 
-Results are in one figure where they are of one kind and were made under the same conditions.
+Results are in one figure if they are of one kind and have the same conditions.
 """
 
-import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-from loopjax.analysis import periodicity
+from loopjax import run_record
+from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.plots import accuracy, ancestry, runs
-from loopjax.plots.diagnostics import PLOTS
 from loopjax.report import finetune_curves, tables
-from loopjax.report.elements import Picture, Table, number
-from loopjax.run_record import COSTS
+from loopjax.report.collect import Collection
+from loopjax.report.context import NLL, Context
+from loopjax.report.elements import Picture
 
-NLL = "held-out NLL (nats per token)"
 OPERATIONS = ("swap", "skip", "reverse", "repeat")
 
 
-def _pictures(entries, colors, kind: str, plot, caption: str) -> list:
-    """A picture for each condition under which there are results; `caption` takes the condition."""
-    made = []
-    for of in tables.conditions(entries, kind):
-        held = tables.held(entries, kind, of)
+def pictures(context: Context, kind: str, plot: Callable, caption: str) -> list[Picture]:
+    """A picture for each condition of a kind of results; `{of}` in the caption is the condition."""
+    elements = []
+    for of in context.models.conditions(kind):
+        results = context.models.results(kind, of)
         text = caption.format(of=of).replace(" ()", "")
         name = "-".join(part for part in (kind, of) if part)
-        made.append(Picture(name, text, plot(held, colors)))
-    return made
+        elements.append(Picture(name, text, plot(results, context.colors)))
+    return elements
 
 
-def lineages(entries, colors) -> list:
-    held: dict[int, list] = {}
-    for entry in entries:
+def diagnostic_section(context: Context, names: tuple[str, ...]) -> list:
+    """Figures and tables of diagnostics."""
+    elements = []
+    for name in names:
+        row = DIAGNOSTICS[name]
+        if not context.models.conditions(name):
+            continue
+        elements += pictures(context, name, row.draw, row.caption)
+        if build := row.table_builder():
+            elements += build(context.models)
+    return elements
+
+
+def lineage_section(context: Context) -> list:
+    by_model: dict[int, list] = {}
+    for entry in context.models.entries:
         if entry.model.events:
-            held.setdefault(id(entry.model), []).append(entry)
-    drawn = {
+            by_model.setdefault(id(entry.model), []).append(entry)
+    lineages = {
         group[0].label: ancestry.Ancestry(group[0].model.stages, [e.plan for e in group])
-        for group in held.values()
+        for group in by_model.values()
     }
-    if not drawn:
+    if not lineages:
         return []
-    caption = "Stacks by training step, and below them what looped plans execute."
-    return [Picture("lineage", caption, ancestry.lineages(drawn))]
+    caption = "Stacks of layers by training step; below them, what looped plans execute."
+    return [Picture("lineage", caption, ancestry.plot_lineages(lineages))]
 
 
-def training(entries, colors, metric: str = "eval/nll", label: str = NLL) -> list:
-    """`metric` is the column of metrics.jsonl that is drawn above the loss, `label` what it is."""
+def training_section(context: Context) -> list:
+    """The group's metric above the training loss."""
+    entries, label = context.models.entries, context.group.label
     rows = []
     for column, title, ylabel, cut in (
-        (metric, "held-out", label, False),
+        (context.group.metric, "held-out", label, False),
         ("loss", "training batches", "loss (nats per token)", True),
     ):
         curves = {e.label: e.model.curve(column) for e in entries if e.own}
@@ -57,30 +71,29 @@ def training(entries, colors, metric: str = "eval/nll", label: str = NLL) -> lis
             curves = {name: _means(curve) for name, curve in curves.items()}
         if curves:
             rows.append(runs.Row(title, ylabel, curves, cut))
-    made = []
+    elements = []
     if rows:
         caption = (
-            f"{label[:1].upper()}{label[1:]}, and training loss, each point the mean of a hundredth of the "
-            "steps; the first 5% may lie above the panel."
+            f"{label[:1].upper()}{label[1:]}, and training loss. Each point of the loss is a mean "
+            "over 1% of the steps; the first 5% of the steps may be above the panel."
         )
-        made.append(Picture("training", caption, runs.training(rows, colors)))
-    return made + _checkpoints(entries, colors)
+        elements.append(Picture("training", caption, runs.plot_training(rows, context.colors)))
+    return elements + _checkpoints(context)
 
 
 def _means(curve) -> tuple:
-    """A curve of at most a hundred points, each the mean of its part."""
+    """A curve of at most 100 points, each the mean of a part."""
     parts = np.array_split(np.array(curve, float), min(100, len(curve[0])), axis=1)
     return tuple(np.array([part.mean(1) for part in parts]).T)
 
 
-def _checkpoints(entries, colors) -> list:
-    """`loopjax nll --all`: a run's checkpoints."""
+def _checkpoints(context: Context) -> list:
+    """The checkpoints of runs, by `loopjax nll --all`."""
     curves = {}
-    for entry in entries:
-        rows = {row["step"]: row for row in entry.results.get("nll", {}).values()}
-        rows = {
-            s: r for s, r in entry.model.history.items() if r["depth"] == str(entry.plan)
-        } | rows
+    for entry in context.models.entries:
+        own = {row["step"]: row for row in entry.results.get("nll", {}).values()}
+        history = entry.model.history.items()
+        rows = {step: row for step, row in history if row["depth"] == str(entry.plan)} | own
         flops = {row["step"]: row["flops"] for row in entry.model.rows}
         steps = sorted(step for step in rows if step in flops)
         if len(steps) > 1:
@@ -89,152 +102,86 @@ def _checkpoints(entries, colors) -> list:
     if not curves:
         return []
     row = runs.Row("by checkpoint", NLL, curves)
-    caption = "Held-out NLL of saved checkpoints, by loopjax nll."
-    return [Picture("checkpoints", caption, runs.training([row], colors))]
+    caption = "Held-out NLL of saved checkpoints, from loopjax nll."
+    return [Picture("checkpoints", caption, runs.plot_training([row], context.colors))]
 
 
-def costs(entries, colors, accuracies=()) -> list:
-    """`accuracies` are (source, title) of held-out accuracies that count beside the NLL."""
-    costs = {e.label: e.costs for e in entries}
+def tradeoff_section(context: Context) -> list:
+    costs = {e.label: e.costs for e in context.models.entries}
     known = {
         title: {label: each[key] for label, each in costs.items() if each[key]}
-        for key, title in COSTS.items()
+        for key, title in run_record.COSTS.items()
     }
-    made = []
-    for name, (ylabel, values) in _achieved(entries, accuracies).items():
-        axes = {cost: have for cost, have in known.items() if len(have.keys() & values) > 1}
+    elements = []
+    for name, (ylabel, values) in _metrics(context).items():
+        axes = {
+            cost: by_label for cost, by_label in known.items() if len(by_label.keys() & values) > 1
+        }
         if len(values) > 1 and axes:
-            fig = runs.trade_off(values, axes, ylabel, colors)
-            made.append(Picture(f"trade-off-{name}", f"{name} against the costs.", fig))
-    return made + tables.tasks(entries)
+            fig = runs.plot_trade_off(values, axes, ylabel, context.colors)
+            elements.append(Picture(f"trade-off-{name}", f"{name} against the costs.", fig))
+    return elements + tables.tasks(context.models)
 
 
-def _achieved(entries, accuracies) -> dict:
+def _metrics(context: Context) -> dict:
     """{name: (axis, {label: value})} of NLL, task scores and depth scores."""
-    nll = {e.label: e.nll for e in entries if e.nll is not None}
-    found = {"Held-out NLL": ("nats per token", nll)}
-    own = {e.label: e.model.heldout() for e in entries if e.own}
-    for source, title in accuracies:
+    models = context.models
+    nll = {e.label: e.nll for e in models.entries if e.nll is not None}
+    metrics = {"Held-out NLL": ("nats per token", nll)}
+    own = {e.label: e.model.heldout() for e in models.entries if e.own}
+    for source, title in context.group.accuracies:
         name = f"{source}/accuracy"
         values = {label: heldout[name] for label, heldout in own.items() if name in heldout}
-        found[title[:1].upper() + title[1:]] = ("accuracy", values)
-    for of in tables.conditions(entries, "eval"):
-        held = tables.held(entries, "eval", of)
-        # Groups stand for their tasks; without a group each task stands for itself.
-        groups = {label: one["groups"] for label, one in held.items()}
-        if not any(groups.values()):
-            groups = {
-                label: {name: tables.scored(task) for name, task in one["tasks"].items()}
-                for label, one in held.items()
-            }
-        for name in dict.fromkeys(name for scores in groups.values() for name in scores):
-            values = {k: s[name] for k, s in groups.items() if s.get(name)}
-            metric = next(iter(values.values()))["metric"] if values else ""
-            of_name = f"{name} ({of})" if of else name
-            found[of_name] = (metric, {label: s["value"] for label, s in values.items()})
-    for of in tables.conditions(entries, "depth_score"):
-        scores = {k: found.score for k, found in tables.held(entries, "depth_score", of).items()}
-        held = {label: score for label, score in scores.items() if np.isfinite(score)}
-        found[f"Depth score ({of})"] = ("executed layers", held)
-    return found
+        metrics[title[:1].upper() + title[1:]] = ("accuracy", values)
+    for of in models.conditions("eval"):
+        metrics |= _task_scores(models, of)
+    for of in models.conditions("depth_score"):
+        scores = {k: result.score for k, result in models.results("depth_score", of).items()}
+        finite = {label: score for label, score in scores.items() if np.isfinite(score)}
+        metrics[f"Depth score ({of})"] = ("executed layers", finite)
+    return metrics
 
 
-def depth(entries, colors) -> list:
-    caption = "Change of the answer's predictions when a layer is erased before it ({of})."
-    return tables.depth_scores(entries) + _pictures(
-        entries, colors, "depth_score", PLOTS["depth_score"], caption
-    )
+def _task_scores(models: Collection, of: str) -> dict:
+    """{name: (metric, {label: value})}: groups in place of their tasks; if there are none, tasks."""
+    results = models.results("eval", of)
+    by_label = {label: one["groups"] for label, one in results.items()}
+    if not any(by_label.values()):
+        by_label = {
+            label: {name: run_record.score(task) for name, task in one["tasks"].items()}
+            for label, one in results.items()
+        }
+    scores = {}
+    for name in dict.fromkeys(name for of_model in by_label.values() for name in of_model):
+        values = {k: of_model[name] for k, of_model in by_label.items() if of_model.get(name)}
+        metric = next(iter(values.values()))["metric"] if values else ""
+        title = f"{name} ({of})" if of else name
+        scores[title] = (metric, {label: score["value"] for label, score in values.items()})
+    return scores
 
 
-def exits(entries, colors) -> list:
-    agree = "Share of the 5 likeliest tokens in common with the model, and divergence ({of})."
-    right = "Accuracy of the exits as a share of the whole model's ({of})."
-    made = _pictures(entries, colors, "overlap", PLOTS["overlap"], agree)
-    made += _pictures(entries, colors, "exit_accuracy", PLOTS["exit_accuracy"], right)
-    return made + _whole(entries)
-
-
-def _whole(entries) -> list:
-    """What the shares of the exits are of."""
-    made = []
-    for of in tables.conditions(entries, "exit_accuracy"):
-        held = tables.held(entries, "exit_accuracy", of)
-        names = list(dict.fromkeys(task for one in held.values() for task in one.tasks))
-        rows = []
-        for label, one in held.items():
-            values = dict(zip(one.tasks, map(float, one.unmodified), strict=True))
-            rows.append((label, [label, *(number(values.get(name), ".3f") for name in names)]))
-        caption = f"Accuracy of the whole models in the same evaluation{of and f' ({of})'}."
-        made.append(Table(caption, ["model", *names], rows))
-    return made
-
-
-def norms(entries, colors) -> list:
-    curves = {
-        "attention / residual": lambda found: _without_first(found.attention),
-        "layer / residual": lambda found: _without_first(found.layer),
-    }
-    caption = "Norms, contributions and cosines, means over tokens ({of})."
-    made = _pictures(entries, colors, "norms", PLOTS["norms"], caption)
-    return made + tables.cycles(entries, "norms", curves)
-
-
-def _without_first(values) -> np.ndarray:
-    """The first layer reads the bare embedding and is off the scale of all others."""
-    return np.array([np.nan, *np.asarray(values, float)[1:]])
-
-
-def effects(entries, colors) -> list:
-    captions = {
-        "future_local": "Effects on later tokens, each layer alone seeing what is missing ({of}).",
-        "future": "Effects on later tokens, everything after the erased layer computed anew ({of}).",
-        "current_attention": "Effects of erasing a layer's attention at all tokens ({of}).",
-    }
-    made = []
-    for kind, caption in captions.items():
-        made += _pictures(entries, colors, kind, PLOTS[kind], caption)
-        if kind == "future_local":
-            curve = {"mean of a column": lambda found: periodicity.column_means(found.matrix)}
-            made += tables.cycles(entries, kind, curve)
-    return made
-
-
-def interventions(entries, colors) -> list:
-    made = []
+def intervention_section(context: Context) -> list:
+    elements = []
     for op in OPERATIONS:
         caption = f"{op.capitalize()}: accuracy against the first layer of the sub-block ({{of}})."
-        kind = f"intervene {op}"
-        made += _pictures(entries, colors, kind, accuracy.interventions, caption)
-    return made
+        elements += pictures(context, f"intervene {op}", accuracy.plot_interventions, caption)
+    return elements
 
 
-def icl(entries, colors) -> list:
-    caption = "Accuracy by number of examples, up to what the context holds ({of})."
-    return _pictures(entries, colors, "icl", accuracy.icl, caption)
+def icl_section(context: Context) -> list:
+    caption = "Accuracy by number of shots, up to the limit of the context ({of})."
+    return pictures(context, "icl", accuracy.plot_icl, caption)
 
 
-def finetuning(entries, colors) -> list:
-    found, made = finetune_curves.lines(entries), []
-    owners = {line.label: line.base for line in found}
-    shades = {label: colors[owner] for label, owner in owners.items()}
-    for of in finetune_curves.conditions(found):
-        values = {line.label: held for line in found if (held := line.values(of))}
+def finetuning_section(context: Context) -> list:
+    lines = finetune_curves.lines(context.models.entries)
+    owners = {line.label: line.base for line in lines}
+    shades = {label: context.colors[owner] for label, owner in owners.items()}
+    elements = []
+    for of in finetune_curves.conditions(lines):
+        values = {line.label: by_n for line in lines if (by_n := line.values(of))}
         name = "-".join(filter(None, ["finetuning", of]))
         caption = f"Accuracy by number of training examples{of and f' ({of})'}."
-        made.append(Picture(name, caption, accuracy.finetuning(values, shades, owners)))
-        made.append(finetune_curves.table(found, of))
-    return made or ([finetune_curves.table(found, "")] if found else [])
-
-
-def similarity(entries, colors) -> list:
-    caption = (
-        "Feed-forward weights of blocks above the diagonal ({of}); one block alone is left out."
-    )
-    entries = [
-        dataclasses.replace(e, results={"similarity": {
-            of: found for of, found in e.results.get("similarity", {}).items()
-            if len(found.matrix) > 1
-        }})
-        for e in entries
-    ]  # fmt: skip
-    return _pictures(entries, colors, "similarity", PLOTS["similarity"], caption)
+        elements.append(Picture(name, caption, accuracy.plot_finetuning(values, shades, owners)))
+        elements.append(finetune_curves.table(lines, of))
+    return elements or ([finetune_curves.table(lines, "")] if lines else [])

@@ -15,7 +15,7 @@
     return size !== 0 && (size >= 1e6 || size < 1e-3) ? v.toExponential(3) : String(+v.toPrecision(4));
   };
 
-  // Between data and the SVG's own coordinates.
+  // Data coordinates to the SVG's coordinates, and back.
   const share = ([low, high, scale], v) =>
     scale === "log" ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
   const across = (axis, v) => axis.box[0] + share(axis.x, v) * (axis.box[2] - axis.box[0]);
@@ -36,7 +36,7 @@
     return best;
   }
 
-  // What is said where: of lines at a place, of a heat map in a cell, of points.
+  // The content of the tooltip: for lines at an x value, for a cell of a heat map, for a point.
   function atPlace(axis, x) {
     const visible = lines(axis);
     const gap = (axis.x[1] - axis.x[0]) / 50;
@@ -87,12 +87,12 @@
     return xs.length ? atPlace(axis, xs[nearest(xs, x)]) : null;
   }
 
-  function show(svg, axis, said, left, top) {
+  function show(svg, axis, content, left, top) {
     tip.replaceChildren();
     const head = document.createElement("b");
-    head.textContent = said.head;
+    head.textContent = content.head;
     tip.append(head);
-    for (const [model, label, text] of said.rows) {
+    for (const [model, label, text] of content.rows) {
       const row = document.createElement("div"), name = document.createElement("span"), out = document.createElement("span");
       if (model) {
         const dot = document.createElement("span");
@@ -109,28 +109,28 @@
     const { width, height } = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(4, left + 16 + width > innerWidth ? left - width - 16 : left + 16)}px`;
     tip.style.top = `${Math.max(4, Math.min(top + 12, innerHeight - height - 4))}px`;
-    mark(svg, axis, said.mark);
+    mark(svg, axis, content.mark);
   }
   function mark(svg, axis, at) {
     svg.querySelector(".mark")?.remove();
     if (!at) return;
-    let made;
+    let shape;
     if (at.x !== undefined) {
-      made = document.createElementNS(svg.namespaceURI, "line");
+      shape = document.createElementNS(svg.namespaceURI, "line");
       const ends = { x1: at.x, x2: at.x, y1: axis.box[1], y2: axis.box[3] };
-      for (const [name, v] of Object.entries(ends)) made.setAttribute(name, v);
-      made.setAttribute("class", "mark cursor");
+      for (const [name, v] of Object.entries(ends)) shape.setAttribute(name, v);
+      shape.setAttribute("class", "mark cursor");
     } else {
       const { extent: [x0, x1, y0, y1], values } = image(axis);
       const wide = (x1 - x0) / values[0].length, high = (y0 - y1) / values.length;
       const left = across(axis, x0 + at.column * wide), right = across(axis, x0 + (at.column + 1) * wide);
       const top = down(axis, y1 + at.row * high), bottom = down(axis, y1 + (at.row + 1) * high);
-      made = document.createElementNS(svg.namespaceURI, "rect");
+      shape = document.createElementNS(svg.namespaceURI, "rect");
       const sides = { x: Math.min(left, right), y: Math.min(top, bottom), width: Math.abs(right - left), height: Math.abs(bottom - top) };
-      for (const [name, v] of Object.entries(sides)) made.setAttribute(name, v);
-      made.setAttribute("class", "mark cell");
+      for (const [name, v] of Object.entries(sides)) shape.setAttribute(name, v);
+      shape.setAttribute("class", "mark cell");
     }
-    svg.append(made);
+    svg.append(shape);
   }
 
   for (const [key, { axes }] of Object.entries(numbers)) {
@@ -145,17 +145,17 @@
       const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
       const axis = ready().find(({ box }) =>
         point.x >= box[0] - 4 && point.x <= box[2] + 4 && point.y >= box[1] && point.y <= box[3]);
-      const said = axis && pointed(axis, point.x, point.y);
-      if (said) show(svg, axis, said, event.clientX, event.clientY);
+      const content = axis && pointed(axis, point.x, point.y);
+      if (content) show(svg, axis, content, event.clientX, event.clientY);
       else hide();
     });
     svg.addEventListener("pointerleave", hide);
 
-    // By keyboard: panel, and in it a place, a point or a cell.
+    // Keyboard: selects a panel and, in it, an x value, a point or a cell.
     let panel = 0, i = 0, row = 0;
     drawing.tabIndex = 0;
     drawing.setAttribute("role", "group");
-    drawing.setAttribute("aria-label", "Values by arrow keys");
+    drawing.setAttribute("aria-label", "Use the arrow keys to read values");
     const speak = () => {
       const list = ready();
       if (!list.length) return hide();
@@ -164,9 +164,9 @@
       const count = one ? one.values[0].length : points.length || xs.length;
       i = Math.max(0, Math.min(i, count - 1));
       row = Math.max(0, Math.min(row, one ? one.values.length - 1 : 0));
-      const said = one ? atCell(axis, row, i) : points.length ? atSpot(axis, points[i]) : atPlace(axis, xs[i]);
+      const content = one ? atCell(axis, row, i) : points.length ? atSpot(axis, points[i]) : atPlace(axis, xs[i]);
       const corner = new DOMPoint(axis.box[2], axis.box[1]).matrixTransform(svg.getScreenCTM());
-      show(svg, axis, said, corner.x, corner.y);
+      show(svg, axis, content, corner.x, corner.y);
     };
     drawing.addEventListener("keydown", (event) => {
       const move = { ArrowRight: [1, 0, 0], ArrowLeft: [-1, 0, 0], ArrowDown: [0, 1, 0], ArrowUp: [0, -1, 0], PageDown: [0, 0, 1], PageUp: [0, 0, -1] }[event.key];
@@ -179,7 +179,7 @@
     drawing.addEventListener("blur", hide);
   }
 
-  // Tables by any column, numbers by their value.
+  // Tables are sorted by any column, numbers by their value.
   for (const table of document.querySelectorAll("figure.table table")) {
     const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
     heads.forEach((head, column) => {

@@ -1,26 +1,15 @@
-"""The sections of a page, in order: what each shows, what to look for, and how to get its data.
+"""The sections of a page, in order: what each shows, what to look for, which results it needs.
 
-A new one is an entry of `SECTIONS` and a function from entries and colors to parts; it has no parts
-where there are no data for it.
+A section about a diagnostic comes from its row in `analysis/diagnostics.py`. Any other section is a
+row here, with a function from a `Context` to pictures and tables (none if there are no data).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
-from loopjax.report import tables
-from loopjax.report.figures import (
-    costs,
-    depth,
-    effects,
-    exits,
-    finetuning,
-    icl,
-    interventions,
-    lineages,
-    norms,
-    similarity,
-    training,
-)
+from loopjax.analysis.diagnostics import DIAGNOSTICS
+from loopjax.report import figures, finetune_curves, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +17,13 @@ class Section:
     """A part of the page with a heading.
 
     Attributes:
-      title, shows, look: the heading, and a sentence each: what is shown, what to look for.
-      build: (entries, colors) -> [Picture | Table], empty where there are no data.
-      needs: kinds of results of which each is asked for where a model has none.
-      tuned: whether runs of fine-tuning are among its models.
+      title: the heading.
+      shows: what the section shows, for a newcomer.
+      look: what to look for.
+      build: Context -> [Picture | Table], empty if there are no data.
+      needs: kinds of results; if a model lacks one, the page lists the command for it.
+      finetuned: whether fine-tuning runs are among its models.
+      lacking: entries -> evaluations that the section lacks, as `finetune_curves.missing` has them.
     """
 
     title: str
@@ -39,112 +31,95 @@ class Section:
     look: str
     build: Callable
     needs: tuple[str, ...] = ()
-    tuned: bool = True
+    finetuned: bool = True
+    lacking: Callable | None = None
 
 
-SECTIONS = (
+_MODELS = (
     Section(
-        "Models",
-        "Every model with its depth, its cost and how well it predicts.",
-        "Compare models of equal executed layers (the same inference cost) or of equal parameters; "
-        "NLL in nats per token compares only models of one tokenizer.",
-        tables.models,
-        tuned=False,
+        title="Models",
+        shows="Every model with its depth, its costs and its held-out loss.",
+        look="Compare models with equally many executed layers (the same inference cost) or equally "
+        "many parameters. NLL in nats per token is only comparable between models with the same "
+        "tokenizer.",
+        build=tables.models,
+        finetuned=False,
     ),
     Section(
-        "Lineage",
-        "Each row of boxes is the stack of layers from one training step on, each box a layer in the "
-        "color of the layer of the first stack that it descends from.",
-        "Follow one color down: bold lines are copies made by growth, and an underlined group of "
-        "the lowest row is one pass of a loop, the same weights run again.",
-        lineages,
-        tuned=False,
+        title="Lineage",
+        shows="Each row of boxes is the stack of layers from one training step on. Each box is a "
+        "layer, in the color of the layer of the first stack that it was copied from.",
+        look="Follow one color down: bold lines are copies made by growth. An underlined group in "
+        "the last row is one pass of a loop: the same weights run again.",
+        build=figures.lineage_section,
+        finetuned=False,
     ),
     Section(
-        "Training",
-        "Loss against update steps and against training FLOPs.",
-        "A grown model trails at equal steps, since its early steps are cheap; at equal FLOPs it "
-        "should be level or ahead.",
-        training,
-        ("nll",),
-        tuned=False,
+        title="Training",
+        shows="Loss against training steps and against training FLOPs.",
+        look="A grown model has a higher loss at equal steps, because its early steps are cheap; at "
+        "equal FLOPs it should be level or better.",
+        build=figures.training_section,
+        needs=("nll",),
+        finetuned=False,
     ),
     Section(
-        "Trade-offs",
-        "What each model achieves against what it costs to store, to run and to train.",
-        "A loop moves left in parameters at unchanged inference FLOPs, growth moves left in training "
-        "FLOPs; what lies higher (or lower, for losses) at equal cost is better.",
-        costs,
-        ("eval",),
-        tuned=False,
-    ),
-    Section(
-        "Where it computes",
-        "The depth score: a layer is erased before an answer begins, and the curve is how much the "
-        "predictions of the answer change; the score (dashed) is the mean layer under the curve.",
-        "A score above the standard model's means that later layers do more for the answer; in the "
-        "papers' models of 1.7B parameters the grown and looped ones have it.",
-        depth,
-        ("depth_score",),
-    ),
-    Section(
-        "Early exits",
-        "What the model would predict if it stopped before a layer, read by a trained lens.",
-        "A standard model approaches its final prediction steadily; grown and looped models stay "
-        "flat through the middle and rise late, loops in steps after each pass.",
-        exits,
-        ("overlap", "exit_accuracy"),
-    ),
-    Section(
-        "Residual stream",
-        "How large the residual stream is at each executed layer, what attention, MLP and layer add "
-        "relative to it, and in which direction.",
-        "A curve that repeats every block (every loop pass, or as many layers as growth added at "
-        "once) says that the model does the same things again at the same place of each block; the "
-        "table puts a number on it.",
-        norms,
-        ("norms",),
-    ),
-    Section(
-        "Effects of erasing a layer",
-        "Row s, column l: how much the update of layer l changes, as a share, when layer s is erased; "
-        "0 is none, 1 is all of it.",
-        "Bright columns at equal distances are layers that gather what earlier tokens left, one in "
-        "each block; a standard model has them early in depth only, or none.",
-        effects,
-        ("future_local", "future", "current_attention"),
-    ),
-    Section(
-        "Layer interventions",
-        "Accuracy when layers are swapped, skipped, reversed or repeated, against the first layer "
-        "that is touched; dashed is the unmodified model, dotted is guessing.",
-        "Grown models keep their accuracy when whole blocks of the middle are swapped or skipped, "
-        "where a standard model falls; repeating a block of a grown model can raise it.",
-        interventions,
-        ("intervene swap", "intervene skip", "intervene reverse", "intervene repeat"),
-    ),
-    Section(
-        "In-context examples",
-        "Accuracy against the number of solved examples in the prompt, with 95% intervals.",
-        "A curve that goes on rising uses more examples; look for models that part only when there "
-        "are many.",
-        icl,
-        ("icl",),
-    ),
-    Section(
-        "Fine-tuning",
-        "Accuracy after fine-tuning against the number of training examples: the mean of runs that "
-        "differ in their seed and, shaded, their range; at 0 the model as it was before.",
-        "A curve that rises early learns from fewer examples, as the papers' grown and looped models "
-        "do; broken lines are the same model begun otherwise, a loop untied first, say.",
-        finetuning,
-    ),
-    Section(
-        "Similarity of blocks",
-        "Cosine of the feed-forward weights of each two blocks of layers, 1 for equal ones.",
-        "Blocks that growth copied stay alike: around the middle and symmetric for LIDAS, towards "
-        "the beginning for MIDAS; a model trained as one stack has none.",
-        similarity,
-        ("similarity",),
+        title="Trade-offs",
+        shows="The scores of each model against its parameters, inference FLOPs and training FLOPs.",
+        look="A loop has fewer parameters at unchanged inference FLOPs, growth has fewer training "
+        "FLOPs. At equal cost, higher scores (and lower losses) are better.",
+        build=figures.tradeoff_section,
+        needs=("eval",),
+        finetuned=False,
     ),
 )
+_EVALUATIONS = (
+    Section(
+        title="Layer interventions",
+        shows="Accuracy when layers are swapped, skipped, reversed or repeated, against the first "
+        "affected layer. The dashed line is the unmodified model, the dotted line is chance.",
+        look="Grown models keep their accuracy when whole blocks in the middle are swapped or "
+        "skipped, where a standard model loses accuracy. Repeating a block of a grown model can "
+        "raise its accuracy.",
+        build=figures.intervention_section,
+        needs=("intervene swap", "intervene skip", "intervene reverse", "intervene repeat"),
+    ),
+    Section(
+        title="In-context learning",
+        shows="Accuracy against the number of shots (solved examples in the prompt), with 95% "
+        "confidence intervals.",
+        look="A curve that keeps rising makes use of more shots. Look for models that differ only "
+        "at many shots.",
+        build=figures.icl_section,
+        needs=("icl",),
+    ),
+    Section(
+        title="Fine-tuning",
+        shows="Accuracy after fine-tuning against the number of training examples: the mean over "
+        "runs with different seeds and, shaded, their range. At 0 is the model before fine-tuning.",
+        look="A curve that rises early needs fewer examples, as for the papers' grown and looped "
+        "models. Dashed lines are the same model initialized differently, for example with its loop "
+        "untied.",
+        build=figures.finetuning_section,
+        lacking=finetune_curves.missing,
+    ),
+)
+
+
+def sections() -> tuple[Section, ...]:
+    """All sections: models, diagnostics, evaluations."""
+    by_title: dict[str, list[str]] = {}
+    for name, row in DIAGNOSTICS.items():
+        by_title.setdefault(row.section, []).append(name)
+    return _MODELS + tuple(_of_diagnostics(*each) for each in by_title.items()) + _EVALUATIONS
+
+
+def _of_diagnostics(title: str, names: list[str]) -> Section:
+    first = DIAGNOSTICS[names[0]]
+    return Section(
+        title=title,
+        shows=first.shows or f"{first.title[:1].upper()}{first.title[1:]}.",
+        look=first.look,
+        build=functools.partial(figures.diagnostic_section, names=tuple(names)),
+        needs=tuple(names),
+    )

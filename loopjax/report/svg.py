@@ -1,8 +1,8 @@
-"""A figure as SVG inside a page, and its numbers as JSON for whoever points at it.
+"""A figure as inline SVG, and its numbers as JSON for tooltips.
 
-Whatever `figure.own` marked becomes `data-model="..."`, by which the page hides and shows it. The
-numbers of a figure are its axes: where they lie in the SVG, their limits, their lines in data
-coordinates and the values of their images.
+Parts marked by `figure.own` get the attribute `data-model="..."`, with which the page hides and
+shows them. The numbers of a figure are its axes: their position in the SVG, their limits, their
+lines in data coordinates, and the values of their images.
 """
 
 import io
@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-POINTS = 1000  # of a line; more are thinned
+POINTS = 1000  # points of a line; longer lines are thinned
 _OWNER = "owner-"
 
 
@@ -19,9 +19,9 @@ def convert(fig, owners: dict[str, str], alt: str, key: str) -> tuple[str, dict,
     """(SVG, numbers, whether a line was thinned) of a figure.
 
     Args:
-      owners: {label that an artist was marked with: word for `data-model`}.
-      alt: what the picture shows, for those who do not see it.
-      key: a word that no other figure of the page has.
+      owners: {label that an artist was marked with: value of `data-model`}.
+      alt: alternative text.
+      key: a word that is unique on the page.
     """
     thinned = [thin(line) for axis in fig.axes for line in axis.lines]
     kept = {}
@@ -39,7 +39,7 @@ def convert(fig, owners: dict[str, str], alt: str, key: str) -> tuple[str, dict,
 
 
 def thin(line) -> bool:
-    """Leaves a line so many points that a screen shows, extremes among them; says if it had more."""
+    """Thins a line to POINTS points, keeping extremes; returns whether it had more."""
     x, y = (np.asarray(values, float) for values in line.get_data())
     if len(x) <= POINTS:
         return False
@@ -53,34 +53,34 @@ def thin(line) -> bool:
 
 
 def _mark_legends(fig, kept: dict) -> None:
-    """What a legend says of a model belongs to the model too."""
+    """Marks the legend entries of a model as the model's."""
     label_of = {line: kept[line] for line in kept if hasattr(line, "get_color")}
     for legend in [*fig.legends, *(a.get_legend() for a in fig.axes if a.get_legend())]:
         for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
-            said = text.get_text()
-            # The longest: "a" and "a at 4x2" are two models.
-            fitting = [label for label in label_of.values() if said.startswith(label)]
-            if fitting:
-                kept[text] = kept[handle] = max(fitting, key=len)
+            entry = text.get_text()
+            # The longest match: "a" and "a at 4x2" are two models.
+            matches = [label for label in label_of.values() if entry.startswith(label)]
+            if matches:
+                kept[text] = kept[handle] = max(matches, key=len)
 
 
 def _draw(fig, key: str) -> str:
     import matplotlib as mpl
 
-    made = io.StringIO()
+    buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
-        fig.savefig(made, format="svg", metadata={"Date": None}, transparent=True)
-    return made.getvalue()
+        fig.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return buffer.getvalue()
 
 
 def _inline(text: str, alt: str) -> str:
-    """An SVG file as an element of HTML: no prolog, no namespaces, no names that nobody uses."""
+    """An SVG file as an HTML element: without prolog, namespaces and unused ids."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(rf'id="{_OWNER}([^"]*)"', r'data-model="\1"', text)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])
     alt = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     head = f'<svg role="img" aria-label="{alt}" style="max-width:{1.25 * width:.0f}px"'
@@ -90,19 +90,19 @@ def _inline(text: str, alt: str) -> str:
 
 
 def _numbers(axis, width: float, height: float, owners: dict) -> dict | None:
-    """What can be pointed at in an axis; None where there is nothing."""
+    """The numbers of an axis for tooltips; None if it has none."""
     box = axis.get_position()
     lines = []
     for line in axis.lines:
         x, y = (np.asarray(values, float) for values in line.get_data())
         label = line.get_label()
-        if line.get_gid() not in owners or label.startswith("_child"):  # it has none
+        if line.get_gid() not in owners or label.startswith("_child"):  # a line without a label
             continue
-        said = {"model": owners[line.get_gid()], "label": label}
+        about = {"model": owners[line.get_gid()], "label": label}
         if line.get_linestyle() == "None":
-            lines.append(said | {"spot": [_plain(x)[0], _plain(y)[0]]})
+            lines.append(about | {"spot": [_plain(x)[0], _plain(y)[0]]})
         elif line.get_transform() == axis.transData:
-            lines.append(said | {"points": [_plain(x), _plain(y)]})
+            lines.append(about | {"points": [_plain(x), _plain(y)]})
     images = []
     for image in axis.images:
         x0, x1, y0, y1 = image.get_extent()
@@ -126,7 +126,7 @@ def _values(image) -> np.ndarray:
 
 
 def _plain(values) -> list:
-    """As JSON, with as many digits as a reader wants; None for what is no number."""
+    """As JSON, rounded; None for values that are not finite."""
     return [_short(v) if math.isfinite(v) else None for v in values]
 
 

@@ -1,1 +1,1 @@
-"""Result files: written, resumed and read back."""
+"""Result files: their schemas, writing, resuming and reading."""

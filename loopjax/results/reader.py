@@ -1,7 +1,7 @@
-"""Files of results, as `loopjax analyze`, `eval`, `icl`, `intervene` and `nll` write them.
+"""Reading the result files of `loopjax analyze`, `eval`, `icl`, `intervene` and `nll`.
 
-A file becomes one `Found` for each model and plan that it is about. They are read without the
-classes that they were made of, so that a page needs neither the models nor the harness.
+A file gives one `Result` for each model and plan in it. Neither the evaluation harness nor the
+models are needed.
 """
 
 import contextlib
@@ -9,37 +9,33 @@ import dataclasses
 import json
 import os
 import pathlib
-import types
 from typing import Any
 
-import numpy as np
+from loopjax.analysis.diagnostics import DIAGNOSTICS
+from loopjax.results import schema, store
+from loopjax.results.schema import Unreadable
 
-from loopjax.plots.diagnostics import PLOTS
-from loopjax.results import store
-
-# What lies beside results and is none.
+# Files beside results that are not results.
 OTHERS = {
     "config.json", "phases.json", "result.json", "sweep.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
 }  # fmt: skip
-CLOSED = {"checkpoints", "checkpoints.damaged", "tensorboard"}
-
-
-class Foreign(ValueError):
-    """A file that holds no result; says why."""
+CLOSED = {"checkpoints", "checkpoints.damaged", "tensorboard", "wandb"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """One result.
+class Result:
+    """A result of one model at one plan.
 
     Attributes:
-      kind: what it is: a diagnostic's name, "eval", "icl", "nll", or "intervene swap".
-      of: prompts and settings in words; results of one kind are comparable where these are equal.
-      checkpoint, step, weights, plan: of which model; the weights are a digest, or None.
-      value: what the pictures take.
-      file: where it was found.
-      about: what it says of the model ("model" of an evaluation), {} where it says nothing.
+      kind: a diagnostic's name, "eval", "icl", "nll", or "intervene OP".
+      of: prompts and settings in words; results of one kind are comparable if these are equal.
+      checkpoint, step: the model's checkpoint.
+      weights: digest of the model's weights, or None.
+      plan: the plan that the model was run by.
+      value: the result as the figures take it.
+      file: the file that it is from.
+      about: description of the model (`LanguageModel.describe`); {} if the file has none.
     """
 
     kind: str
@@ -53,52 +49,54 @@ class Found:
     about: dict
 
 
-def read(path: pathlib.Path) -> list[Found]:
-    """The results in a file; raises Foreign where it holds none that can be read."""
-    held = _json(path)
+def read(path: pathlib.Path) -> list[Result]:
+    """The results in a file; raises `Unreadable`."""
+    content = _json(path)
+    identity = schema.identify(path, content)
+    readers = {
+        "loopjax.diagnostic": lambda: [_diagnostic(path, content, identity["diagnostic"])],
+        "loopjax.eval": lambda: [
+            _evaluation(path, content, "eval", plan["model"], plan)
+            for plan in content["plans"].values()
+        ],
+        "loopjax.icl": lambda: [_evaluation(path, content, "icl", content["model"], content)],
+        "loopjax.intervene": lambda: [
+            _evaluation(
+                path, content, f"intervene {content['settings']['op']}", content["model"], content
+            )
+        ],
+        "loopjax.nll": lambda: _nll(path, content),
+    }
+    if identity["schema"] not in readers:
+        raise Unreadable(f"a file of {identity['schema']} has no results to show")
     try:
-        if "kind" in held:
-            return [_diagnostic(path, held)]
-        if "plans" in held:
-            return [
-                _evaluated(path, held, "eval", plan["model"], plan)
-                for plan in held["plans"].values()
-            ]
-        if "curves" in held:
-            return [_evaluated(path, held, "icl", held["model"], held)]
-        if "unmodified" in held:
-            kind = f"intervene {held['settings']['op']}"
-            return [_evaluated(path, held, kind, held["model"], held)]
-        if "rows" in held:
-            return _nll(path, held)
+        return readers[identity["schema"]]()
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise Foreign(f"it cannot be read: {error!r}") from None
-    raise Foreign("it holds no result")
+        if isinstance(error, Unreadable):
+            raise
+        raise Unreadable(f"it is damaged or incomplete: {error!r}") from None
 
 
-def _json(path: pathlib.Path) -> dict:
+def _json(path: pathlib.Path):
     try:
-        held = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise Foreign(getattr(error, "strerror", None) or "it is not JSON") from None
-    if not isinstance(held, dict):
-        raise Foreign("it holds no result")
-    return held
+        raise Unreadable(getattr(error, "strerror", None) or "it is not JSON") from None
 
 
-def evaluations(directory: pathlib.Path) -> list[Found]:
-    """What `loopjax eval` wrote in a directory and below it; other files are passed over."""
-    found = []
+def evaluations(directory: pathlib.Path) -> list[Result]:
+    """The results of `loopjax eval` in a directory and below it; other files are ignored."""
+    results = []
     for path in below(directory):
-        with contextlib.suppress(Foreign):
-            if "plans" in _json(path):
-                found += read(path)
-    return found
+        with contextlib.suppress(Unreadable):
+            if schema.identify(path, _json(path))["schema"] == "loopjax.eval":
+                results += read(path)
+    return results
 
 
 def below(directory: pathlib.Path) -> list[pathlib.Path]:
-    """JSON files in a directory and below it that may hold results; other runs are left out."""
-    found = []
+    """JSON files in a directory and below it that may be results, except those of other runs."""
+    paths = []
     for place, folders, files in os.walk(directory):
         here = pathlib.Path(place)
         folders[:] = sorted(
@@ -107,37 +105,36 @@ def below(directory: pathlib.Path) -> list[pathlib.Path]:
             if name not in CLOSED and not name.startswith(".") and not is_run(here / name)
         )
         names = sorted(n for n in files if n.endswith(".json") and n not in OTHERS)
-        found += [here / name for name in names]
-    return found
+        paths += [here / name for name in names]
+    return paths
 
 
 def is_run(path: pathlib.Path) -> bool:
     return (path / "result.json").is_file() or (path / "checkpoints").is_dir()
 
 
-def _diagnostic(path: pathlib.Path, held: dict) -> Found:
-    name = next((n for n in PLOTS if path.stem == n or path.stem.startswith(f"{n}-")), None)
-    if name is None:
-        raise Foreign(f"its name begins with no diagnostic ({', '.join(PLOTS)})")
-    if held["format"] != store.FORMAT:
-        raise Foreign(f"it has format {held['format']}, this version reads {store.FORMAT}")
-    about, fields = held["about"], dict(held["result"])
-    for key, value in fields.items():
-        if isinstance(value, str) and value.endswith(".npz"):
-            with np.load(path.parent / value) as arrays:
-                fields[key] = arrays[key]
-        elif isinstance(value, list) and key != "tasks":
-            fields[key] = np.array(value)
-    made = types.SimpleNamespace(**fields)
-    return Found(
-        name, _conditions(about), about["checkpoint"], about["step"], about["weights"],
-        about["depth"], made, path, {},
-    )  # fmt: skip
+def _diagnostic(path: pathlib.Path, content: dict, name: str) -> Result:
+    if name not in DIAGNOSTICS:
+        raise Unreadable(f"its diagnostic {name!r} is not one of {', '.join(DIAGNOSTICS)}")
+    about = content["about"]
+    value = store.restore(path, content, DIAGNOSTICS[name].result_type())
+    return Result(
+        kind=name,
+        of=_conditions(about),
+        checkpoint=about["checkpoint"],
+        step=about["step"],
+        weights=about["weights"],
+        plan=about["depth"],
+        value=value,
+        file=path,
+        about={},
+    )
 
 
 def _conditions(about: dict) -> str:
     """Prompts and settings of a diagnostic, in words."""
-    settings, words = about.get("settings", {}), []
+    settings = about.get("settings", {})
+    words = []
     if prompts := about.get("prompts"):
         words.append(f"{pathlib.Path(prompts['name']).stem}, {prompts['n']} prompts")
     if "block" in settings:
@@ -149,24 +146,40 @@ def _conditions(about: dict) -> str:
     return ", ".join(words)
 
 
-def _evaluated(path: pathlib.Path, held: dict, kind: str, about: dict, value) -> Found:
-    settings, words = held["settings"], []
+def _evaluation(path: pathlib.Path, content: dict, kind: str, about: dict, value: dict) -> Result:
+    settings = content["settings"]
+    words = []
     if settings.get("num_fewshot") is not None:
-        words.append(f"{settings['num_fewshot']} examples")
+        shots = settings["num_fewshot"]
+        words.append(f"{shots} shot{'s' * (shots != 1)}")
     if settings.get("limit"):
         words.append(f"first {settings['limit']:,} items")
-    return Found(
-        kind, ", ".join(words), settings["checkpoint"], about["step"], settings["weights"],
-        about["depth"], {"settings": settings, **value}, path, about,
-    )  # fmt: skip
+    return Result(
+        kind=kind,
+        of=", ".join(words),
+        checkpoint=settings["checkpoint"],
+        step=about["step"],
+        weights=settings["weights"],
+        plan=about["depth"],
+        value={"settings": settings, **value},
+        file=path,
+        about=about,
+    )
 
 
-def _nll(path: pathlib.Path, held: dict) -> list[Found]:
-    of = ", ".join(f"{source} {weight:g}" for source, weight in held["mixture"].items())
+def _nll(path: pathlib.Path, content: dict) -> list[Result]:
+    of = ", ".join(f"{source} {weight:g}" for source, weight in content["mixture"].items())
     return [
-        Found(
-            "nll", of, f"{held['checkpoint']}/{row['step']}", row["step"], None, row["depth"],
-            row, path, held["model"] | {"step": row["step"], "depth": row["depth"]},
+        Result(
+            kind="nll",
+            of=of,
+            checkpoint=f"{content['checkpoint']}/{row['step']}",
+            step=row["step"],
+            weights=None,
+            plan=row["depth"],
+            value=row,
+            file=path,
+            about=content["model"] | {"step": row["step"], "depth": row["depth"]},
         )
-        for row in held["rows"]
-    ]  # fmt: skip
+        for row in content["rows"]
+    ]

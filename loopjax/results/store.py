@@ -1,9 +1,9 @@
-"""Results of diagnostics on disk: NAME.json, and NAME.npz for what is long.
+"""Results of diagnostics on disk: NAME.json, and NAME.npz for long arrays.
 
-`about` is everything that is needed to repeat a result (model, prompts, settings). A result is
-reused where it says the same; what depends on the machine (versions, seconds) stands beside it.
+`about` is everything needed to repeat a result (model, prompts, settings). A stored result is
+reused if its `about` is the same; what depends on the machine (versions, seconds) is beside it.
 
-What an unfinished diagnostic has found so far is NAME.partial.npz.
+The parts computed so far of an unfinished diagnostic are in NAME.partial.npz.
 """
 
 import dataclasses
@@ -16,123 +16,192 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from loopjax.checkpoint import versions
+from loopjax.errors import UserError
 from loopjax.files import read_arrays, write_arrays, write_json
 from loopjax.progress import Progress
+from loopjax.results import schema
 
-FORMAT = 1
 SHORT = 1024  # numbers that a JSON file holds as text
-EVERY = 10.0  # seconds between two writes of what is unfinished
+EVERY = 10.0  # seconds between two writes of unfinished parts
 
 
 class Parts:
-    """What a diagnostic finds part by part (prompt by prompt), kept so that it can go on."""
+    """The parts of a diagnostic (one per prompt, say), cached so that a stopped one resumes."""
 
-    def __init__(self, path, about: dict, text: str = ""):
+    def __init__(self, path, about: dict, text: str = "", name: str = ""):
         """The parts of one diagnostic.
 
         Args:
-          path: of its file.
-          about: what they are parts of, machine included; a file of something else is replaced.
-          text: what the progress bar says; empty for none.
+          path: the cache file.
+          about: what the parts belong to, machine included; a cache of something else is replaced.
+          text: label of the progress line; empty for no progress line.
+          name: the diagnostic's name, for error messages.
         """
-        self.path, self.about, self.text = pathlib.Path(path), _plain(about), text
-        self.begun, self.earlier = time.monotonic(), 0.0
+        self.path = pathlib.Path(path)
+        self.about = _plain(about)
+        self.text = text
+        self.name = name or self.path.name.partition(".")[0]
+        self.begun = time.monotonic()
+        self.earlier = 0.0
 
     @property
     def seconds(self) -> float:
-        """Since it was made, and of the calls before that it goes on from."""
+        """Seconds since this object was created, plus those of the calls that were resumed."""
         return self.earlier + time.monotonic() - self.begun
 
     def each(self, compute: Callable, cases: Iterable) -> list[dict[str, np.ndarray]]:
-        """`compute` of each case, as `map` has it, less what the file holds; in order.
+        """`compute` of each case, like `map`, except for the cached ones; in order.
 
-        All parts are arrays by the same names and of the same shapes. The file is written every 10
-        seconds, and when something stops it.
+        Every part is a dict of arrays, with the same names and shapes for all cases; anything else
+        raises ValueError. The cache is written every 10 seconds, and when something interrupts.
         """
         cases = list(cases)
         about = {**self.about, "parts": len(cases)}
-        found = self._read(about)
-        with Progress(len(cases), self.text, done=len(found)) as shown:
+        parts = self._read(about)
+        with Progress(len(cases), self.text, done=len(parts)) as progress:
             written = time.monotonic()
             try:
-                for case in cases[len(found) :]:
-                    found.append(compute(case))
-                    shown.update()
+                for case in cases[len(parts) :]:
+                    part = compute(case)
+                    self._check(part, parts)
+                    parts.append(part)
+                    progress.update()
                     if time.monotonic() - written > EVERY:
-                        self._write(about, found)
+                        self._write(about, parts)
                         written = time.monotonic()
             finally:
-                if found:
-                    self._write(about, found)
-        return found
+                if parts:
+                    self._write(about, parts)
+        return parts
 
     def remove(self) -> None:
-        """Removes the file: the result is written, or wanted anew."""
+        """Removes the cache: the result is written, or to be computed again."""
         self.path.unlink(missing_ok=True)
+
+    def _check(self, part, parts: list[dict]) -> None:
+        shapes = _shapes(part)
+        expected = (
+            f"diagnostic {self.name}: the computation of a case must return a dict of arrays, with "
+            "the same names and shapes for every case"
+        )
+        if not shapes:
+            raise ValueError(f"{expected}; case {len(parts)} returned {part!r:.80}")
+        if parts and shapes != (first := _shapes(parts[0])):
+            raise ValueError(f"{expected}; case {len(parts)} has {shapes}, case 0 has {first}")
 
     def _read(self, about: dict) -> list[dict[str, np.ndarray]]:
         try:
             arrays = read_arrays(self.path)
-            said = json.loads(str(arrays.pop("about")))
-            seconds = said.pop("seconds")
+            stored = schema.without_header(json.loads(str(arrays.pop("about"))))
+            seconds = stored.pop("seconds")
         except (OSError, ValueError, KeyError):
             return []
-        if said != about:
+        if stored != about:
             return []
         self.earlier = seconds
         columns = zip(*arrays.values(), strict=True)
         return [dict(zip(arrays, column, strict=True)) for column in columns]
 
-    def _write(self, about: dict, found: list[dict[str, np.ndarray]]) -> None:
-        arrays = {name: np.stack([part[name] for part in found]) for name in found[0]}
-        said = json.dumps({**about, "seconds": self.seconds})
-        write_arrays(self.path, {"about": np.array(said), **arrays})
+    def _write(self, about: dict, parts: list[dict[str, np.ndarray]]) -> None:
+        arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        header = schema.header("partial")
+        text = json.dumps({**header, **about, "seconds": self.seconds})
+        write_arrays(self.path, {"about": np.array(text), **arrays})
 
 
-def save(directory, name: str, about: dict, result, seconds: float) -> pathlib.Path:
-    """Writes a result (a dataclass of arrays and numbers); returns the path of its JSON file."""
+def _shapes(part) -> dict | None:
+    """{name: shape} of a dict of arrays; None for anything else."""
+    if not isinstance(part, dict):
+        return None
+    try:
+        arrays = {name: np.asarray(array) for name, array in part.items()}
+    except ValueError:  # lists of unequal lengths
+        return None
+    if any(array.dtype == object for array in arrays.values()):
+        return None
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def save(
+    directory, file: str, about: dict, result, seconds: float, diagnostic: str
+) -> pathlib.Path:
+    """Writes a diagnostic's result (a dataclass of arrays and numbers); returns its JSON file."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    header = schema.header("diagnostic") | {"diagnostic": diagnostic}
     fields, arrays = dataclasses.asdict(result), {}
     for key, value in fields.items():
         if isinstance(value, np.ndarray) and value.size > SHORT:
-            arrays[key], fields[key] = value, f"{name}.npz"
-    path = directory / f"{name}.json"
+            arrays[key] = value
+            fields[key] = f"{file}.npz"
+    path = directory / f"{file}.json"
     if arrays:
-        said = np.array(json.dumps(_plain(about)))
-        write_arrays(directory / f"{name}.npz", {"about": said, **arrays})
-    kind = type(result).__name__
-    write_json(path, {"format": FORMAT, "kind": kind, "about": about, "versions": versions(),
-                      "seconds": seconds, "result": _plain(fields)})  # fmt: skip
+        texts = {"header": json.dumps(header), "about": json.dumps(_plain(about))}
+        texts = {key: np.array(text) for key, text in texts.items()}
+        write_arrays(directory / f"{file}.npz", {**texts, **arrays})
+    content = {"about": about, "versions": versions(), "seconds": seconds, "result": _plain(fields)}
+    write_json(path, {**header, **content})
     return path
 
 
-def load(directory, name: str, kind: type, about: dict | None = None):
-    """The saved result of this kind, or None where there is none, or one that is `about` something else."""
-    directory = pathlib.Path(directory)
+def load(directory, file: str, diagnostic: str, kind: type, about: dict | None = None):
+    """The stored result of a diagnostic, or None if there is none, or one `about` something else.
+
+    Args:
+      kind: the dataclass of the result.
+
+    Raises UserError for a file of a newer version of loopjax.
+    """
+    path = pathlib.Path(directory) / f"{file}.json"
     try:
-        found = json.loads((directory / f"{name}.json").read_text())
-        if found["format"] != FORMAT or found["kind"] != kind.__name__:
+        content = json.loads(path.read_text())
+        identity = schema.identify(path, content)
+    except schema.Unreadable as error:
+        if isinstance(content, dict) and "schema" in content:
+            raise UserError(f"{path}: {error}") from None
+        return None
+    except (OSError, ValueError):
+        return None
+    try:
+        if identity.get("diagnostic") != diagnostic:
             return None
-        if about is not None and found["about"] != _plain(about):
+        if about is not None and content["about"] != _plain(about):
             return None
-        fields = dict(found["result"])
-        for key, hint in typing.get_type_hints(kind).items():
-            if fields[key] == f"{name}.npz":
-                arrays = read_arrays(directory / f"{name}.npz")
-                # A process that was killed in between has written one of the two files.
-                if json.loads(str(arrays["about"])) != found["about"]:
-                    return None
-                fields[key] = arrays[key]
-            elif "ndarray" in str(hint) and fields[key] is not None:
-                fields[key] = np.array(fields[key])
-        return kind(**fields)
+        return restore(path, content, kind)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def restore(path: pathlib.Path, content: dict, kind: type):
+    """The result in a diagnostic's file as its dataclass; its types say which fields are arrays.
+
+    Raises KeyError, TypeError, ValueError or OSError if the file and the dataclass do not fit.
+    """
+    fields = dict(content["result"])
+    for key, hint in typing.get_type_hints(kind).items():
+        if key not in fields or fields[key] is None:
+            continue
+        if np.ndarray in (hint, *typing.get_args(hint)):
+            stored = fields[key]
+            fields[key] = (
+                _array(path, content, key) if isinstance(stored, str) else np.array(stored)
+            )
+        elif typing.get_origin(hint) is tuple:
+            fields[key] = tuple(fields[key])
+    return kind(**fields)
+
+
+def _array(path: pathlib.Path, content: dict, key: str) -> np.ndarray:
+    """An array of the .npz file beside a JSON file, which its `result` names."""
+    arrays = read_arrays(path.parent / content["result"][key])
+    # A process killed between the two writes has replaced only one of the files.
+    if json.loads(str(arrays["about"])) != content["about"]:
+        raise ValueError(f"{path} and {content['result'][key]} are of different results")
+    return arrays[key]
+
+
 def _plain(value):
-    """As JSON gives it back."""
+    """The value as JSON returns it."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -174,7 +174,7 @@ def _point(path, asked: _Asked, default_arg: str, overrides, directory: pathlib.
     argv += [*overrides, *own]
     try:
         config, _ = parse("train", "", argv, _define, required=("workdir",))
-        config = run.outline(config)[0]
+        config = run.outline(config).config
     except UserError as error:
         raise UserError(f"point {name}: {error}") from None
     command = [sys.executable, "-m", "loopjax", "train", *argv]

@@ -18,7 +18,7 @@ def write(path, found: dict) -> None:
     fig = figure.new(5.6 + wide, max(4.6, 0.9 * family.rows + 1.4))
     left, right = fig.subplots(1, 2, width_ratios=(5.6, wide))
     _similarity(fig, left, found)
-    ancestry.draw(right, family)
+    ancestry.draw_lineage(right, family)
     right.set_ylim(min(right.get_ylim()[0], -2.3), 0.7)
     copies = " (bold lines: copies)" if len(family.stages) > 1 else ""
     right.set_title(f"Lineage{copies}", loc="left", color=INK, fontsize=11, fontweight="bold")

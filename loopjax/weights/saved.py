@@ -12,7 +12,7 @@ import pathlib
 import jax
 import numpy as np
 
-from loopjax.checkpoint import Checkpoints, array, locate, reading
+from loopjax.checkpoint import Checkpoints, array, locate, read_meta, reading
 
 BLOCK = 2**24  # numbers per block: 64 MB in float32
 
@@ -134,8 +134,8 @@ def open_saved(directory, step: int | None = None) -> Saved:
     """
     directory, step = locate(directory, step)
     path, leaves = directory / str(step), {}
+    meta = read_meta(directory, step)
     with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints, reading(path):
-        meta = checkpoints.meta(step)
         # All are opened before Orbax is asked: what is missing it tells in more than a sentence.
         stores = {name: array(path, name) for name in meta["checksums"]}
         stores = {name: _opened(name, store) for name, store in stores.items()}

@@ -1,0 +1,109 @@
+"""The command line of an experiment, and its results as JSON and Markdown.
+
+An experiment is a file with `TITLE`, `PAPER` (what the papers found), `runs(study)`, which declares
+and trains its models, and `outcome(study)`, which measures them and computes a verdict:
+
+    python experiments/NAME.py [--output=study]             # mini: minutes on two CPU cores
+    python experiments/NAME.py --scale=paper                # checks the published protocol, trains nothing
+    python experiments/NAME.py --scale=paper --go           # checks it and runs it
+
+Finished models and measurements are cached in the study's directory and shared by all experiments.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import os
+import pathlib
+
+import jax
+import protocol
+from scales import SCALES, repeated
+from study import ROOT, Study, compilation_cache
+
+from loopjax.cli.arguments import positive
+from loopjax.files import write_json, write_text
+from loopjax.plots import figure
+from loopjax.text_table import markdown as table
+
+
+@dataclasses.dataclass
+class Outcome:
+    """The result of an experiment.
+
+    Attributes:
+      finding: sentences with the measured numbers.
+      verdict: one of `summary.VERDICTS`. "inconclusive" if the tasks are solved already, or by no
+        model, so that no difference can show.
+      heads: column heads of the table.
+      rows: cells of the table.
+      figures: {name: matplotlib figure}; the first is named after the experiment.
+    """
+
+    finding: str
+    verdict: str
+    heads: tuple[str, ...]
+    rows: list[tuple]
+    figures: dict
+
+
+def main(file: str) -> None:
+    """Runs the experiment in `file` from the command line."""
+    module = importlib.import_module(pathlib.Path(file).stem)
+    parser = argparse.ArgumentParser(description=module.__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=SCALES, default="mini", help="size of the experiment")
+    parser.add_argument("--seeds", type=positive, help="number of models of each kind")
+    parser.add_argument("--go", action="store_true", help="train and measure at --scale=paper too")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=ROOT / "study", help="directory of the study"
+    )
+    args = parser.parse_args()
+    output = (args.output / args.scale).absolute()
+    os.chdir(ROOT)
+    scale = repeated(args.scale, args.seeds)
+    if args.scale == "paper":
+        protocol.check(module, Study(output, scale, checking=True))
+        if not args.go:
+            return
+    perform(module, Study(output, scale))
+
+
+def perform(module, study: Study) -> Outcome:
+    """Trains and measures; writes NAME.md, NAME.json and figures to the study's directory."""
+    for option, value in compilation_cache(study.output).items():
+        jax.config.update(option, value)
+    name = pathlib.Path(module.__file__).stem
+    module.runs(study)
+    outcome = module.outcome(study)
+    for title, drawing in outcome.figures.items():
+        figure.save(drawing, study.output / f"{title}.png")
+    record = {
+        "title": module.TITLE,
+        "paper": module.PAPER,
+        "found": outcome.finding,
+        "verdict": outcome.verdict,
+        "figures": [*outcome.figures],
+        "table": [dict(zip(outcome.heads, row, strict=True)) for row in outcome.rows],
+    }
+    write_json(study.output / f"{name}.json", record)
+    write_text(study.output / f"{name}.md", markdown(name, record))
+    print(f"\n{markdown(name, record)}")
+    return outcome
+
+
+def markdown(name: str, record: dict, folder: str = "") -> str:
+    """A section of the results: the papers' finding, ours, table and figures."""
+    lines = [
+        f"## {record['title']}",
+        "",
+        f"**Papers.** {record['paper']}",
+        "",
+        f"**Here: {record['verdict']}.** {record['found']}",
+        "",
+    ]
+    if rows := record["table"]:
+        heads = list(rows[0])
+        lines += [table(heads, [[row[head] for head in heads] for row in rows]), ""]
+    lines += [f"![{record['title']}]({folder}{figure}.png)" for figure in record["figures"]]
+    lines += ["", f"`python experiments/{name}.py`", ""]
+    return "\n".join(lines)

@@ -1,0 +1,215 @@
+"""The diagnostics of `loopjax analyze`: one table, which every command and the report read.
+
+A new diagnostic is one file and one row here. The file holds three things, in any names:
+
+    @dataclasses.dataclass
+    class Result: ...                   arrays are declared as np.ndarray
+
+    def run(lm, cases, options, each):  -> Result
+        cases    [(token ids, start of the answer, group)]: the prompts that the row asks for
+        options  dict of what the command line sets (see `Diagnostic.settings`)
+        each     `map` that resumes: each(compute, cases) -> list of what `compute(case)` returns,
+                 a dict of arrays, with the same names and shapes for every case
+
+    def plot(results, colors=None):     {label: Result} -> matplotlib figure
+
+The row makes it available as `loopjax analyze --what NAME`, with its JSON file, its picture, its
+place in the report and in `--help`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+
+from loopjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnostic:
+    """A row of the table.
+
+    `result`, `run`, `plot` and `tables` are references, "module:name". They are imported when they
+    are needed: a report reads results without evaluation code, and `analyze` writes numbers without
+    matplotlib.
+
+    Attributes:
+      name: value of `--what`; new files carry it as "diagnostic".
+      title: what is computed, in one line, for `--help`.
+      section: heading of the section of the report; diagnostics may share one.
+      caption: caption of its figures; {of} is replaced by the prompts and settings.
+      result: the dataclass of the result.
+      run: the computation, see above.
+      plot: the figure, see above.
+      prompts: number of prompts from the start of the prompt set; 0 for none, None for all.
+      settings: names of the options that the result depends on.
+      needs_lens: whether options["lens"], a trained Tuned Lens, is needed.
+      extra: the optional dependencies of `run`, as in `pip install 'loopjax[eval]'`.
+      shows: first paragraph of the section; of diagnostics that share one, the first row has it.
+      look: what to look for, likewise.
+      tables: (`report.collect.Collection`) -> list of tables below the figures.
+    """
+
+    name: str
+    title: str
+    section: str
+    caption: str
+    result: str
+    run: str
+    plot: str
+    prompts: int | None = None
+    settings: tuple[str, ...] = ()
+    needs_lens: bool = False
+    extra: str = ""
+    shows: str = ""
+    look: str = ""
+    tables: str = ""
+
+    def result_type(self) -> type:
+        return _imported(self.result)
+
+    def computation(self) -> Callable:
+        """`run`; raises UserError if its optional dependencies are not installed."""
+        try:
+            return _imported(self.run)
+        except ImportError:
+            if not self.extra:
+                raise
+            raise UserError(f"{self.name} needs pip install 'loopjax[{self.extra}]'") from None
+
+    def draw(self, results: dict, colors: dict | None = None):
+        """The figure of {label: result}."""
+        return _imported(self.plot)(results, colors)
+
+    def table_builder(self) -> Callable | None:
+        return _imported(self.tables) if self.tables else None
+
+
+def _imported(reference: str):
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# The numbers of prompts are those of the papers (effects: 10 and 20 of GSM8K). Sections of the
+# report appear in the order of their first rows.
+_ROWS = (
+    Diagnostic(
+        name="depth_score",
+        title="how deep the layers are that the answer depends on",
+        section="Depth score",
+        shows="Each layer is ablated before the answer begins. The curve shows how much the "
+        "predictions of the answer change; the depth score (dashed line) is the mean layer, weighted "
+        "by that change.",
+        look="A score above that of the standard model means that later layers contribute more to "
+        "the answer; in the papers' models with 1.7B parameters, grown and looped models have "
+        "higher scores.",
+        caption="Change of the predictions of the answer when a layer is ablated before it ({of}).",
+        result="loopjax.analysis.depth_score:DepthScore",
+        run="loopjax.analysis.depth_score:run",
+        plot="loopjax.plots.diagnostics:plot_depth_score",
+        tables="loopjax.report.tables:depth_scores",
+        settings=("one_boundary",),
+    ),
+    Diagnostic(
+        name="overlap",
+        title="how far the prediction at an exit before each layer agrees with the model's",
+        section="Early exits",
+        shows="What the model would predict if it stopped before a layer, read by a Tuned Lens (a "
+        "linear map trained for each layer).",
+        look="A standard model approaches its final prediction steadily; grown and looped models "
+        "stay flat through the middle and rise late, loops in steps after each pass.",
+        caption="Share of the 5 most likely tokens in common with the model, and KL divergence in "
+        "both directions ({of}).",
+        result="loopjax.analysis.early_exit:Agreement",
+        run="loopjax.analysis.early_exit:run",
+        plot="loopjax.plots.diagnostics:plot_agreement",
+        prompts=20,
+        settings=("training", "lens_data"),
+        needs_lens=True,
+    ),
+    Diagnostic(
+        name="exit_accuracy",
+        title="accuracy on tasks if the model stopped before each layer",
+        section="Early exits",
+        caption="Accuracy at each exit, relative to the whole model's ({of}).",
+        result="loopjax.analysis.early_exit:ExitAccuracy",
+        run="loopjax.analysis.exit_accuracy:run",
+        plot="loopjax.plots.accuracy:plot_exit_accuracy",
+        tables="loopjax.report.tables:whole_model_accuracy",
+        prompts=0,
+        settings=("training", "lens_data", "tasks", "limit", "data_dir"),
+        needs_lens=True,
+        extra="eval",
+    ),
+    Diagnostic(
+        name="norms",
+        title="norm of the residual stream, and what attention, MLP and layer add to it",
+        section="Residual stream",
+        shows="The norm of the residual stream at each executed layer; the size of what attention, "
+        "MLP and the whole layer add, relative to it; and the cosine between the two.",
+        look="A curve that repeats with every block (each pass of a loop, or as many layers as one "
+        "growth step adds) means that the model does similar work at the same place of each block; "
+        "the table measures this.",
+        caption="Norms, relative contributions and cosines, means over tokens ({of}).",
+        result="loopjax.analysis.norms:Norms",
+        run="loopjax.analysis.norms:run",
+        plot="loopjax.plots.diagnostics:plot_norms",
+        tables="loopjax.report.tables:cycles_of_norms",
+        prompts=20,
+    ),
+    Diagnostic(
+        name="future_local",
+        title="change of one layer's update at later tokens when only it misses an ablated layer",
+        section="Effects of ablating a layer",
+        shows="Row s, column l: relative change of the update of layer l when layer s is ablated; 0 "
+        "is no change, 1 is a change as large as the update.",
+        look="Bright columns at equal distances are layers that read what earlier tokens computed, "
+        "one in each block; a standard model has them only in its first layers, or not at all.",
+        caption="Effects on later tokens, where only the measured layer misses the ablated one ({of}).",
+        result="loopjax.analysis.effects:Effects",
+        run="loopjax.analysis.effect_runs:future_local",
+        plot="loopjax.plots.diagnostics:plot_future_local",
+        tables="loopjax.report.tables:cycles_of_effects",
+        prompts=10,
+    ),
+    Diagnostic(
+        name="future",
+        title="change of later layers at later tokens, everything after the ablated layer recomputed",
+        section="Effects of ablating a layer",
+        caption="Effects on later tokens, everything after the ablated layer recomputed ({of}).",
+        result="loopjax.analysis.effects:Effects",
+        run="loopjax.analysis.effect_runs:future",
+        plot="loopjax.plots.diagnostics:plot_future",
+        prompts=10,
+    ),
+    Diagnostic(
+        name="current_attention",
+        title="effects of ablating a layer's attention, at all tokens",
+        section="Effects of ablating a layer",
+        caption="Effects of ablating a layer's attention at all tokens ({of}).",
+        result="loopjax.analysis.effects:Effects",
+        run="loopjax.analysis.effect_runs:current_attention",
+        plot="loopjax.plots.diagnostics:plot_current_attention",
+        prompts=20,
+    ),
+    Diagnostic(
+        name="similarity",
+        title="similarity of blocks of layers in their feed-forward weights",
+        section="Similarity of blocks",
+        shows="Cosine similarity of the feed-forward weights of every two blocks of layers; 1 for "
+        "equal blocks.",
+        look="Blocks copied by growth stay similar: around the middle and symmetric for LIDAS, "
+        "towards the first layers for MIDAS; a model trained at full depth has no similar blocks.",
+        caption="Feed-forward weights of blocks, above the diagonal ({of}).",
+        result="loopjax.analysis.similarity:Similarity",
+        run="loopjax.analysis.similarity:run",
+        plot="loopjax.plots.diagnostics:plot_similarity",
+        prompts=0,
+        settings=("block",),
+    ),
+)
+DIAGNOSTICS = {row.name: row for row in _ROWS}
+
+
+def defaults() -> list[str]:
+    """What `--what all` runs: all but those that first train a lens, which takes long."""
+    return [name for name, row in DIAGNOSTICS.items() if not row.needs_lens]

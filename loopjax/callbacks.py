@@ -1,0 +1,117 @@
+"""Where the rows of a run go besides metrics.jsonl: TensorBoard, Weights & Biases, your own.
+
+A callback gets every row of metrics.jsonl, in order and right after it is written: floats on the
+host, read one step late, so that no callback makes the training loop wait for the device. Pass
+your own to `train(config, workdir, callbacks=[...])`. They are called on process 0 only.
+
+A resumed run calls them with the rows after its checkpoint. Rows that a killed run wrote after
+its last checkpoint are dropped from metrics.jsonl, and come again, with the same values. An
+exception in a callback ends the run with that exception; the checkpoints are complete, and the
+same command resumes.
+"""
+
+import importlib.util
+import pathlib
+import secrets
+import time
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from loopjax.errors import UserError, first_line
+
+WANDB_ID = "wandb_id"  # file in the run's directory
+
+
+class Callback:
+    """What `train` calls; a subclass overrides the methods it needs."""
+
+    def on_step(self, row: dict) -> None:
+        """Called once per row of metrics.jsonl; "eval/..." keys are in the rows of evaluations."""
+
+    def close(self) -> None:
+        """Called once at the end of the run or when it is stopped, also after an error."""
+
+
+def built_in(config, workdir: pathlib.Path, step: int) -> list[Callback]:
+    """The callbacks that a config asks for, for a run that begins after `step` updates."""
+    wandb = [WeightsAndBiases(config, workdir)] if config.wandb else []
+    return [*wandb, TensorBoard(config, workdir, step)]
+
+
+def check(config) -> None:
+    """Raises UserError when a callback of the config needs a package that is not installed."""
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"config.wandb={config.wandb!r} needs pip install 'loopjax[wandb]'")
+
+
+class TensorBoard(Callback):
+    """Event files in DIR/tensorboard: every `config.log_every` steps, evaluations, the last step."""
+
+    def __init__(self, config, workdir: pathlib.Path, step: int):
+        self.config = config
+        self.events = EventFileWriter(str(workdir / "tensorboard"))
+        # TensorBoard then hides what a killed run wrote after its last checkpoint.
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self.events.add_event(
+            event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=restart)
+        )
+
+    def on_step(self, row: dict) -> None:
+        if not _shown(self.config, row):
+            return
+        values = [
+            summary_pb2.Summary.Value(tag=tag, simple_value=value)
+            for tag, value in row.items()
+            if isinstance(value, float)
+        ]
+        event = event_pb2.Event(wall_time=time.time(), step=row["step"])
+        event.summary.CopyFrom(summary_pb2.Summary(value=values))
+        self.events.add_event(event)
+
+    def close(self) -> None:
+        self.events.close()
+
+
+class WeightsAndBiases(Callback):
+    """A W&B run in the project `config.wandb`, with the same rows as TensorBoard.
+
+    Its id is kept in DIR/wandb_id, so that a resumed run continues the same W&B run. W&B sends
+    rows from a process of its own, so the training loop never waits for the network; WANDB_MODE,
+    WANDB_API_KEY and its other environment variables work as usual.
+    """
+
+    def __init__(self, config, workdir: pathlib.Path):
+        import wandb
+
+        self.config = config
+        id_file = workdir / WANDB_ID
+        if not id_file.is_file():
+            id_file.write_text(secrets.token_hex(4) + "\n")
+        try:
+            self.run = wandb.init(
+                project=config.wandb,
+                id=id_file.read_text().strip(),
+                name=workdir.name,
+                dir=str(workdir),
+                config=config.to_dict(),
+                resume="allow",
+                allow_val_change=True,  # of runtime options, on a resumed run
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            raise UserError(f"config.wandb={config.wandb!r}: {first_line(error)}") from error
+
+    def on_step(self, row: dict) -> None:
+        if _shown(self.config, row):
+            # A step that W&B has from before a kill is ignored: it had the same values.
+            self.run.log(row, step=row["step"])
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _shown(config, row: dict) -> bool:
+    """Whether a row is for curves: every `log_every` steps, with an evaluation, or the last."""
+    step = row["step"]
+    return step % config.log_every == 0 or step == config.steps or "eval/nll" in row
