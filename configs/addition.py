@@ -1,33 +1,26 @@
-"""n-ary addition, `315+120+045+824=` and then `1304`: two and three operands, width 64, 6,000 steps.
+"""n-ary addition, `315+120+045+824=` then `1304`: two and three operands, width 64, 6,000 steps.
 
     loopjax train --config=configs/addition.py:1x4 --workdir=runs/addition-1x4
     loopjax train --config=configs/addition.py:paper,12,lidas --workdir=runs/addition-lidas
 
-The variant is [paper,]PLAN[,GROWTH]; GROWTH (midas, lidas) adds one layer at a time, PROP-1, until
-the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1 - uniform over 2, 4, 8, 16
-and 32 operands, width 256, batch 1024, 200,000 steps. There Adafactor (5e-3, cosine) trains it and
-the best of three seeds is reported; here it is AdamW with a trapezoid, whose rate is to be tuned on
-plan 12. The paper counts answers with all digits right, accuracy here counts digits.
+The variant is [paper,]PLAN[,GROWTH]; GROWTH (midas, lidas, ...) adds one layer at a time, PROP-1,
+until the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1: uniform over 2, 4, 8,
+16 and 32 operands, width 256, batch 1024, 200,000 steps. The paper trains with Adafactor (5e-3,
+cosine) and reports the best of three seeds; this config uses AdamW with a trapezoidal schedule, and
+its learning rate should be tuned on plan 12. The paper counts answers with all digits correct;
+accuracy here counts digits.
 """
 
-import re
-
 from loopjax.config import default
-
-VARIANT = re.compile(r"(paper,)?([^,]+)(?:,(midas|lidas))?")
+from loopjax.config_variants import parse_variant
 
 
 def get_config(variant: str = "1x4"):
-    match = VARIANT.fullmatch(variant)
-    if not match:
-        raise ValueError(
-            f"variant {variant!r} of configs/addition.py must be [paper,]PLAN[,midas or lidas]"
-        )
-    paper, depth, growth = match.groups("")
+    parts = parse_variant("configs/addition.py", variant, "[paper,]PLAN[,GROWTH]")
     config = default()
-    config.depth = depth
-    config.growth.update(operator=growth, block=1)
-    if paper:
+    config.depth = parts["PLAN"]
+    config.growth.update(operator=parts["GROWTH"], block=1)
+    if parts["paper"]:
         config.steps, config.cooldown.steps = 200_000, 40_000
         config.batch_size, config.seq_len = 1024, 132
         config.mixture = {f"addition_{n}": 1.0 for n in (2, 4, 8, 16, 32)}

@@ -4,37 +4,32 @@
     loopjax train --config=configs/hops.py:sanford,1x6 --workdir=runs/sanford-1x6
     loopjax train --config=configs/hops.py:p16,6,lidas --workdir=runs/hops-lidas
 
-The variant is [TASK,]PLAN[,GROWTH]; GROWTH (midas, lidas) adds one layer at a time, PROP-1, until
-the cooldown.
+The variant is [TASK,]PLAN[,GROWTH]; GROWTH (midas, lidas, ...) adds one layer at a time, PROP-1,
+until the cooldown.
 sanford   Sanford et al. 2024: p uniform in 0..16, 98 letters, every position a target, width 128
           (4 heads), AdamW at 1e-4, batch 32, 100,000 steps. Held-out accuracy, by p, is over the
           positions whose hop exists.
-p16, p32  Saunshi et al. 2025, section 2.1 and Appendix A.1: 256 letters that hold all hops, one
-          answer, width 128 (8 heads), batch 256, 200,000 steps. There Adafactor (1e-3, cosine)
-          trains on 4 million instances; here it is AdamW with a trapezoid, on new ones always.
+p16, p32  Saunshi et al. 2025, section 2.1 and Appendix A.1: 256 letters that contain all hops,
+          one answer, width 128 (8 heads), batch 256, 200,000 steps. The paper trains with Adafactor
+          (1e-3, cosine) on 4 million instances; this config uses AdamW with a trapezoidal schedule,
+          and every instance is new.
 
-The layer is this project's (SwiGLU, RMSNorm, rotary positions), as wide as makes the parameters
-those of the papers. configs/p_hop.py has a smaller task with one target.
+The layer is the one of this project (SwiGLU, RMSNorm, rotary positions); its width is chosen to
+match the parameter counts of the papers. configs/p_hop.py has a smaller task with one target.
 """
 
-import re
-
 from loopjax.config import default
+from loopjax.config_variants import parse_variant
 
-VARIANT = re.compile(r"(?:(sanford|p16|p32),)?([^,]+)(?:,(midas|lidas))?")
+TASKS = ("sanford", "p16", "p32")
 
 
 def get_config(variant: str = "1x4"):
-    match = VARIANT.fullmatch(variant)
-    if not match:
-        raise ValueError(
-            f"variant {variant!r} of configs/hops.py must be [TASK,]PLAN[,midas or lidas] with TASK "
-            "one of sanford, p16, p32"
-        )
-    task, depth, growth = match.groups("")
+    parts = parse_variant("configs/hops.py", variant, "[TASK,]PLAN[,GROWTH]", TASK=TASKS)
+    task = parts["TASK"]
     config = default()
-    config.depth = depth
-    config.growth.update(operator=growth, block=1)
+    config.depth = parts["PLAN"]
+    config.growth.update(operator=parts["GROWTH"], block=1)
     config.optimizer.weight_decay = 0.1
     config.optimizer.beta2 = 0.98
     config.checkpoint_every = config.eval_every = 5000

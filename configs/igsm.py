@@ -3,35 +3,27 @@
     loopjax train --config=configs/igsm.py:1x4 --workdir=runs/igsm-1x4
     loopjax train --config=configs/igsm.py:paper,8,lidas --workdir=runs/igsm-lidas
 
-The variant is [paper,]PLAN[,GROWTH]; GROWTH (midas, lidas) adds one layer at a time, PROP-1, until
-the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1 - up to 15 operations, width
-128, batch 256, 200,000 steps. There Adafactor (1e-3, cosine) trains on about 4 million instances,
-12.8 times each; here it is AdamW with a trapezoid, on instances that are always new, with as many of
-each number of operations.
+The variant is [paper,]PLAN[,GROWTH]; GROWTH (midas, lidas, ...) adds one layer at a time, PROP-1,
+until the cooldown. paper: Saunshi et al. 2025, section 2.1 and Appendix A.1: up to 15 operations,
+width 128, batch 256, 200,000 steps. The paper trains with Adafactor (1e-3, cosine) on about 4
+million instances, 12.8 times each; this config uses AdamW with a trapezoidal schedule, every
+instance is new, and all numbers of operations are equally frequent.
 
-Chance is 14.3%, but the number most frequent in a text is right for 40, 27 and 20% at one, two and
-three operations. The small size is short for this task: after its 3,000 steps plan 1x4 has 48, 38 and
-28% (one seed), little more than that.
+Chance is 14.3%, but answering with the most frequent number of the text reaches 40, 27 and 20% at
+one, two and three operations. The small size trains too briefly for this task: after its 3,000
+steps plan 1x4 reaches 48, 38 and 28% (one seed), little more than that.
 """
 
-import re
-
 from loopjax.config import default
-
-VARIANT = re.compile(r"(paper,)?([^,]+)(?:,(midas|lidas))?")
+from loopjax.config_variants import parse_variant
 
 
 def get_config(variant: str = "1x4"):
-    match = VARIANT.fullmatch(variant)
-    if not match:
-        raise ValueError(
-            f"variant {variant!r} of configs/igsm.py must be [paper,]PLAN[,midas or lidas]"
-        )
-    paper, depth, growth = match.groups("")
+    parts = parse_variant("configs/igsm.py", variant, "[paper,]PLAN[,GROWTH]")
     config = default()
-    config.depth = depth
-    config.growth.update(operator=growth, block=1)
-    if paper:
+    config.depth = parts["PLAN"]
+    config.growth.update(operator=parts["GROWTH"], block=1)
+    if parts["paper"]:
         config.steps, config.cooldown.steps = 200_000, 40_000
         config.batch_size, config.seq_len = 256, 288
         config.mixture = {f"igsm_{operations}": 1.0 for operations in range(1, 16)}

@@ -3,22 +3,24 @@
     loopjax train --config=configs/mini.py:lidas --workdir=runs/lidas
 
 A third of the papers' 24 layers, in blocks of 2 instead of 4: growth in four stages (2, 4, 6, 8), a
-loop of one block (2x4), of half of the stack (4x2), one with layers before and behind it (1-2x3-1),
+loop of one block (2x4), of half of the stack (4x2), one with layers before and after it (1-2x3-1),
 and 1-sqrt cooldown over the last 15%. Half of the data is text (the source of Python's standard
-library); the other half is p-hop induction as text, in the place of the reasoning primitives, which
-models of this size do not learn from text. Eight hops are learned late: the models are compared while
-they still have something to gain. A scaled-down study: it can show which way an effect goes, not how
-large it is.
+library); the other half is p-hop induction as text. It replaces the reasoning primitives, which
+models of this size do not learn from text. Eight hops are learned late, so the models are compared
+before they saturate. A scaled-down study: it can show the sign of an effect, not its size.
 
 The variant is ROW[,math[,PLAN]].
-ROW   standard, standard-LAYERS, midas, lidas, loop-PLAN
-math  a cooldown with a fifth of 5-hop induction, which is new, from the plateau of runs/ROW (another
-      run: --config.init_from=DIR@STEP)
-PLAN  of the stack from there on: 2-2x2-4, 4-2x2-2 (standard, midas, lidas), 1-2x4-1 (its own loop)
+ROW   standard, standard-LAYERS, loop-PLAN, or a growth operator (midas, lidas, ...)
+math  a cooldown from the plateau of runs/ROW with a fifth of 5-hop induction, which the run has not
+      seen before (another run: --config.init_from=DIR@STEP)
+PLAN  depth plan of the cooldown: 2-2x2-4, 4-2x2-2 (standard, midas, lidas), 1-2x4-1 (loop-1-2x3-1)
 """
 
 from loopjax.config import default
+from loopjax.config_variants import parse_variant
+from loopjax.depth import GROWTH_OPERATORS
 
+ROWS = ("standard", "standard-LAYERS", "GROWTH", "loop-PLAN")
 STEPS, COOLDOWN = 1000, 150
 HOPS = ("hop_text_2", "hop_text_4", "hop_text_8")
 MIXTURE = {"stdlib": 0.49, **{name: 0.17 for name in HOPS}}
@@ -26,9 +28,8 @@ MATH = {"stdlib": 0.41, **{name: 0.13 for name in HOPS}, "hop_text_5": 0.2}
 
 
 def get_config(variant: str = "standard"):
-    row, math, plan = (*variant.split(","), "", "")[:3]
-    if math not in ("", "math") or variant.count(",") > 2:
-        raise ValueError(f"variant {variant!r} of configs/mini.py must be ROW[,math[,PLAN]]")
+    parts = parse_variant("configs/mini.py", variant, "ROW[,math[,PLAN]]", ROW=ROWS)
+    row = parts["ROW"]
     config = default()
     config.steps = STEPS
     config.cooldown.steps = COOLDOWN
@@ -36,19 +37,14 @@ def get_config(variant: str = "standard"):
     config.seq_len = 128  # bytes
     config.depth = "8"
     config.growth.block = 2
-    if row in ("midas", "lidas"):
+    if row in GROWTH_OPERATORS:
         config.growth.operator = row
-    elif row.startswith(("standard-", "loop-")):
+    elif row != "standard":  # standard-LAYERS, loop-PLAN
         config.depth = row.partition("-")[2]
-    elif row != "standard":
-        raise ValueError(
-            f"row {row!r} of configs/mini.py must be standard, standard-LAYERS, midas, lidas or "
-            "loop-PLAN"
-        )
     config.mixture = MIXTURE
-    if math:
+    if parts["math"]:
         config.cooldown.mixture = MATH
-        config.cooldown.depth = plan
+        config.cooldown.depth = parts["PLAN"]
         config.init_from = f"runs/{row}@{STEPS - COOLDOWN}"
     config.data_threads = 1
     config.learning_rate = 2e-3

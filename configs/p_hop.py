@@ -2,21 +2,23 @@
 
     loopjax train --config=configs/p_hop.py:1x4 --workdir=runs/p_hop-1x4
 
-The variant is the plan. The task wants depth: one layer cannot follow four hops, four can, and so
-can one layer looped four times (Saunshi et al. 2025, section 2, at 1/8 of their length and a
-fraction of their training). The loss is on every position whose hop exists; held-out accuracy is
-of the last position.
+The variant is the depth plan. The task requires depth: one layer cannot follow four hops, four can,
+and so can one layer looped four times (Saunshi et al. 2025, section 2, at 1/8 of their length and a
+fraction of their training). The loss is on every position whose hop exists; held-out accuracy is on
+the last position.
 """
 
 from loopjax.config import default
+from loopjax.config_variants import parse_variant
 
 
-def get_config(depth: str = "1x4"):
+def get_config(variant: str = "1x4"):
+    parts = parse_variant("configs/p_hop.py", variant, "PLAN")
     config = default()
     config.steps = 1500
     config.batch_size = 64
     config.seq_len = 33  # the number of hops, then 32 letters
-    config.depth = depth
+    config.depth = parts["PLAN"]
     config.cooldown.steps = 300
     config.mixture = {"p_hop_1": 1.0, "p_hop_2": 1.0, "p_hop_4": 1.0}
     config.data_threads = 1

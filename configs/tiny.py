@@ -3,25 +3,27 @@
     loopjax train --config=configs/tiny.py:lidas --workdir=runs/lidas
     loopjax sweep --config=configs/tiny.py --workdir=runs/tiny
 
-Variants: standard (12), loop (4x3: as deep, a third of the layers), midas and lidas (grown 4, 8,
-12). A scaled-down study: same protocol (PROP-1 growth until the cooldown, trapezoidal schedule
-with 1-sqrt decay over the last 15% of the steps), another size, another corpus.
+Variants: standard (12), loop (4x3: as deep, a third of the layers), or a growth operator (midas,
+lidas, ...; grown 4, 8, 12). A scaled-down study: the same protocol (PROP-1 growth until the
+cooldown, trapezoidal schedule with 1-sqrt decay over the last 15% of the steps), another size,
+another corpus.
 """
 
 from loopjax.config import default
+from loopjax.config_variants import parse_variant
+from loopjax.depth import GROWTH_OPERATORS
 
-VARIANTS = ("standard", "loop", "midas", "lidas")
+VARIANTS = ("standard", "loop", *GROWTH_OPERATORS)
 
 
 def get_config(variant: str = "standard"):
-    if variant not in VARIANTS:
-        raise ValueError(f"variant {variant!r} of configs/tiny.py must be one of {VARIANTS}")
+    parse_variant("configs/tiny.py", variant, "VARIANT", VARIANT=VARIANTS)
     config = default()
     config.steps = 3000
     config.batch_size = 8
     config.seq_len = 128
     config.depth = "4x3" if variant == "loop" else "12"
-    config.growth.operator = variant if variant in ("midas", "lidas") else ""
+    config.growth.operator = variant if variant in GROWTH_OPERATORS else ""
     config.cooldown.steps = -1  # 15%
     config.learning_rate = 3e-3
     config.warmup_steps = -1  # 1%
@@ -40,7 +42,7 @@ def get_config(variant: str = "standard"):
 
 
 def sweep(add):
-    """Every variant with three seeds: differences, and the spread to hold them against."""
-    for variant in VARIANTS:
+    """Four variants with three seeds: differences, and the spread to compare them with."""
+    for variant in ("standard", "loop", "midas", "lidas"):
         for seed in range(3):
             add(arg=variant, seed=seed)

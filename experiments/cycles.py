@@ -7,7 +7,7 @@ import summary
 
 from loopjax import lineage
 from loopjax.analysis import periodicity
-from loopjax.checkpoint import Checkpoints, locate
+from loopjax.checkpoint import locate, read_meta
 from loopjax.depth import DepthPlan
 from loopjax.run_record import spread
 
@@ -19,10 +19,7 @@ def of(study, run, values):
 
     A standard model has no block; the study's block is used for it.
     """
-    directory, step = locate(run)
-    checkpoints = Checkpoints(directory, read_only=True)
-    meta = checkpoints.meta(step)
-    checkpoints.close()
+    meta = read_meta(*locate(run))
     block = periodicity.block_of(lineage.stages(meta["lineage"]), DepthPlan.parse(meta["plan"]))
     values = np.array([np.nan if v is None else v for v in values], float)
     return periodicity.cycle(values, block or periodicity.Block(study.scale.block))

@@ -6,7 +6,7 @@ import experiment
 import summary
 from study import diagnostic
 
-from loopjax.plots.diagnostics import PLOTS
+from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.run_record import spread
 
 TITLE = "How much of its depth a model uses (Figure 2)"
@@ -66,9 +66,9 @@ def outcome(study) -> experiment.Outcome:
     )
     verdict = summary.verdict(mean[role] > mean["standard"] + 0.1 for role in ROLES[1:])  # layers
     figures = {
-        "depth_use": PLOTS["depth_score"](summary.first_seeds(scores[name])),
-        "depth_use-overlap": PLOTS["overlap"](summary.first_seeds(overlap)),
-        "depth_use-exits": PLOTS["exit_accuracy"](summary.first_seeds(exits)),
+        "depth_use": DIAGNOSTICS["depth_score"].draw(summary.first_seeds(scores[name])),
+        "depth_use-overlap": DIAGNOSTICS["overlap"].draw(summary.first_seeds(overlap)),
+        "depth_use-exits": DIAGNOSTICS["exit_accuracy"].draw(summary.first_seeds(exits)),
     }
     return experiment.Outcome(finding, verdict, heads, rows, figures)
 

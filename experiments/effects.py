@@ -6,7 +6,7 @@ import summary
 from study import diagnostic
 
 from loopjax.analysis import periodicity
-from loopjax.plots.diagnostics import PLOTS
+from loopjax.analysis.diagnostics import DIAGNOSTICS
 
 TITLE = "Local effects of layers on later tokens (Figures 4 and 13)"
 PAPER = (
@@ -36,8 +36,8 @@ def outcome(study) -> experiment.Outcome:
         rows.append((role, *cycles.cells(by_role[role])))
     finding, verdict = cycles.finding(by_role, "the mean local effect on a layer")
     figures = {
-        "effects": PLOTS["future_local"](summary.first_seeds(local)),
-        "effects-attention": PLOTS["current_attention"](summary.first_seeds(attention)),
+        "effects": DIAGNOSTICS["future_local"].draw(summary.first_seeds(local)),
+        "effects-attention": DIAGNOSTICS["current_attention"].draw(summary.first_seeds(attention)),
     }
     return experiment.Outcome(finding, verdict, ("model", *cycles.HEADS), rows, figures)
 

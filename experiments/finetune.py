@@ -7,7 +7,7 @@ import experiment
 import summary
 
 from loopjax.plots import figure
-from loopjax.plots.accuracy import finetuning
+from loopjax.plots.accuracy import plot_finetuning
 
 TITLE = "Fine-tuning from few examples (Figures 8 and 15)"
 PAPER = (
@@ -64,7 +64,7 @@ def outcome(study) -> experiment.Outcome:
     verdict = summary.verdict(mean[role] > mean["standard"] + 0.03 for role in ROLES[1:])
     colors = figure.colors(ROLES[:-1])
     colors |= {"loop, untied": colors["loop"]}
-    figures = {"finetune": finetuning(curves, colors)}
+    figures = {"finetune": plot_finetuning(curves, colors)}
     return experiment.Outcome(finding, verdict, ("model", "examples", *tasks), rows, figures)
 
 

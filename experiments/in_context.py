@@ -5,7 +5,7 @@ import statistics
 import experiment
 import summary
 
-from loopjax.plots.accuracy import icl
+from loopjax.plots.accuracy import plot_icl
 
 TITLE = "Examples in the prompt (Figures 7 and 16)"
 PAPER = (
@@ -43,7 +43,7 @@ def outcome(study) -> experiment.Outcome:
     if unlearned := summary.floor(above_chance):
         verdict = summary.INCONCLUSIVE
         finding = f"{finding} {unlearned}"
-    figures = {"in_context": icl(summary.first_seeds(curves))}
+    figures = {"in_context": plot_icl(summary.first_seeds(curves))}
     return experiment.Outcome(finding, verdict, ("model", *tasks), rows, figures)
 
 

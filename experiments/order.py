@@ -6,7 +6,7 @@ import statistics
 import experiment
 import summary
 
-from loopjax.plots.accuracy import interventions
+from loopjax.plots.accuracy import plot_interventions
 from loopjax.run_record import spread
 
 TITLE = "Layers swapped, skipped and reversed (Figures 5 and 11)"
@@ -58,7 +58,7 @@ def outcome(study) -> experiment.Outcome:
         verdict = summary.INCONCLUSIVE
         finding = f"{finding} A model that has learned no task has no accuracy to lose."
     figures = {
-        f"order-{op}" if op != "swap" else "order": interventions(summary.first_seeds(by_role))
+        f"order-{op}" if op != "swap" else "order": plot_interventions(summary.first_seeds(by_role))
         for op, by_role in edited.items()
     }
     return experiment.Outcome(finding, verdict, ("edit (layers)", *ROLES), rows, figures)

@@ -5,7 +5,7 @@ import statistics
 import experiment
 import summary
 
-from loopjax.plots.accuracy import interventions
+from loopjax.plots.accuracy import plot_interventions
 
 TITLE = "A middle block repeated at inference (Figures 6 and 12)"
 PAPER = (
@@ -64,7 +64,7 @@ def outcome(study) -> experiment.Outcome:
     if solved:
         verdict = summary.INCONCLUSIVE
         finding = f"{finding} {solved}"
-    figures = {"repeat": interventions(summary.first_seeds(edited))}
+    figures = {"repeat": plot_interventions(summary.first_seeds(edited))}
     return experiment.Outcome(finding, verdict, heads, rows, figures)
 
 

@@ -5,7 +5,7 @@ import experiment
 import summary
 from study import diagnostic
 
-from loopjax.plots.diagnostics import PLOTS
+from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.run_record import spread
 
 TITLE = "Residual stream and contributions of sublayers (Figures 3 and 14)"
@@ -33,7 +33,7 @@ def outcome(study) -> experiment.Outcome:
         rows.append((role, growth, *cycles.cells(by_role[role])))
     heads = ("model", "last norm / norm after layer 0", *cycles.HEADS)
     finding, verdict = cycles.finding(by_role, "the contribution of attention")
-    figures = {"residual": PLOTS["norms"](summary.first_seeds(norms))}
+    figures = {"residual": DIAGNOSTICS["norms"].draw(summary.first_seeds(norms))}
     return experiment.Outcome(finding, verdict, heads, rows, figures)
 
 

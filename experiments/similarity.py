@@ -5,7 +5,7 @@ import numpy as np
 import summary
 from study import diagnostic
 
-from loopjax.plots.diagnostics import PLOTS
+from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.run_record import spread
 
 TITLE = "Similarity of blocks in weights (Kapl et al. 2025, Figure 7)"
@@ -39,7 +39,7 @@ def outcome(study) -> experiment.Outcome:
     )
     similar = largest["standard"] < 0.1 < min(largest["midas"], largest["lidas"])
     verdict = summary.verdict([similar, lean["lidas"] < lean["midas"]])
-    figures = {"similarity": PLOTS["similarity"](summary.first_seeds(similarity))}
+    figures = {"similarity": DIAGNOSTICS["similarity"].draw(summary.first_seeds(similarity))}
     return experiment.Outcome(finding, verdict, heads, rows, figures)
 
 

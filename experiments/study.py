@@ -11,7 +11,7 @@ import shlex
 import numpy as np
 from scales import MINI, Scale
 
-from loopjax.analysis.analyze import DIAGNOSTICS
+from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.cli.main import main
 from loopjax.data.hops import hop_question
 from loopjax.files import read_json
@@ -228,7 +228,7 @@ def diagnostic(study: Study, run: pathlib.Path, name: str, prompts: str = "", *f
     """The result of a diagnostic of `loopjax analyze`; computes it unless it is finished."""
     prompts = study.prompts(prompts)
     directory = study.analyze(run, name, prompts, *flags)
-    return store.load(directory, result_name(name, prompts), DIAGNOSTICS[name].kind)
+    return store.load(directory, result_name(name, prompts), name, DIAGNOSTICS[name].result_type())
 
 
 def run_result(run: pathlib.Path) -> dict:

@@ -2,8 +2,7 @@
 
 import statistics
 
-from loopjax.report.tables import scored
-from loopjax.run_record import spread
+from loopjax.run_record import score, spread
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 INCONCLUSIVE = "inconclusive"
@@ -22,7 +21,7 @@ def accuracy(evaluation: dict, task: str, plan: str | None = None) -> float:
     """Accuracy on a task in the JSON of `loopjax eval`, at the given plan or the first one."""
     plans = evaluation["plans"]
     at_plan = plans[plan] if plan else next(iter(plans.values()))
-    return scored(at_plan["tasks"][task])["value"]
+    return score(at_plan["tasks"][task])["value"]
 
 
 def mean_accuracy(evaluation: dict, plan: str | None = None) -> float:

@@ -8,7 +8,7 @@ from study import run_result
 
 from loopjax import run_record
 from loopjax.files import read_rows
-from loopjax.plots.runs import Row, training
+from loopjax.plots.runs import Row, plot_training
 
 
 def models(study, config: str, plans, seeds) -> dict:
@@ -102,4 +102,4 @@ def _figure(runs: dict, source: str):
         record = run_record.of_directory(run)
         record.rows = read_rows(run / "metrics.jsonl")
         curves[plan] = record.curve(f"eval/{source}/accuracy")
-    return training([Row(source, "held-out accuracy of a token", curves)])
+    return plot_training([Row(source, "held-out accuracy of a token", curves)])

@@ -48,7 +48,7 @@ class HeldoutEvaluation:
             nll, hits, n = (sum(float(s[k]) for s in sums) for k in ("nll", "hits", "targets"))
             by_source[f"eval/{name}/nll"] = nll / n
             by_source[f"eval/{name}/accuracy"] = hits / n
-            if getattr(source, "one_answer", False):
+            if source.one_answer:
                 exact, rows = (sum(float(s[k]) for s in sums) for k in ("exact", "rows"))
                 by_source[f"eval/{name}/exact"] = exact / rows
             share = weights[name] / sum(weights.values())

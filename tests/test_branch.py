@@ -186,7 +186,7 @@ def test_without_an_operator_the_stack_stays_as_it_is(plan):
          "config.init_from={source!r}: untied, plan 1-1x2-1 has 4 layers, but plan 5 has 5"),
         ({"depth": "2x2", "init_operator": "tie"}, "tie makes plan 2x2 of 4 untied layers, not of"),
         ({"depth": "2", "init_operator": "lidas"}, "lidas adds layers, but 3 are to become 2"),
-        ({"init_operator": "double"}, "'double' must be one of midas, lidas, untie, tie"),
+        ({"init_operator": "double"}, "'double' must be one of midas, lidas, stack, gstack, untie"),
         ({"init": "all"}, "config.init='all' must be one of state, weights, moments"),
         ({"init": "state", "init_operator": "untie"}, "config.init_operator='untie' requires"),
         ({"init_from": "", "init_operator": "untie"}, "config.init_operator='untie' requires"),

@@ -157,10 +157,10 @@ def test_two_processes_stop_together_and_one_process_resumes(whole, tmp_path):
         ),
         (["train", f"--config={TINY}", "--workdir=w", "stray"], "'stray' is not a flag"),
         (["prepare", "--input", "none.txt", "--output", "w"], "input none.txt is not a file"),
-        (["prepare", "--output", "w"], "give --input, --dataset or --recipe, one of them"),
-        (["prepare", "--recipe", "smol", "--output", "w"], "smol is not known: smollm, smollm-"),
+        (["prepare", "--output", "w"], "give exactly one of --input, --dataset and --recipe"),
+        (["prepare", "--recipe", "smol", "--output", "w"], "smol must be one of smollm, smollm-"),
         (["prepare", "--input", "x", "--subset", "en", "--output", "w"], "goes with --dataset"),
-        (["data", "none"], "none holds nothing that loopjax prepare wrote"),
+        (["data", "none"], "none has no data written by loopjax prepare"),
         (
             ["report", "out.html", "w"],
             "w is not the directory of a run, a checkpoint (DIR or DIR@STEP), or results",

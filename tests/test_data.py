@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax.curriculum import Phase
-from loopjax.data import hops, instances, pipeline, synthetic, token_shards, tokenizers
+from loopjax.data import hops, instances, pipeline, registry, text_tasks, token_shards, tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 
@@ -92,9 +92,9 @@ def test_an_epoch_reads_every_window_once_and_the_next_in_another_order(tiny_con
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"seed": 7}, "config.seed=7, it was 0"),
-        ({"batch_size": 4}, "config.batch_size=4, it was 8"),
-        ({"seq_len": 11}, "config.seq_len=11, it was 9"),
+        ({"seed": 7}, "config.seed=7 was 0"),
+        ({"batch_size": 4}, "config.batch_size=4 was 8"),
+        ({"seq_len": 11}, "config.seq_len=11 was 9"),
     ],
 )
 def test_a_stream_that_would_go_on_elsewhere_is_refused(tiny_config, change, says):
@@ -114,7 +114,7 @@ def test_the_probe_notices_what_no_field_tells(tiny_config):
     saved = pipeline.TrainStream(tiny_config, phases).fingerprint(5)
     other = pipeline.TrainStream(tiny_config, phases_of((0, 12, {"p_hop_2": 1.0})))
     current = {**other.fingerprint(5), "sources": saved["sources"]}
-    with pytest.raises(UserError, match="the next example is not the one that was to come"):
+    with pytest.raises(UserError, match="the next example differs from the one recorded"):
         pipeline.check_fingerprint(saved, current, probe=True)
 
 
@@ -179,7 +179,7 @@ def test_variable_assignment_has_the_answer_that_substitution_finds(style, depth
     places = []
     for i in range(100):
         rng = instances.instance_rng(0, "train", i, 0)
-        item = synthetic.variable_assignment(rng, style, depth)
+        item = text_tasks.variable_assignment(rng, style, depth)
         assert solve(item.prompt) == item.answer
         assert len(set(item.options)) == 5 and item.answer in item.options
         places.append(item.options.index(item.answer))
@@ -189,7 +189,7 @@ def test_variable_assignment_has_the_answer_that_substitution_finds(style, depth
 @pytest.mark.parametrize("words", ["random", "real"])
 def test_copying_asks_for_the_word_behind_the_repeated_run(words):
     for i in range(100):
-        item = synthetic.copying(instances.instance_rng(0, "train", i, 0), words)
+        item = text_tasks.copying(instances.instance_rng(0, "train", i, 0), words)
         body = item.prompt.split("\n\n")[1].split()
         first, again = body[:10], body[10:15]
         assert body[15:] == ["___.", "->"] and len(set(first)) == 10
@@ -199,7 +199,7 @@ def test_copying_asks_for_the_word_behind_the_repeated_run(words):
 
 def test_only_answers_are_targets_of_a_text_task():
     codec = tokenizers.ByteTokenizer()
-    source = synthetic.open_synthetic("var_assign_basic_1", "train", 300, 0, lambda: codec)
+    source = registry.open_source("var_assign_basic_1", "train", 300, 0, lambda: codec)
     for i in range(20):
         example = source[i]
         scored = example["targets"][example["targets"] >= 0]
@@ -208,4 +208,4 @@ def test_only_answers_are_targets_of_a_text_task():
         answers = answers[: len(codec.decode(scored).split())]
         assert codec.decode(scored).split() == answers and answers
     with pytest.raises(UserError, match="seq_len=30 is too short for var_assign_basic_1"):
-        synthetic.open_synthetic("var_assign_basic_1", "train", 30, 0, lambda: codec)
+        registry.open_source("var_assign_basic_1", "train", 30, 0, lambda: codec)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loopjax import checkpoint, finetune, model
 from loopjax.cli.main import main
-from loopjax.data import instances, pairs, pipeline, synthetic, tokenizers
+from loopjax.data import instances, pairs, pipeline, registry, tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.files import read_rows
@@ -91,7 +91,7 @@ def test_primitives_are_as_many_items_as_named_and_never_those_of_the_evaluation
     wanted = [
         (item.prompt, f" {item.answer}")
         for depth, n in ((1, 5), (2, 3))
-        for item in synthetic.items(f"var_assign_code_{depth}", "train", 0, n)
+        for item in registry.items(f"var_assign_code_{depth}", "train", 0, n)
     ]
     assert sorted(trained) == sorted(wanted)
     other = pairs.open_pairs(name, "train", tmp_path, 600, 1, lambda: CODEC)
@@ -99,7 +99,7 @@ def test_primitives_are_as_many_items_as_named_and_never_those_of_the_evaluation
     validated = {prompt for prompt, _ in taken_apart(opened["heldout"])}
     assert len(validated) == 2 * pairs.HELDOUT_ITEMS
     for depth in (1, 2):
-        scored = synthetic.items(f"var_assign_code_{depth}", "heldout", 0, 1000)
+        scored = registry.items(f"var_assign_code_{depth}", "heldout", 0, 1000)
         assert not validated & {item.prompt for item in scored}
 
 
@@ -137,7 +137,7 @@ def test_the_pairs_of_a_file_are_held_out_by_hash_or_by_a_file_of_their_own(tmp_
     written(tmp_path / "chat.heldout.jsonl", lines(5, start=300))
     assert len(opened("chat", "train")) == 200
     assert {p for p, _ in opened("chat", "heldout")} == {f"q{i}=" for i in range(300, 305)}
-    with pytest.raises(UserError, match="chat:500, but there are 200 training pairs"):
+    with pytest.raises(UserError, match="chat:500 is more than the 200 training pairs"):
         opened("chat:500", "train")
 
 
@@ -149,7 +149,7 @@ def test_the_pairs_of_a_file_are_held_out_by_hash_or_by_a_file_of_their_own(tmp_
         ({"prompt": "a"}, "line 3 must be an object .*; it has no text 'completion'"),
         ({"prompt": 1, "completion": "b"}, "it has no text 'prompt'"),
         ({"prompt": "a", "completion": ""}, "line 3 has an empty completion"),
-        ({"prompt": "a" * 90, "completion": "b"}, r"line 3 has 92 tokens, config.seq_len=40"),
+        ({"prompt": "a" * 90, "completion": "b"}, "line 3 has 92 tokens; config.seq_len=40"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, says):

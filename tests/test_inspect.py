@@ -403,7 +403,7 @@ def test_the_text_fits_80_columns_and_tells_what_there_is(run, capsys):
         "9     data      3     as before",
         "layers/query           3x16x16  float32  - fsdp tensor",
         "final_norm             16       float32  whole",
-        "Cosine of copies, one layer until step 5",
+        "Cosine of copies that were one layer until step 5",
         "plan                    3      2",
         "lineage of the second: 1, 2 by lidas at 2",
     ):
@@ -469,9 +469,8 @@ def test_other_widths_leave_the_rest_to_compare(tmp_path, tiny_config, capsys):
     assert cli.main(["inspect", str(ours), "--against", str(theirs)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert (
-        "These cannot be compared and are left out: layers/down (it is 3x24x16 in the first and "
-        "3x32x16 in the second); layers/gate, layers/up (it is 3x16x24 in the first and 3x16x32 in "
-        "the second); head (only the second has it)."
+        "Not compared: layers/down (3x24x16 in the first and 3x32x16 in the second); layers/gate, "
+        "layers/up (3x16x24 in the first and 3x16x32 in the second); head (only in the second)."
     ) in out
     against = numbers.inspect(ours, other=theirs)["against"]
     assert against["model"] == {"d_ff": [24, 32], "tie_embeddings": [True, False]}
@@ -529,7 +528,7 @@ def test_damage_is_told_in_one_sentence(run, tmp_path, capsys):
     assert "line 1 column" in sentence(copy, run, "--against", copy.parent)
     copy = damaged("gone")
     shutil.rmtree(copy / "params")
-    assert re.fullmatch("the array params/.+ cannot be found", sentence(copy))
+    assert re.fullmatch("the array params/.+ is missing", sentence(copy))
     copy = damaged("data")
     for path in (copy / "optimizer").rglob("d/*"):
         path.unlink()

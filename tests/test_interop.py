@@ -249,7 +249,7 @@ def test_float16_is_kept_in_float32(sound, tmp_path, capsys):
     half = {k: v.astype(np.float16) for k, v in tensors_of(sound).items()}
     path = changed(sound, tmp_path / "m", {"torch_dtype": "float16"}, half)
     meta = import_hf(str(path), tmp_path / "c", tokenizer=False)
-    told = "the model is of type float16; it computes in float32 here\n"
+    told = "the model has dtype float16; computing in float32\n"
     assert capsys.readouterr().err == told and meta["source"]["dtype"] == "float16"
     assert export_hf(tmp_path / "c", tmp_path / "out")["torch_dtype"] == "float32"
     same_tensors(tensors_of(tmp_path / "out"), {k: v.astype(np.float32) for k, v in half.items()})
@@ -459,14 +459,14 @@ def test_stories260k_is_itself(tmp_path, capsys):
 def test_tokens_come_from_the_tokenizer_where_no_config_names_them(tmp_path, capsys):
     directory = random_checkpoint(tmp_path / "run", 2, "2")
     assert export_hf(directory, tmp_path / "bytes")["eos_token_id"] is None
-    told = f"no tokenizer.json is written: {directory} has none\n"
+    told = f"no tokenizer.json was written: {directory} has none\n"
     assert capsys.readouterr().err == told
     with pytest.MonkeyPatch.context() as patch:
         run = saved.open_saved(directory)
         run = dataclasses.replace(run, meta=run.meta | {"tokenizer": "bytes"})
         patch.setattr("loopjax.interop.export_hf.open_saved", lambda *args: run)
         export_hf(directory, tmp_path / "said")
-    told = "no tokenizer.json is written: the model reads bytes\n"
+    told = "no tokenizer.json was written: the model reads bytes\n"
     assert capsys.readouterr().err == told
     tokens = [{"id": 7, "content": "</s>"}, {"id": 8, "content": "<s>"}]
     (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
@@ -521,26 +521,26 @@ def changed(sound, path, config=None, tensors=None):
 
 
 CONFIGS = [
-    ("another family", {"model_type": "gemma3"}, "config.json has model_type='gemma3'; these can be read: llama, mistral, qwen2, qwen3"),
-    ("no family", {"model_type": "-"}, "config.json has model_type=None; these can be read: llama, mistral, qwen2, qwen3"),
-    ("experts", {"model_type": "mixtral", "num_local_experts": 8}, "config.json describes a mixture of experts (num_local_experts=8)"),
-    ("quantized", {"quantization_config": {"bits": 4}}, "config.json has a quantization_config; only whole weights can be read"),
-    ("another activation", {"hidden_act": "gelu"}, "config.json has hidden_act='gelu'; the layers here have silu"),
-    ("biases of the feed-forward", {"mlp_bias": True}, "config.json has mlp_bias=true; the feed-forward layers here have no bias"),
-    ("another rotary embedding", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "config.json has rope_type='yarn'; these can be read: default, llama3"),
-    ("half of it", {"partial_rotary_factor": 0.5}, "config.json has a partial_rotary_factor; heads are turned whole here"),
-    ("one for each type", {"rope_parameters": {"full_attention": {}}}, "config.json has a rotary embedding for each type of layer, not one for all"),
-    ("scaling by nothing", {"rope_scaling": {"rope_type": "llama3"}}, "config.json does not say factor"),
+    ("another family", {"model_type": "gemma3"}, "config.json has model_type='gemma3'; supported are llama, mistral, qwen2, qwen3"),
+    ("no family", {"model_type": "-"}, "config.json has model_type=None; supported are llama, mistral, qwen2, qwen3"),
+    ("experts", {"model_type": "mixtral", "num_local_experts": 8}, "config.json has num_local_experts=8; a mixture of experts is not supported"),
+    ("quantized", {"quantization_config": {"bits": 4}}, "config.json has a quantization_config; quantized weights are not supported"),
+    ("another activation", {"hidden_act": "gelu"}, "config.json has hidden_act='gelu'; only silu is supported"),
+    ("biases of the feed-forward", {"mlp_bias": True}, "config.json has mlp_bias=true; feed-forward biases are not supported"),
+    ("another rotary embedding", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "config.json has rope_type='yarn'; supported are default, llama3"),
+    ("half of it", {"partial_rotary_factor": 0.5}, "config.json has a partial_rotary_factor; only 1.0 is supported"),
+    ("one for each type", {"rope_parameters": {"full_attention": {}}}, "config.json has a rotary embedding per type of layer; only one for all is supported"),
+    ("scaling by nothing", {"rope_scaling": {"rope_type": "llama3"}}, "config.json has no factor"),
     ("scaling by a word", {"rope_scaling": {**LLAMA3, "factor": "much"}}, "config.json has factor='much'; it must be a positive number"),
-    ("layers of another type", {"model_type": "qwen2", "layer_types": ["linear_attention"] * 2}, "config.json has layers of type linear_attention; these can be read: full_attention, sliding_attention"),
-    ("no width", {"hidden_size": "-"}, "config.json does not say hidden_size"),
+    ("layers of another type", {"model_type": "qwen2", "layer_types": ["linear_attention"] * 2}, "config.json has layers of type linear_attention; supported are full_attention, sliding_attention"),
+    ("no width", {"hidden_size": "-"}, "config.json has no hidden_size"),
     ("half a layer", {"num_hidden_layers": 1.5}, "config.json has num_hidden_layers=1.5; it must be a positive whole number"),
     ("a word for frequencies", {"rope_scaling": "llama3"}, "config.json has rope_scaling='llama3'; it must be an object"),
-    ("layers of no type", {"model_type": "qwen2", "layer_types": 1}, "config.json makes no model: 'int' object is not iterable"),
-    ("odd heads", {"head_dim": 5}, "config.json makes no model: model.head_dim=5 must be even, or 0 for D / H"),
+    ("layers of no type", {"model_type": "qwen2", "layer_types": 1}, "config.json is not a valid model: 'int' object is not iterable"),
+    ("odd heads", {"head_dim": 5}, "config.json is not a valid model: model.head_dim=5 must be even, or 0 for D / H"),
     ("a layer too many", {"num_hidden_layers": 3}, "the tensor model.layers.2.input_layernorm.weight is missing, and 8 more"),
-    ("a layer too few", {"num_hidden_layers": 1}, "the tensor model.layers.1.input_layernorm.weight has no place in a model of config.json"),
-    ("another width", {"intermediate_size": 32}, "the tensor model.layers.0.mlp.down_proj.weight is 16x24; by config.json it is 16x32"),
+    ("a layer too few", {"num_hidden_layers": 1}, "the tensor model.layers.1.input_layernorm.weight does not belong to the model of config.json"),
+    ("another width", {"intermediate_size": 32}, "the tensor model.layers.0.mlp.down_proj.weight has shape 16x24, but config.json implies 16x32"),
     ("no head", {"tie_word_embeddings": False}, "the tensor lm_head.weight is missing"),
 ]  # fmt: skip
 
@@ -554,11 +554,11 @@ def test_a_config_that_cannot_be_represented(config, says, sound, tmp_path, said
 
 BIAS = "model.layers.1.self_attn.o_proj.bias"
 TENSORS = [
-    ("another head", {"lm_head.weight": np.ones((50, 16), np.float32)}, "config.json has tie_word_embeddings=true, but lm_head.weight is not model.embed_tokens.weight"),
-    ("a tensor more", {"model.layers.0.mlp.extra": np.ones(3)[:0].astype(np.float32)}, "the tensor model.layers.0.mlp.extra has no place in a model of config.json"),
+    ("another head", {"lm_head.weight": np.ones((50, 16), np.float32)}, "config.json has tie_word_embeddings=true, but lm_head.weight differs from model.embed_tokens.weight"),
+    ("a tensor more", {"model.layers.0.mlp.extra": np.ones(3)[:0].astype(np.float32)}, "the tensor model.layers.0.mlp.extra does not belong to the model of config.json"),
     ("a tensor less", {"model.norm.weight": "-"}, "the tensor model.norm.weight is missing"),
-    ("whole numbers", {"model.norm.weight": np.ones(16, np.int8)}, "PLACE/m/model.safetensors has model.norm.weight as I8; these can be read: F32, BF16, F16"),
-    ("double precision", {"model.norm.weight": np.ones(16)}, "PLACE/m/model.safetensors has model.norm.weight as F64; these can be read: F32, BF16, F16"),
+    ("whole numbers", {"model.norm.weight": np.ones(16, np.int8)}, "PLACE/m/model.safetensors has model.norm.weight as I8; supported are F32, BF16, F16"),
+    ("double precision", {"model.norm.weight": np.ones(16)}, "PLACE/m/model.safetensors has model.norm.weight as F64; supported are F32, BF16, F16"),
 ]  # fmt: skip
 
 
@@ -584,7 +584,7 @@ def test_a_bias_of_the_output_has_to_be_zero(tmp_path, said):
     assert not tensors_of(tmp_path / "model")[BIAS].any()
     path = changed(tmp_path / "model", tmp_path / "m", None, {BIAS: np.ones(16, np.float32)})
     assert said("import-hf", path, tmp_path / "c", "--no-tokenizer") == (
-        f"the tensor {BIAS} is not zero; output projections have no bias here"
+        f"the tensor {BIAS} is not zero; biases of output projections are not supported"
     )
 
 
@@ -596,22 +596,22 @@ def test_files_that_are_not_whole(sound, tmp_path, said):
 
     torn, cut = changed(sound, tmp_path / "torn"), changed(sound, tmp_path / "cut")
     os.truncate(torn / "model.safetensors", 5000)
-    damaged = r"PLACE/torn/model.safetensors is damaged, or no safetensors file: .+"
+    damaged = r"PLACE/torn/model.safetensors is damaged or not a safetensors file: .+"
     assert re.fullmatch(damaged, told(torn))
     (torn / "model.safetensors").write_bytes(b"PK\x03\x04 a pickle, say")
     assert re.fullmatch(damaged, told(torn))
     (torn / "config.json").write_text("{")
-    assert told(torn) == "PLACE/torn/config.json is not readable JSON"
+    assert told(torn).startswith("PLACE/torn/config.json cannot be read: ")
     (torn / "config.json").unlink()
     assert told(torn) == "PLACE/torn has no config.json"
     assert (
         told(sound, "--revision=main")
-        == f"{sound} has no tokenizer.json; import it with --no-tokenizer"
+        == f"{sound} has no tokenizer.json; use --no-tokenizer to import without it"
     )
 
     (cut / "model.safetensors").rename(cut / "pytorch_model.bin")
     assert told(cut) == (
-        "PLACE/cut has no model.safetensors, and pytorch_model.bin is a pickle, which is not read"
+        "PLACE/cut has no model.safetensors (pytorch_model.bin is a pickle, which is not supported)"
     )
     (cut / "pytorch_model.bin").rename(cut / "a.safetensors")
     index = cut / "model.safetensors.index.json"
@@ -621,30 +621,30 @@ def test_files_that_are_not_whole(sound, tmp_path, said):
         names = {"model.norm.weight": "a.safetensors", "lm_head.weight": other}
         index.write_text(json.dumps({"weight_map": names}))
         assert told(cut) == (
-            f"PLACE/cut/model.safetensors.index.json names {other}, which is not there"
+            f"PLACE/cut/model.safetensors.index.json names {other}, which does not exist"
         )
     names = {"model.norm.weight": "a.safetensors", "lm_head.weight": "a.safetensors"}
     index.write_text(json.dumps({"weight_map": names}))
     assert told(cut) == (
-        "PLACE/cut/model.safetensors.index.json says that a.safetensors has lm_head.weight; it has "
-        "not"
+        "PLACE/cut/a.safetensors has no tensor lm_head.weight, which "
+        "model.safetensors.index.json lists"
     )
 
 
 def test_places_and_packages_that_are_not_there(sound, tmp_path, monkeypatch, said):
     new = tmp_path / "new"
     assert said("import-hf", tmp_path / "no", new) == (
-        f"{tmp_path}/no is not a directory, nor an ID of the Hugging Face hub"
+        f"{tmp_path}/no is neither a directory nor an ID of the Hugging Face hub"
     )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     told = said("import-hf", "some/model", new)
-    prefix = "some/model is not a directory, and the Hugging Face hub does not give it: "
+    prefix = "some/model is not a directory, and the Hugging Face hub does not have it: "
     assert told.startswith(prefix)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for verb, source in (("import-hf", sound), ("export-hf", sound.with_name("run"))):
         for place in (tmp_path / "full", tmp_path / "full" / "file"):
-            assert said(verb, source, place) == f"{place} is not empty; give a new directory"
+            assert said(verb, source, place) == f"{place} is not empty; choose a new directory"
         assert said(verb, source, tmp_path / "full" / "file" / "new", *(
             ["--no-tokenizer"] if verb == "import-hf" else []
         )) == f"{tmp_path}/full/file/new cannot be written: Not a directory"  # fmt: skip
@@ -663,7 +663,7 @@ def test_places_and_packages_that_are_not_there(sound, tmp_path, monkeypatch, sa
 EXPORTS = [
     ("a plan of more layers", ["--depth=3"], "--depth=3 has 3 unique layers, the checkpoint has 2"),
     ("no plan", ["--depth=2y"], "--depth: depth plan '2y' is not readable: write segments L or LxR (L layers, run R times) of positive whole numbers joined by \"-\", like \"24\", \"4x6\" or \"4-4x4-4\""),
-    ("a loop that must not be untied", ["--depth=2x3", "--no-untie"], "plan 2x3 runs 2 layers as 6, which can be written only as 6 layers (leave out --no-untie)"),
+    ("a loop that must not be untied", ["--depth=2x3", "--no-untie"], "plan 2x3 executes 2 layers as 6, which requires writing 6 layers (remove --no-untie)"),
     ("no step", ["--step=9"], "PLACE/run/checkpoints has no checkpoint at step 9; there are 4"),
     ("no size", ["--shard-size=5"], "argument --shard-size: invalid size '5': use e.g. 80GB (units: kB, MB, MiB, GB, GiB, TB)"),
 ]  # fmt: skip

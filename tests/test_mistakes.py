@@ -83,7 +83,7 @@ def without_noise(sentence: str, place) -> str:
     sentence = re.sub("sha256:[0-9a-f]{64}", "sha256:HASH", sentence)
     sentence = re.sub("[0-9]+ were written", "SIZE were written", sentence)
     sentence = re.sub(r"(\.py\S*, line) [0-9]+", r"\1 N", sentence)
-    return re.sub("not one: .+", "not one: REASON", sentence)
+    return re.sub("not a shard: .+", "not a shard: REASON", sentence)
 
 
 def read_golden() -> dict[str, str]:
@@ -308,7 +308,7 @@ OTHER = [
     (
         "an unknown row",
         ["flops", f"--config={ROOT}/configs/smollm.py:1.7b,looped"],
-        ["'looped'", "configs/smollm.py"],
+        ["'1.7b,looped'", "configs/smollm.py"],
     ),
     ("no size", ["plan", TRAIN[1], "--memory=80"], ["--memory", "'80'", "80GB"]),
     (

@@ -87,7 +87,7 @@ def test_a_directory_stands_for_the_files_below_it_packed_or_not(tmp_path):
         file.write(b'{"text": "third"}\n')
     paths = pieces.find_files([tmp_path])
     assert documents_of(pieces.cut_files(paths, "text", 1)) == ["first", "second", "third"]
-    with pytest.raises(UserError, match=r"holds no .jsonl, .txt, .parquet file"):
+    with pytest.raises(UserError, match=r"has no .jsonl, .txt, .parquet file"):
         (tmp_path / "empty").mkdir()
         pieces.find_files([tmp_path / "empty"])
 
@@ -209,7 +209,7 @@ def test_interrupted_it_says_how_to_go_on_and_does(long_corpus, tmp_path, capsys
 
     with (
         watching(shards, "write_piece", interrupt),
-        pytest.raises(UserError, match="stopped with 3 of 19 pieces done: the same command goes"),
+        pytest.raises(UserError, match="interrupted with 3 of 19 pieces done; rerun"),
     ):
         job.prepare(output=tmp_path / "out", **long_corpus)
     assert not half.exists()
@@ -218,7 +218,7 @@ def test_interrupted_it_says_how_to_go_on_and_does(long_corpus, tmp_path, capsys
     (tmp_path / "out" / "train" / "00001.arrayrecord").unlink()  # noticed, and written anew
     job.prepare(output=tmp_path / "out", **long_corpus)
     err = capsys.readouterr().err
-    assert "going on: 2 of 19 pieces are done" in err and "pieces 19/19" in err
+    assert "resuming: 2 of 19 pieces are done" in err and "pieces 19/19" in err
     job.prepare(output=tmp_path / "whole", **long_corpus)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
@@ -239,9 +239,7 @@ def test_a_process_that_the_system_kills_is_told(long_corpus, tmp_path):
     cut = pieces.cut_files(long_corpus["inputs"], "text", 10**5)
     todo = [shards.Piece("00000", cut[0]), shards.Piece("00001", (Fatal(),))]
     shown = progress.Progress(todo, [])
-    with pytest.raises(
-        UserError, match=r"a process ended without a word \(exit code -9\) at piece"
-    ):
+    with pytest.raises(UserError, match=r"a worker process died \(exit code -9\) at piece"):
         workers.run(task, todo, tokenizers.ByteTokenizer(), 2, shown)
 
 
@@ -253,16 +251,17 @@ def test_a_mistake_in_a_process_is_told_with_file_and_line(long_corpus, tmp_path
     for processes in (1, 2):
         with pytest.raises(UserError) as error:
             job.prepare(output=tmp_path / "out", processes=processes, **long_corpus)
-        says = f"input {path}, line 501: no JSON object with a text field 'text'"
+        says = f"input {path}, line 501: not a JSON object with a text field 'text'"
         assert str(error.value) == says
     assert len(job.finished_parts(tmp_path / "out")) > 10
 
 
 def test_the_speed_leaves_out_what_was_done_before(capsys, monkeypatch):
-    now = iter([0.0, 10.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     parts = [shards.Piece(str(i), (pieces.FileRange("f", 0, 10**8),)) for i in range(4)]
     shown = progress.Progress(parts, parts[:1])
+    clock[0] = 10.0
     shown.done(parts[1], 2 * 10**8)
     says = "pieces 2/4  200/400 MB  10.0 MB/s (text 20.0 MB/s)  ETA 0:20\n"
     assert capsys.readouterr().err == says
@@ -310,11 +309,11 @@ def test_only_the_same_job_goes_on_in_a_directory(corpus, tmp_path, capsys):
     before = tree(tmp_path / "web")
     assert job.prepare(files, tmp_path / "web") == manifest
     assert "web is already prepared" in capsys.readouterr().err and tree(tmp_path / "web") == before
-    with pytest.raises(UserError, match="web is not empty; give a new directory"):
+    with pytest.raises(UserError, match="web is not empty; choose a new directory"):
         job.prepare(files, tmp_path / "web", heldout=0.2)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("dear")
-    with pytest.raises(UserError, match="mine is not empty; give a new directory"):
+    with pytest.raises(UserError, match="mine is not empty; choose a new directory"):
         job.prepare(files, tmp_path / "mine")
     assert list(tree(tmp_path / "mine")) == ["thesis.tex"]
 
@@ -327,17 +326,19 @@ def test_the_beginning_of_another_job_is_refused(long_corpus, tmp_path):
     out = tmp_path / "out"
     with watching(shards, "write_piece", stop), pytest.raises(UserError):
         job.prepare(output=out, **long_corpus)
-    says = f"--output {out} holds the beginning of another job, with heldout 0.05 instead of 0.1;"
+    says = f"--output {out} has an unfinished job with heldout 0.05 instead of 0.1;"
     with pytest.raises(UserError, match=says):
         job.prepare(output=out, **{**long_corpus, "heldout": 0.1})
     path = long_corpus["inputs"][0]
     path.write_text(path.read_text() + '\n{"text": "more"}')
-    with pytest.raises(UserError, match="another job, with other source; go on with that, or give"):
+    with pytest.raises(
+        UserError, match="an unfinished job with a different source; resume that job or"
+    ):
         job.prepare(output=out, **long_corpus)
     with (
-        job._begun(out, {}, tokenizers.ByteTokenizer()),
-        pytest.raises(UserError, match=f"another loopjax prepare is at work in {out}"),
-        job._begun(out, {}, tokenizers.ByteTokenizer()),
+        job._claimed(out, {}, tokenizers.ByteTokenizer()),
+        pytest.raises(UserError, match=f"another loopjax prepare is writing to {out}"),
+        job._claimed(out, {}, tokenizers.ByteTokenizer()),
     ):
         pass
 
@@ -345,10 +346,10 @@ def test_the_beginning_of_another_job_is_refused(long_corpus, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"text": "fine"}\n{"text": 3}\n', "line 2: no JSON object with a text field 'text'"),
+        ('{"text": "fine"}\n{"text": 3}\n', "line 2: not a JSON object with a text field 'text'"),
         ("not json\n", "line 1"),
-        ("", "hold no document to train on"),
-        ('{"text": "one"}\n', "no document fell into the held-out split"),
+        ("", "have no document to train on"),
+        ('{"text": "one"}\n', "the held-out split is empty"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_left_behind(content, says, tmp_path):
@@ -362,15 +363,15 @@ def test_bad_input_is_refused_and_nothing_is_left_behind(content, says, tmp_path
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "dataset DIR has no column 'text': name one of body, n by --text-key"),
+        ({}, "dataset DIR has no column 'text'; set --text-key to one of body, n"),
         ({"split": "test"}, "dataset DIR cannot be opened: Bad split: test"),
         ({"subset": "en"}, "dataset DIR (en) cannot be opened: BuilderConfig 'en' not found"),
-        ({"text_key": "n"}, "dataset DIR, file 0, part 0, row 0: no text in the column 'n'"),
-        ({"dataset": "no/such"}, "dataset no/such is no directory, and the Hugging Face hub"),
-        ({"inputs": ["x"]}, "give --input, --dataset or --recipe, one of them"),
+        ({"text_key": "n"}, "dataset DIR, file 0, part 0, row 0: column 'n' is not text"),
+        ({"dataset": "no/such"}, "dataset no/such is not a directory, and the Hugging Face hub"),
+        ({"inputs": ["x"]}, "give exactly one of --input, --dataset and --recipe"),
         ({"processes": 0}, "--processes=0 must be at least 1"),
-        ({"heldout": 1.0}, "--heldout=1.0 must be a fraction of at least 0 and below 1"),
-        ({"tokenizer": "no/such"}, "tokenizer 'no/such' is no file, and the Hugging Face hub"),
+        ({"heldout": 1.0}, "--heldout=1.0 must be at least 0 and below 1"),
+        ({"tokenizer": "no/such"}, "tokenizer 'no/such' is not a file, and the Hugging Face hub"),
     ],
 )
 def test_a_mistake_about_a_dataset_is_told_in_one_sentence(options, says, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from loopjax.data import instances, synthetic
+from loopjax.data import instances, items, text_tasks
 from loopjax.evals import primitives, suite
 
 VARIABLES = [f"var_assign_{style}_{depth}" for style in ("basic", "math", "code") for depth in (0, 1, 2)]  # fmt: skip
@@ -85,10 +85,10 @@ def test_prompts_are_the_printed_ones_but_for_names_and_values(name):
 def test_words_are_of_three_letters_or_real():
     for name, legal in (
         ("random", re.compile("[a-z]{3}").fullmatch),
-        ("real", synthetic.WORDS.__contains__),
+        ("real", text_tasks.WORDS.__contains__),
     ):
-        items = primitives.items(f"copying_{name}", "heldout", 0, 100)
-        assert all(legal(word) for item in items for word in item.options)
+        drawn = primitives.items(f"copying_{name}", "heldout", 0, 100)
+        assert all(legal(word) for item in drawn for word in item.options)
     values = {
         int(v) for i in primitives.items("var_assign_basic_0", "heldout", 0, 100) for v in i.options
     }
@@ -97,9 +97,9 @@ def test_words_are_of_three_letters_or_real():
 
 @pytest.mark.parametrize("name", ["copying_random", "copying_real", "var_assign_basic_0", "var_assign_math_1", "var_assign_code_2"])  # fmt: skip
 def test_a_thousand_items_differ_and_none_is_ever_trained_on(name):
-    items = primitives.items(name, "heldout", primitives.SEED)
-    prompts = {item.prompt for item in items}
-    assert len(prompts) == len(items) == 1000
+    drawn = primitives.items(name, "heldout", primitives.SEED)
+    prompts = {item.prompt for item in drawn}
+    assert len(prompts) == len(drawn) == 1000
     # `instances.draw` gives training, of any seed, what lies on the other side of this hash.
     assert all(zlib.crc32(p.encode()) % instances.HELDOUT_EVERY == 0 for p in prompts)
     pool = {item.prompt for item in primitives.items(name, "train", primitives.SEED)}
@@ -107,18 +107,17 @@ def test_a_thousand_items_differ_and_none_is_ever_trained_on(name):
 
     # The place of the answer is uniform: the chi-squared statistic has four degrees of freedom, and
     # is above 18.5 once in a thousand. The run that is copied ends before words 5 to 9.
-    places = collections.Counter(item.options.index(item.answer) for item in items)
+    places = collections.Counter(item.options.index(item.answer) for item in drawn)
     legal = range(5, 10) if name.startswith("copying") else range(5)
     assert set(places) == set(legal)
     assert sum((places[place] - 200) ** 2 / 200 for place in legal) < 18.5
 
 
-def test_an_item_that_is_drawn_again_does_not_count(monkeypatch):
-    def copying(rng, words):
-        return synthetic.Item(str(rng.integers(0, 100)), "a", ("a",))
+def test_an_item_that_is_drawn_again_does_not_count():
+    def number(rng):
+        return items.Item(str(rng.integers(0, 100)), "a", ("a",))
 
-    monkeypatch.setattr(synthetic, "copying", copying)
-    prompts = [item.prompt for item in primitives.items("copying_real", "train", 0, 50)]
+    prompts = [item.prompt for item in items.distinct(number, "train", 0, 50)]
     assert len(set(prompts)) == len(prompts) == 50
 
 

@@ -106,7 +106,7 @@ def test_a_tokenizer_file_makes_the_shards_and_the_synthetic_text_beside_them(
     codec = sources["copying_real"].codec
     assert sources["web"].tokenizer == codec.name == sources["copying_real"].tokenizer
     assert "Fill in the blank" in codec.decode(sources["copying_real"][0]["inputs"])
-    with pytest.raises(UserError, match="joins sources of different tokenizers"):
+    with pytest.raises(UserError, match="sources of different tokenizers"):
         pipeline.open_sources(tiny_config, ["web", "stdlib"], "train")
     tiny_config.model.vocab_size = 280
     with pytest.raises(UserError, match=r"vocab_size=280 is smaller than the \d+ tokens"):
@@ -148,8 +148,8 @@ def flip(data):
     [
         (lambda data: data[:-1000], "were written"),
         (lambda data: None, "00000.arrayrecord is missing"),
-        (lambda data: b"x" * len(data), "00000.arrayrecord is not readable, or not one: "),
-        (flip, "00000.arrayrecord is not readable, or not one: "),
+        (lambda data: b"x" * len(data), "00000.arrayrecord is damaged or not a shard: "),
+        (flip, "00000.arrayrecord is damaged or not a shard: "),
     ],
 )
 def test_a_damaged_or_foreign_shard_is_told(damage, says, corpus, tmp_path):
@@ -162,7 +162,7 @@ def test_a_damaged_or_foreign_shard_is_told(damage, says, corpus, tmp_path):
         source = token_shards.TokenShards(tmp_path / "web", "train", 8)
         for i in range(len(source)):
             source[i]
-    with pytest.raises(UserError, match=f"1 of 2 shards are not what was written: {shard}"):
+    with pytest.raises(UserError, match=f"1 of 2 shards do not match their hash: {shard}"):
         show.verify(tmp_path)
 
 
@@ -180,9 +180,12 @@ def test_more_shards_than_files_may_be_open_are_read(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (lambda whole: whole[:-20], "is not readable JSON"),
+        (lambda whole: whole[:-20], "manifest.json cannot be read: "),
         (lambda whole: "[]", "has format None, this version reads 1"),
-        (lambda whole: '{"format": 1}', "has no field 'tokenizer': it is not what prepare wrote"),
+        (
+            lambda whole: '{"format": 1}',
+            "has no field 'tokenizer': it was not written by loopjax prepare",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_told(content, says, corpus, tmp_path):
@@ -197,9 +200,9 @@ def test_a_damaged_manifest_is_told(content, says, corpus, tmp_path):
 def test_foreign_directories_are_refused(corpus, tmp_path, tiny_config):
     _, files = corpus
     job.prepare(files, tmp_path / "web", heldout=0.1)
-    with pytest.raises(UserError, match="holds no sequence of config.seq_len=100000 tokens"):
+    with pytest.raises(UserError, match="has no sequence of config.seq_len=100000 tokens"):
         token_shards.TokenShards(tmp_path / "web", "heldout", 100_000)
-    with pytest.raises(UserError, match="no source 'wbe' is known"):
+    with pytest.raises(UserError, match="unknown source 'wbe'"):
         pipeline.open_sources(tiny_config, ["wbe"], "train")
 
 
@@ -213,7 +216,7 @@ def test_the_data_verb_shows_counts_and_documents(corpus, tmp_path, capsys):
     assert cli.main(["data", str(tmp_path / "data"), "--samples", "20", "--verify", "--json"]) == 0
     printed = capsys.readouterr()
     shown = json.loads(printed.out)
-    assert "shards are what was written" in printed.err
+    assert "shards match their hash" in printed.err
     assert {(row["source"], row["split"]) for row in shown["rows"]} == {
         (source, split) for source in ("web", "more") for split in token_shards.SPLITS
     }
@@ -229,7 +232,7 @@ def test_the_data_verb_shows_counts_and_documents(corpus, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "| document" in out and f"{counts['tokens']:,}" in out
     assert cli.main(["data", str(tmp_path / "none")]) == 2
-    assert "holds nothing that loopjax prepare wrote" in capsys.readouterr().err
+    assert "has no data written by loopjax prepare" in capsys.readouterr().err
 
 
 def test_samples_show_what_cannot_be_seen():

@@ -162,7 +162,7 @@ def test_twelve_points_killed_twice_end_with_twelve_results_and_nothing_run_twic
     wait_until(lambda: len(finished()) >= 6 and training() - alone, second)
     second.send_signal(signal.SIGTERM)
     _, err = end(second, code=1)
-    assert "save and exit" in err and "stopped; the same command goes on" in err
+    assert "to save and exit" in err and "stopped; rerun the same command to resume" in err
     stopped = {n for n in names if starts(directory, n)} - finished()
     before = {n: (directory / n / "result.json").read_bytes() for n in finished()}
     assert len(before) < 12
@@ -244,9 +244,9 @@ def test_the_argument_of_the_command_line_is_for_points_that_name_none(tmp_path)
         ("    add(seed=0)\n    add(steps='many')", [], "config.steps='many' must be a whole number"),
         ("    add(seed=0)\n    add(depth='4-4y')", [], "point depth=4-4y: config.depth"),
         ("    add(seed=0)\n    add(batch_size=0)", [], "config.batch_size=0 must be at least 1"),
-        ("    add(seed=0)\n    add(seed=0)", [], "are named seed=0; give each a name="),
-        ("    add(name='a/b')", [], "'a/b' cannot be the name of a point"),
-        ("    add(name='slurm')", [], "'slurm' cannot be the name of a point"),
+        ("    add(seed=0)\n    add(seed=0)", [], "have the name seed=0; set name= for each"),
+        ("    add(name='a/b')", [], "invalid name 'a/b' of a point"),
+        ("    add(name='slurm')", [], "invalid name 'slurm' of a point"),
         ("    pass", [], "adds no point"),
         ("    add(seed=1 / 0)", [], "sweep(add) raised ZeroDivisionError"),
         ("    add(seed=0)", ["--config.seed=1"],
@@ -256,8 +256,8 @@ def test_the_argument_of_the_command_line_is_for_points_that_name_none(tmp_path)
         ("    add(seed=0)", ["--jbos=2"], "unknown flag '--jbos=2'"),
         ("    add(seed=0)", ["--jobs=0"], "--jobs: '0' must be a whole number of at least 1"),
         ("    add(seed=0)", ["--launcher=pbs"], "invalid choice: 'pbs'"),
-        ("    add(seed=0)", ["--launcher=slurm"], "--slurm timeout_min=MINUTES, a whole number, is missing"),
-        ("    add(seed=0)", ["--launcher=slurm", "--slurm", "timeout_min=5"], "no srun here"),
+        ("    add(seed=0)", ["--launcher=slurm"], "--slurm timeout_min=MINUTES (a whole number) is required"),
+        ("    add(seed=0)", ["--launcher=slurm", "--slurm", "timeout_min=5"], "srun was not found"),
         ("    add(seed=0)", ["--launcher=slurm", "--slurm", "fast"], "'fast' must be KEY=VALUE"),
         ("    add(seed=0)", ["--slurm", "nodes=2"], "--slurm goes with --launcher=slurm"),
         ("    add(seed=0)", ["--jobs=2", "--gpus=0,1,2"], "the same number for each of 2 jobs"),
@@ -306,7 +306,7 @@ def test_a_directory_of_another_run_is_refused_before_anything_starts(
     other.write_text(text)
     assert len(points.points(str(other), [], tmp_path / "runs")) == 3
     other.write_text(text.replace(old, new))
-    with pytest.raises(UserError, match="point seed=1: .* holds another run: ") as refused:
+    with pytest.raises(UserError, match="point seed=1: .* belongs to another run: ") as refused:
         points.points(str(other), [], tmp_path / "runs")
     assert says in str(refused.value)
 
@@ -495,8 +495,8 @@ def test_results_are_a_table_in_csv_and_markdown_with_means_over_seeds_and_a_pic
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["none"], "none holds no runs"),
-        (["{}", "--metric=bleu"], "--metric=bleu is in none of the runs; they have nll, accuracy"),
+        (["none"], "none contains no runs"),
+        (["{}", "--metric=bleu"], "--metric=bleu must be a metric of the runs: nll, accuracy"),
         (["{}", "--over=sede"], "config.sede does not exist; did you mean config.seed?"),
     ],
 )
@@ -589,7 +589,7 @@ def test_a_sweep_on_slurm_is_an_array_that_outlives_it_and_is_found_again(cluste
     wait_until((directory / "slurm" / "jobs.json").is_file, process)
     process.send_signal(signal.SIGINT)
     _, err = end(process, code=1)
-    assert "submitted 7_0, 7_1" in err and "no longer watched; the jobs go on" in err
+    assert "submitted 7_0, 7_1" in err and "no longer watching; the jobs keep running" in err
     script = (directory / "slurm" / "7_submission.sh").read_text()
     assert "--partition=small" in script and "--signal=USR2@75" in script
     _, err = end(begin(path, directory, *flags, PATH=cluster), code=1)

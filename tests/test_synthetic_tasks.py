@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loopjax.data import addition, hops, igsm, pipeline, synthetic
+from loopjax.data import addition, hops, igsm, pipeline, registry
 from loopjax.data.instances import instance_rng
 from loopjax.errors import UserError
 
 
 def rows(name, split="train", seq_len=128, count=200, seed=0):
-    source = synthetic.open_synthetic(name, split, seq_len, seed, None)
+    source = registry.open_source(name, split, seq_len, seed, None)
     return [source[i] for i in range(count)]
 
 
@@ -56,7 +56,7 @@ def test_an_instance_is_a_function_of_its_place_and_never_on_both_sides(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_lie_within_the_vocabulary_and_use_all_of_it(name):
-    source = synthetic.open_synthetic(name, "train", 132, 0, None)
+    source = registry.open_source(name, "train", 132, 0, None)
     seen = np.unique(
         [[row["inputs"], row["targets"]] for row in rows(name, seq_len=132, count=400)]
     )
@@ -76,7 +76,7 @@ def test_the_digits_behind_the_equals_sign_are_the_sum(n, width):
         question, answer = parts(row, addition.SYMBOLS)
         assert re.fullmatch(rf"(\d{{3}}\+){{{n - 1}}}\d{{3}}=", question)
         assert answer == f"{sum(map(int, question[:-1].split('+'))):0{width}}"
-    with pytest.raises(UserError, match=f"too short for addition_{n}: a sum takes {length}"):
+    with pytest.raises(UserError, match=f"too short for addition_{n}, which takes {length} tokens"):
         rows(f"addition_{n}", seq_len=length - 1)
 
 
@@ -267,19 +267,19 @@ def test_sanford_asks_every_position_and_scores_those_that_have_the_hop(p):
         ("igsm_0", 99, "source igsm_0: the number of operations must lie within 1..21"),
         ("hops_33x256", 999, "source hops_33x256: the number of hops must lie within 1..32"),
         ("hops_16x33", 99, "source hops_16x33: 16 hops need at least 34 letters"),
-        ("hops_16x256", 256, "config.seq_len=256 is too short for hops_16x256: it takes 257"),
+        ("hops_16x256", 256, "config.seq_len=256 is too short for hops_16x256, which takes 257 tokens"),
         ("sanford_17", 99, "source sanford_17: the number of hops must lie within 0..16"),
-        ("sanford_16", 50, "config.seq_len=50 is too short for sanford_16: it takes 51"),
+        ("sanford_16", 50, "config.seq_len=50 is too short for sanford_16, which takes 51 tokens"),
     ],
 )  # fmt: skip
 def test_a_task_that_cannot_be_is_told(name, seq_len, says):
     with pytest.raises(UserError) as error:
-        synthetic.open_synthetic(name, "train", seq_len, 0, None)
+        registry.open_source(name, "train", seq_len, 0, None)
     assert str(error.value) == says
 
 
 def test_tasks_of_different_symbols_do_not_mix(tiny_config):
     tiny_config.seq_len = 99
-    with pytest.raises(UserError, match="joins sources of different tokenizers"):
+    with pytest.raises(UserError, match="sources of different tokenizers"):
         pipeline.open_sources(tiny_config, ["p_hop_1", "sanford_1"], "train")
     assert len(pipeline.open_sources(tiny_config, ["p_hop_2", "hops_2x9"], "train")) == 2

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.model import LM
 
-from loopjax.data import synthetic
+from loopjax.data import registry
 from loopjax.errors import UserError
 from loopjax.evals import answers, metrics, raw_files, suite
 
@@ -176,7 +176,7 @@ def test_the_suite_is_the_papers():
     metrics_of = [suite.METRICS[group] for group in suite.GROUPS["paper_suite"]]
     assert metrics_of == ["f1", "f1", "acc", "exact_match", "acc"]
     assert set(suite.names()) >= {*suite.GROUPS, *sum(members, ()), "gsm8k", "var_assign_math_2"}
-    made_here = {name for name in suite.names() if synthetic.has_items(name)}
+    made_here = {name for name in suite.names() if registry.has_items(name)}
     assert {*raw_files.SOURCES, *made_here, *suite.GROUPS} == set(suite.names())
 
 

@@ -1,9 +1,9 @@
 """n-ary addition (Saunshi et al. 2025, section 2.1): `315+120+045+824=` and then `1304`.
 
 Operands are uniform in 0..999 and written with three digits; the sum has no steps in between, its
-most significant digit first. Its width is that of the largest sum of n operands (4 digits to n=10,
-then 5), zeros in front: answers of one n are equally long, so no token has to end them, and all
-their digits right is the sum right.
+most significant digit first, padded with zeros to the width of the largest sum of n operands (4
+digits up to n=10, then 5): all answers of one n are equally long, so no token has to end them, and
+the sum is correct if all its digits are.
 """
 
 import numpy as np
@@ -21,16 +21,17 @@ class Addition(Instances):
 
     tokenizer = "addition"
     vocab_size = len(SYMBOLS)
-    one_answer = True  # of several tokens: all of them must be right
+    one_answer = True
 
     def __init__(self, n: int, split: str, seq_len: int, seed: int):
         if n not in OPERANDS:
             raise UserError(f"source addition_{n}: the number of operands must lie within 2..32")
-        self.n, self.width = n, len(str(999 * n))
+        self.n = n
+        self.width = len(str(999 * n))
         if seq_len < 4 * n + self.width - 1:
             raise UserError(
-                f"config.seq_len={seq_len} is too short for addition_{n}: a sum takes "
-                f"{4 * n + self.width - 1}"
+                f"config.seq_len={seq_len} is too short for addition_{n}, which takes "
+                f"{4 * n + self.width - 1} tokens"
             )
         super().__init__(split, seq_len, seed, task="addition", version=1, n=n)
 

@@ -7,18 +7,18 @@
 The sampler is ours, after Ye et al. 2024 (2407.20311), to whom the paper refers:
 
 1. Structure graph. Four levels of two to four entities each, named by different letters. Edges join
-   neighboring levels and leave no entity out; each is a parameter, `A#B`. There are up to five
-   more than operations (and at least six, which is the smallest graph).
+   neighboring levels and reach every entity; each edge is a parameter, `A#B`. There are up to five
+   more edges than operations (and at least six, the smallest graph).
 2. Dependency graph, from the asked parameter back. A parameter is a number 0..6 or the sum of one
-   to three parameters, times 2..6 or not: uniform among the forms with which the number of
-   operations can come out. What a sum is of is new or needed already. A statement takes as many
-   operations as it has additions and multiplications, at least one.
-3. The other edges are parameters that the answer does not need: numbers, and as often sums of any
-   defined before them.
-4. Statements, and the parameters of a sum, are shuffled.
+   to three parameters, optionally times 2..6: uniform among the forms that still allow the number
+   of operations to be met. The terms of a sum are new parameters or ones already needed. A
+   statement takes as many operations as it has additions and multiplications, at least one.
+3. The other edges are parameters that the answer does not need: with equal probability a number
+   or a sum of parameters defined before.
+4. Statements, and the terms of a sum, are shuffled.
 
-Where the factors of every number cancel modulo 7, the answer would be 0 whatever the numbers are:
-such instances are drawn again, and the answer of the others is uniform.
+Where the factors of every number cancel modulo 7, the answer would be 0 for all numbers: such
+instances are drawn again, so the answer is uniform.
 """
 
 import functools
@@ -33,18 +33,19 @@ SYMBOLS = (*string.ascii_uppercase, *"0123456", "#", ":=", "*", "+", ".", "?", "
 DIGIT = 26
 EDGE, IS, TIMES, PLUS, STOP, ASKED, PADDING = range(DIGIT + MODULUS, len(SYMBOLS))
 OPERATIONS = range(1, 22)  # up to the hardest training set of Ye et al.
-LEVELS, ENTITIES = 4, (2, 3, 4)
+LEVELS = 4
+ENTITIES = (2, 3, 4)  # per level
 SMALLEST = 6  # edges of four levels of two entities
 SPARE_EDGES = 5
 # (parameters of the sum, whether it is multiplied); the first is a number.
 FORMS = ((0, False), *itertools.product((1, 2, 3), (False, True)))
-FITTING = 0.5  # of the instances that must be short enough
+FITTING = 0.5  # share of the instances that must be short enough
 
 
 class IGSM(Instances):
-    """`igsm_<operations>`: the value of one parameter; one target, behind the question.
+    """`igsm_<operations>`: the value of one parameter; one target, after the question.
 
-    Instances that are longer than T are left out; an error if they are more than half.
+    Instances longer than T are left out; it is an error if more than half are longer.
     """
 
     tokenizer = "igsm"
@@ -62,7 +63,7 @@ class IGSM(Instances):
         if median > seq_len:
             raise UserError(
                 f"config.seq_len={seq_len} is too short for igsm_{operations}: half of its "
-                f"instances take {median} or more"
+                f"instances take {median} tokens or more"
             )
 
     def make(self, rng):
@@ -73,7 +74,7 @@ class IGSM(Instances):
         return bytes(tokens), row
 
     def _problem(self, rng) -> tuple[list[int], int | None]:
-        """The tokens of statements and question; the answer, None if it depends on no number."""
+        """(tokens of statements and question, answer or None if it depends on no number)."""
         pick = Pick(rng)
         least = max(SMALLEST, self.operations)
         n_edges = least + pick(max(self.operations + SPARE_EDGES, SMALLEST) - least + 1)
@@ -81,7 +82,8 @@ class IGSM(Instances):
         parameters = needed(pick, self.operations)
         depends = _depends(parameters)
         add_others(pick, parameters, n_edges)
-        statements, values = [], {}
+        statements = []
+        values = {}
         for i, (parents, factor, number) in parameters.items():
             values[i] = (factor * sum(values[p] for p in parents) + number) % MODULUS
             statements.append(_statement(i, parents, factor, number, names))
@@ -91,7 +93,7 @@ class IGSM(Instances):
 
 
 class Pick:
-    """Choices from one draw of random bits, since a call of NumPy costs more than a choice."""
+    """Choices from one draw of random bits: a call of NumPy costs more than a choice."""
 
     def __init__(self, rng, size: int = 512):
         self.bits = iter(rng.integers(0, 2**32, size, dtype="uint32").tolist())
@@ -101,7 +103,7 @@ class Pick:
         return next(self.bits) * n >> 32
 
     def some(self, items, n: int) -> list:
-        """n different ones, in random order."""
+        """n different items, in random order."""
         items = list(items)
         for i in range(n):
             j = i + self(len(items) - i)
@@ -111,13 +113,13 @@ class Pick:
 
 @functools.cache
 def _sizes(n_edges: int) -> list[tuple[int, ...]]:
-    """Entities by level of the structure graphs that can have so many edges."""
-    found = []
+    """Numbers of entities per level with which a structure graph can have `n_edges` edges."""
+    fitting = []
     for sizes in itertools.product(ENTITIES, repeat=LEVELS):
         pairs = list(itertools.pairwise(sizes))
         if sum(max(a, b) for a, b in pairs) <= n_edges <= sum(a * b for a, b in pairs):
-            found.append(sizes)
-    return found
+            fitting.append(sizes)
+    return fitting
 
 
 def structure(pick: Pick, n_edges: int) -> list[tuple[int, int]]:
@@ -126,10 +128,11 @@ def structure(pick: Pick, n_edges: int) -> list[tuple[int, int]]:
     sizes = sizes[pick(len(sizes))]
     letters = iter(pick.some(range(26), sum(sizes)))
     levels = [list(itertools.islice(letters, size)) for size in sizes]
-    edges, rest = [], []
+    edges = []
+    rest = []
     for upper, lower in itertools.pairwise(levels):
         n = max(len(upper), len(lower))
-        # Letters are in random order: this is a random cover of both sides, up to their names.
+        # The letters are in random order, so this is a random cover of both sides.
         cover = {(upper[i % len(upper)], lower[i % len(lower)]) for i in range(n)}
         edges += sorted(cover)
         rest += [pair for pair in itertools.product(upper, lower) if pair not in cover]
@@ -137,13 +140,16 @@ def structure(pick: Pick, n_edges: int) -> list[tuple[int, int]]:
 
 
 def needed(pick: Pick, operations: int) -> dict[int, tuple]:
-    """{parameter: (parameters of its sum, factor, number)}, each after those that it is made of.
+    """{parameter: (terms of its sum, factor, number)}, each after its terms.
 
-    Parameter 0 is asked; every other one is needed for it, with `operations` in all.
+    Parameter 0 is asked; every other parameter is needed for it, with `operations` in total.
     """
-    made, known, spare = {}, 1, operations - 1  # each known parameter costs one at least
-    while len(made) < known:
-        i, waiting = len(made), known - len(made) - 1
+    parameters = {}
+    known = 1  # parameters named so far, the asked one included
+    spare = operations - 1  # every known parameter costs at least one operation
+    while len(parameters) < known:
+        i = len(parameters)
+        waiting = known - i - 1  # known parameters without a statement, this one aside
         forms = [
             (n, factor)
             for n, factor in FORMS
@@ -152,12 +158,14 @@ def needed(pick: Pick, operations: int) -> dict[int, tuple]:
         ]  # fmt: skip
         n, multiplied = forms[pick(len(forms))]
         spare -= extra(n, multiplied)
-        fewest, most = max(0, n - waiting), min(n, spare)
+        fewest = max(0, n - waiting)
+        most = min(n, spare)
         new = fewest + pick(most - fewest + 1)
         old = [i + 1 + j for j in pick.some(range(waiting), n - new)]
-        made[i] = _parameter(pick, [*old, *range(known, known + new)], multiplied)
-        known, spare = known + new, spare - new
-    return dict(reversed(made.items()))
+        parameters[i] = _parameter(pick, [*old, *range(known, known + new)], multiplied)
+        known += new
+        spare -= new
+    return dict(reversed(parameters.items()))
 
 
 def extra(n: int, multiplied: bool) -> int:
@@ -166,7 +174,7 @@ def extra(n: int, multiplied: bool) -> int:
 
 
 def add_others(pick: Pick, parameters: dict[int, tuple], total: int) -> None:
-    """Adds parameters that the answer does not need, up to a number of parameters."""
+    """Adds parameters that the answer does not need, until there are `total`."""
     while len(parameters) < total:
         n, multiplied = FORMS[0] if pick(2) else FORMS[1 + pick(len(FORMS) - 1)]
         parents = pick.some(parameters, min(n, len(parameters)))
@@ -174,8 +182,11 @@ def add_others(pick: Pick, parameters: dict[int, tuple], total: int) -> None:
 
 
 def _parameter(pick: Pick, parents: list[int], multiplied: bool) -> tuple:
+    # The order of these draws is part of the data: changing it changes every instance.
     number = 0 if parents else pick(MODULUS)
-    return pick.some(parents, len(parents)), 2 + pick(MODULUS - 2) if multiplied else 1, number
+    terms = pick.some(parents, len(parents))
+    factor = 2 + pick(MODULUS - 2) if multiplied else 1
+    return terms, factor, number
 
 
 def _depends(parameters: dict[int, tuple]) -> bool:

@@ -1,10 +1,10 @@
 """Prompts with their completions, for supervised fine-tuning: only completions are targets.
 
-A source is named by what it is made of, joined by "+": "chat" is the file DATA_DIR/chat.jsonl, an
-object {"prompt", "completion"} a line; "chat:500" its first 500 training pairs;
-"var_assign_code_1:64+var_assign_code_2:64" as many items of two reasoning primitives. Pairs are
-packed into rows of T tokens, each a segment of its own, which sees itself alone and begins at
-position 0. A pair is tokenised as evaluation does it; the end of a document is its last target.
+The name of a source lists its parts, joined by "+": "chat" is the file DATA_DIR/chat.jsonl with one
+object {"prompt", "completion"} per line; "chat:500" its first 500 training pairs;
+"var_assign_code_1:64+var_assign_code_2:64" 64 items of each of two text tasks. Pairs are packed
+into rows of T tokens; each pair is a segment that attends only to itself and starts at position 0.
+A pair is tokenized as in evaluation; the end-of-document token is its last target.
 """
 
 import bisect
@@ -16,41 +16,46 @@ import re
 
 import numpy as np
 
-from loopjax.data import synthetic, token_shards
+from loopjax.data import registry, token_shards
+from loopjax.data.source import Source
 from loopjax.errors import UserError
 
-HELDOUT = 0.1  # of the pairs of a file, by hash, where there is no NAME.heldout.jsonl
-HELDOUT_ITEMS = 256  # of a primitive
-# The held-out items of a training run are not those of the evaluation, which draws by seed 0.
+HELDOUT = 0.1  # share of the pairs of a file, by hash, if there is no NAME.heldout.jsonl
+HELDOUT_ITEMS = 256  # per text task
+# The held-out items of a training run differ from those of the evaluation, whose seed is 0.
 HELDOUT_SEED = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
+    """A prompt and its completion; `where` names the pair in messages."""
+
     prompt: str
     completion: str
-    where: str  # for messages
+    where: str
 
     @property
     def digest(self) -> bytes:
         return hashlib.sha256(f"{self.prompt}\0{self.completion}".encode()).digest()
 
 
-class Pairs:
-    """Rows of packed pairs: "inputs", "targets", "segments" and "positions", int32 [T].
+class Pairs(Source):
+    """Rows of packed pairs.
 
     Args:
-      name: as above.
-      pairs: what is packed; of the same name, split and seed always the same.
+      name: name of the source, for messages.
+      pairs: pairs to pack.
       split: "train" or "heldout".
-      codec: the tokenizer.
+      codec: tokenizer.
     """
 
-    finite, packed = True, True
+    packed = True
 
     def __init__(self, name: str, pairs: list[Pair], split: str, seq_len: int, codec):
-        self.seq_len, self.codec = seq_len, codec
-        self.tokenizer, self.vocab_size = codec.name, codec.vocab_size
+        self.seq_len = seq_len
+        self.codec = codec
+        self.tokenizer = codec.name
+        self.vocab_size = codec.vocab_size
         digest = hashlib.sha256(b"".join(pair.digest for pair in pairs))
         self.fingerprint = {"pairs": digest.hexdigest(), "tokenizer": codec.name}
         if not pairs:
@@ -62,8 +67,8 @@ class Pairs:
         for pair, (tokens, _) in zip(pairs, self.segments, strict=True):
             if len(tokens) > seq_len + 1:
                 raise UserError(
-                    f"{pair.where} has {len(tokens)} tokens, config.seq_len={seq_len} has room "
-                    f"for {seq_len + 1}"
+                    f"{pair.where} has {len(tokens)} tokens; config.seq_len={seq_len} fits at most "
+                    f"{seq_len + 1}"
                 )
         self.rows = _packed([len(tokens) - 1 for tokens, _ in self.segments], seq_len)
 
@@ -85,25 +90,19 @@ class Pairs:
         return row
 
 
-def unpacked(example: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A row of running text as one segment, to stand in a batch beside packed ones."""
-    T = len(example["inputs"])
-    return {"segments": np.zeros(T, np.int32), "positions": np.arange(T, dtype=np.int32), **example}
-
-
 def _tokenized(pairs: list[Pair], codec) -> list[tuple[np.ndarray, int]]:
-    """(tokens, how many of them are the prompt) of each pair."""
-    out = []
+    """(tokens, number of prompt tokens) of each pair."""
+    segments = []
     for pair in pairs:
         prompt = [int(i) for i in codec.encode(pair.prompt)] or [codec.bos_id]
         completion = codec.encode_batch([pair.completion])[0].tolist()
         tokens = np.array([*prompt, *completion, codec.eos_id], np.int32)
-        out.append((tokens, len(prompt)))
-    return out
+        segments.append((tokens, len(prompt)))
+    return segments
 
 
 def _packed(lengths: list[int], room: int) -> list[list[int]]:
-    """Which segments share a row: the longest first, each where it leaves the least room."""
+    """The segments of each row by best fit: longest first, each where the least room remains."""
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room left, row), ascending
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -117,7 +116,7 @@ def _packed(lengths: list[int], room: int) -> list[list[int]]:
 
 
 def read_file(path: pathlib.Path) -> list[Pair]:
-    """The pairs of a JSON-lines file; raises UserError that names the line that is none."""
+    """The pairs of a JSON lines file; raises UserError that names the invalid line."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -128,20 +127,20 @@ def read_file(path: pathlib.Path) -> list[Pair]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            row = json.loads(line)
         except ValueError as error:
             raise UserError(f"{where} is not JSON: {error}") from None
         for key in ("prompt", "completion"):
-            if not isinstance(found, dict) or not isinstance(found.get(key), str):
+            if not isinstance(row, dict) or not isinstance(row.get(key), str):
                 raise UserError(
                     f'{where} must be an object {{"prompt": text, "completion": text}}; it has no '
                     f"text {key!r}"
                 )
-        if not found["completion"]:
+        if not row["completion"]:
             raise UserError(f"{where} has an empty completion")
-        pairs.append(Pair(found["prompt"], found["completion"], where))
+        pairs.append(Pair(row["prompt"], row["completion"], where))
     if not pairs:
-        raise UserError(f"{path} holds no pair")
+        raise UserError(f"{path} has no pairs")
     return pairs
 
 
@@ -149,18 +148,18 @@ _PART = re.compile(r"([^:+]+)(?::([1-9][0-9]*))?")
 
 
 def parts(name: str) -> list[tuple[str, int]] | None:
-    """What a source of pairs is made of: (file or primitive, how many training pairs or 0 for all).
+    """The parts of a source of pairs: (file or text task, number of training pairs or 0 for all).
 
-    None for a name that is no such source's.
+    None if the name is not a list of parts.
     """
-    found = [_PART.fullmatch(part) for part in name.split("+")]
-    return [(part[1], int(part[2] or 0)) for part in found] if all(found) else None
+    matches = [_PART.fullmatch(part) for part in name.split("+")]
+    return [(part[1], int(part[2] or 0)) for part in matches] if all(matches) else None
 
 
 def open_pairs(name: str, split: str, folder: pathlib.Path, seq_len: int, seed: int, codec):
-    """The source of this name; None where a part of it is neither a file nor a primitive.
+    """The source of this name; None if a part is neither a file nor a text task with a number.
 
-    `codec()` gives the tokenizer.
+    `codec()` returns the tokenizer.
     """
     named = parts(name)
     if named is None:
@@ -169,17 +168,17 @@ def open_pairs(name: str, split: str, folder: pathlib.Path, seq_len: int, seed: 
     for source, count in named:
         if (folder / f"{source}.jsonl").is_file():
             pairs += _of_file(folder, source, count, split)
-        elif count and synthetic.has_items(source):
-            pairs += _of_primitive(source, count, split, seed)
+        elif count and registry.has_items(source):
+            pairs += _of_task(source, count, split, seed)
         else:
             return None
     return Pairs(name, pairs, split, seq_len, codec())
 
 
 def _of_file(folder: pathlib.Path, name: str, count: int, split: str) -> list[Pair]:
-    apart = folder / f"{name}.heldout.jsonl"
-    if apart.is_file():
-        pairs = read_file(apart if split == "heldout" else folder / f"{name}.jsonl")
+    heldout_file = folder / f"{name}.heldout.jsonl"
+    if heldout_file.is_file():
+        pairs = read_file(heldout_file if split == "heldout" else folder / f"{name}.jsonl")
     else:
         heldout = split == "heldout"
         everything = read_file(folder / f"{name}.jsonl")
@@ -188,13 +187,14 @@ def _of_file(folder: pathlib.Path, name: str, count: int, split: str) -> list[Pa
         return pairs
     if count > len(pairs):
         raise UserError(
-            f"config.mixture: {name}:{count}, but there are {len(pairs)} training pairs"
+            f"config.mixture: {name}:{count} is more than the {len(pairs)} training pairs of {name}"
         )
     return pairs[:count]
 
 
-def _of_primitive(name: str, count: int, split: str, seed: int) -> list[Pair]:
+def _of_task(name: str, count: int, split: str, seed: int) -> list[Pair]:
     if split == "heldout":
-        count, seed = HELDOUT_ITEMS, (seed + HELDOUT_SEED) % 2**32
-    items = synthetic.items(name, split, seed, count)
+        count = HELDOUT_ITEMS
+        seed = (seed + HELDOUT_SEED) % 2**32
+    items = registry.items(name, split, seed, count)
     return [Pair(item.prompt, item.completion, f"an item of {name}") for item in items]

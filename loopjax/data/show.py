@@ -1,4 +1,4 @@
-"""`loopjax data`: what `loopjax prepare` wrote. A table of counts, and samples of the text."""
+"""`loopjax data`: a table of counts, and samples of the text, of prepared data."""
 
 import hashlib
 import pathlib
@@ -12,8 +12,9 @@ from loopjax.errors import UserError
 from loopjax.text_table import aligned
 
 SPLITS = token_shards.SPLITS
-SAMPLE_TOKENS = 512  # a sample is the rest of a document, at most so long
-SAMPLE_LINES, SAMPLE_COLUMNS = 6, 96
+SAMPLE_TOKENS = 512  # at most, of one document
+SAMPLE_LINES = 6
+SAMPLE_COLUMNS = 96
 COLUMNS = (
     "source", "split", "documents", "tokens", "text_bytes", "bytes_per_token", "shards",
     "tokenizer", "dtype",
@@ -23,9 +24,11 @@ COLUMNS = (
 def look(directory, split: str, n_samples: int, seed: int) -> dict:
     """Rows of counts, the unfinished sources, and decoded samples of a split.
 
-    `directory` is a prepared source or a folder of several; raises UserError where it is neither.
+    `directory` is a prepared source or a folder of several; raises UserError if it is neither.
     """
-    rows, unfinished, samples = [], {}, {}
+    rows = []
+    unfinished = {}
+    samples = {}
     for source in _sources(directory):
         if not (source / token_shards.MANIFEST).is_file():
             unfinished[source.name] = job.how_far(source)
@@ -42,7 +45,7 @@ def _sources(directory) -> list[pathlib.Path]:
     inside = sorted(directory.iterdir()) if directory.is_dir() else []
     sources = [path for path in (directory, *inside) if _is_source(path)]
     if not sources:
-        raise UserError(f"{directory} holds nothing that loopjax prepare wrote")
+        raise UserError(f"{directory} has no data written by loopjax prepare")
     return sources
 
 
@@ -61,13 +64,16 @@ def _row(source: str, manifest: dict, split: str) -> dict:
 
 
 def _samples(source, manifest: dict, split: str, n: int, seed: int) -> list[str]:
-    """Beginnings of documents, and the rest of one where none begins near the drawn place."""
-    path, eos = source / tokenizers.FILE, manifest["eos"]
-    codec = tokenizers.FileTokenizer(path, eos) if eos else tokenizers.ByteTokenizer()
+    """Starts of documents; the rest of a document where none starts near the drawn position."""
+    eos = manifest["eos"]
+    codec = tokenizers.ByteTokenizer()
+    if eos:
+        codec = tokenizers.FileTokenizer(source / tokenizers.FILE, eos)
     shards_of_split = manifest["splits"][split]["shards"]
     lengths = np.array([shard["tokens"] for shard in shards_of_split])
     tokens = token_shards.TokenShards(source, split, 1)
-    rng, samples = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    samples = []
     for place in rng.integers(lengths.sum(), size=n):
         shard = int(np.searchsorted(np.cumsum(lengths), place, side="right"))
         start = int(place - lengths[:shard].sum())
@@ -80,14 +86,14 @@ def _samples(source, manifest: dict, split: str, n: int, seed: int) -> list[str]
     return samples
 
 
-def as_text(shown: dict) -> str:
-    """The same for a terminal."""
-    lines = _table(shown["rows"]) if shown["rows"] else []
-    for source, (done, pieces) in shown["unfinished"].items():
+def as_text(result: dict) -> str:
+    """The result of `look` for a terminal."""
+    lines = _table(result["rows"]) if result["rows"] else []
+    for source, (done, pieces) in result["unfinished"].items():
         lines.append(f"{source}: unfinished, {done} of {pieces} pieces are done")
-    for source, samples in shown["samples"].items():
+    for source, samples in result["samples"].items():
         for number, sample in enumerate(samples, 1):
-            lines += ["", f"--- {source}, {shown['split']}, sample {number}", *_clipped(sample)]
+            lines += ["", f"--- {source}, {result['split']}, sample {number}", *_clipped(sample)]
     return "\n".join(lines)
 
 
@@ -102,23 +108,26 @@ def _cell(value) -> str:
         return f"{value:.2f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return (value or "-")[:15]  # a tokenizer's hash is known by its beginning
+    return (value or "-")[:15]  # the start of a tokenizer's hash is enough to recognize it
 
 
 def _clipped(sample: str) -> list[str]:
     """The first lines, with tabs, carriage returns and other controls made visible."""
     lines = sample.split("\n")
-    shown = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines][
-        :SAMPLE_LINES
-    ]
-    shown = [f"{s[:SAMPLE_COLUMNS]}..." if len(s) > SAMPLE_COLUMNS else s for s in shown]
-    rest = [f"... {len(lines) - SAMPLE_LINES} more lines"] if len(lines) > SAMPLE_LINES else []
-    return [f"| {line}".rstrip() for line in shown + rest]
+    clipped = []
+    for line in lines[:SAMPLE_LINES]:
+        visible = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        too_long = len(visible) > SAMPLE_COLUMNS
+        clipped.append(f"{visible[:SAMPLE_COLUMNS]}..." if too_long else visible)
+    if len(lines) > SAMPLE_LINES:
+        clipped.append(f"... {len(lines) - SAMPLE_LINES} more lines")
+    return [f"| {line}".rstrip() for line in clipped]
 
 
 def verify(directory) -> None:
-    """Hashes every shard; raises UserError that names those that are not what was written."""
-    differ, n = [], 0
+    """Checks the hash of every shard; raises UserError that names the damaged ones."""
+    damaged = []
+    n = 0
     for source in _sources(directory):
         if not (source / token_shards.MANIFEST).is_file():
             continue
@@ -127,12 +136,12 @@ def verify(directory) -> None:
                 n += 1
                 path = source / shard["file"]
                 if not path.is_file() or _sha256(path) != shard["sha256"]:
-                    differ.append(str(path))
-    if differ:
+                    damaged.append(str(path))
+    if damaged:
         raise UserError(
-            f"{len(differ)} of {n} shards are not what was written: {', '.join(differ)}"
+            f"{len(damaged)} of {n} shards do not match their hash: {', '.join(damaged)}"
         )
-    print(f"{n} shards are what was written", file=sys.stderr)
+    print(f"{n} shards match their hash", file=sys.stderr)
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -1,15 +1,8 @@
-"""Sources of text: token streams cut into windows of `seq_len`.
-
-A source is a sequence of examples: `len(source)`, and `source[i]` gives a dict of int32 arrays of
-length T = seq_len: "inputs", and "targets" with -1 where nothing is to be predicted. It also
-tells its `tokenizer` (sources of one mixture must agree), its `vocab_size`, whether it is
-`finite` (shuffled and repeated) and a JSON `fingerprint` of its content.
-"""
+"""Sources of running text: token streams cut into windows of `seq_len`."""
 
 import contextlib
 import hashlib
 import itertools
-import json
 import pathlib
 import resource
 import sysconfig
@@ -17,7 +10,9 @@ import sysconfig
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from loopjax import files
 from loopjax.data import tokenizers
+from loopjax.data.source import Source
 from loopjax.errors import UserError, first_line
 
 SPLITS = ("train", "heldout")
@@ -29,21 +24,17 @@ MANIFEST_KEYS = ("tokenizer", "vocab_size", "eos", "dtype", "record_tokens", "sp
 def is_heldout(digest: bytes, fraction: float) -> bool:
     """Whether the document of this hash belongs to the held-out split.
 
-    The content alone decides, so a document and its exact duplicates never fall on both sides.
+    Only the content decides, so a document and its exact duplicates are in the same split.
     """
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-class Windows:
+class Windows(Source):
     """Windows of T + 1 tokens, T apart, of token streams ("shards") that are never joined.
 
-    Subclasses set the attributes below and define `read(shard, start, stop)`.
+    Subclasses set `fingerprint` and define `read(shard, start, stop)`, which returns the tokens of
+    positions [start, stop) of a shard.
     """
-
-    finite = True
-    tokenizer: str
-    vocab_size: int
-    fingerprint: dict
 
     def __init__(self, shard_tokens: list[int], seq_len: int, where: str):
         self.seq_len = seq_len
@@ -51,7 +42,7 @@ class Windows:
         self.first = np.concatenate([[0], np.cumsum(windows)])
         if not self.first[-1]:
             raise UserError(
-                f"{where} holds no sequence of config.seq_len={seq_len} tokens: its longest "
+                f"{where} has no sequence of config.seq_len={seq_len} tokens: its longest "
                 f"stream has {max(shard_tokens, default=0)}"
             )
 
@@ -78,7 +69,8 @@ class TokenShards(Windows):
         shards = manifest["splits"][split]["shards"]
         self.record_tokens = manifest["record_tokens"]
         self.dtype = np.dtype(manifest["dtype"])
-        self.tokenizer, self.vocab_size = manifest["tokenizer"], manifest["vocab_size"]
+        self.tokenizer = manifest["tokenizer"]
+        self.vocab_size = manifest["vocab_size"]
         check_tokenizer(directory, self.tokenizer)
         self.paths = [directory / shard["file"] for shard in shards]
         for path, shard in zip(self.paths, shards, strict=True):
@@ -86,14 +78,14 @@ class TokenShards(Windows):
                 raise UserError(f"shard {path} is missing")
             size = path.stat().st_size
             if size != shard["bytes"]:
-                raise UserError(f"shard {path} has {size} bytes, {shard['bytes']} were written")
+                raise UserError(f"shard {path} has {size} bytes, but {shard['bytes']} were written")
         super().__init__([shard["tokens"] for shard in shards], seq_len, f"{directory} ({split})")
         records = [-(-shard["tokens"] // self.record_tokens) for shard in shards]
         self.first_record = [0, *itertools.accumulate(records)]
         self.records = _open_records(self.paths)
         if len(self.records) != self.first_record[-1]:
             raise UserError(
-                f"{directory} ({split}) has {len(self.records)} records, its manifest says "
+                f"{directory} ({split}) has {len(self.records)} records, but its manifest lists "
                 f"{self.first_record[-1]}"
             )
         self.fingerprint = {
@@ -102,24 +94,30 @@ class TokenShards(Windows):
         }
 
     def read(self, shard: int, start: int, stop: int) -> np.ndarray:
-        # Every record of a shard but its last is full.
-        begin, end = start // self.record_tokens, -(-stop // self.record_tokens)
+        # Every record of a shard is full, except its last.
+        begin = start // self.record_tokens
+        end = -(-stop // self.record_tokens)
         first = self.first_record[shard]
         with _as_user_error(self.paths[shard]):
             data = b"".join(self.records[first + r] for r in range(begin, end))
         offset = start - begin * self.record_tokens
         return np.frombuffer(data, self.dtype)[offset : offset + stop - start]
 
+    def copy_tokenizer(self, directory: pathlib.Path) -> bool:
+        if self.eos:  # bytes have no tokenizer file
+            tokenizers.copy(self.directory, directory, self.eos)
+        return bool(self.eos)
+
 
 def _open_records(paths: list[pathlib.Path]) -> ArrayRecordDataSource:
-    # A shard that was read from stays open, and the usual limit is lower than a system allows.
+    # A shard stays open once it was read, and the usual limit is lower than the system allows.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if len(paths) > soft // 4:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         return ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError:
-        for path in paths:  # which of them?
+        for path in paths:  # find the damaged one
             with _as_user_error(path):
                 ArrayRecordDataSource([str(path)])
         raise
@@ -127,51 +125,50 @@ def _open_records(paths: list[pathlib.Path]) -> ArrayRecordDataSource:
 
 @contextlib.contextmanager
 def _as_user_error(path: pathlib.Path):
-    """Names the shard where array_record finds bytes that it did not write."""
+    """Names the shard whose bytes array_record cannot read."""
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
-        says = f"shard {path} is not readable, or not one: {first_line(error)}"
-        raise UserError(says) from None
+        message = f"shard {path} is damaged or not a shard: {first_line(error)}"
+        raise UserError(message) from None
 
 
 def read_manifest(directory: pathlib.Path) -> dict:
-    """The manifest of a prepared directory; raises UserError where there is none."""
+    """The manifest of a prepared directory; raises UserError if it is missing or damaged."""
     path = directory / MANIFEST
     if not path.is_file():
         raise UserError(
             f"{directory} is not a prepared data directory: it has no {MANIFEST} (loopjax prepare "
             "writes it last)"
         )
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"{path} is not readable JSON") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{path} has format {found}, this version reads {FORMAT}")
+    manifest = files.read_json(path)
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise UserError(f"{path} has format {version}, this version reads {FORMAT}")
     missing = [key for key in MANIFEST_KEYS if key not in manifest]
     if missing:
-        raise UserError(f"{path} has no field {missing[0]!r}: it is not what prepare wrote")
+        raise UserError(
+            f"{path} has no field {missing[0]!r}: it was not written by loopjax prepare"
+        )
     return manifest
 
 
 def check_tokenizer(directory: pathlib.Path, name: str) -> None:
-    """Raises UserError where the tokenizer file is not the one that made the shards."""
+    """Raises UserError if the tokenizer file is not the one that the shards were made with."""
     path = directory / tokenizers.FILE
     if (
         name != tokenizers.ByteTokenizer.name
         and path.is_file()
         and tokenizers.name_of(path) != name
     ):
-        raise UserError(f"{path} is not the tokenizer that made the shards beside it ({name})")
+        raise UserError(
+            f"{path} is not the tokenizer that the shards beside it were made with ({name})"
+        )
 
 
 class StandardLibrary(Windows):
-    """The source text of the running Python's standard library, in bytes: on every machine."""
+    """The source text of the running Python's standard library, in bytes: needs no download."""
 
-    tokenizer = tokenizers.ByteTokenizer.name
-    vocab_size = tokenizers.ByteTokenizer.vocab_size
     heldout_fraction = 0.05
     _left_out = ("site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__")
 
@@ -187,7 +184,7 @@ class StandardLibrary(Windows):
             if is_heldout(digest, self.heldout_fraction) == (split == "heldout"):
                 stream += text
                 ends.append(len(stream))
-        # One token more behind each file: the end of the document.
+        # One more token after each file: the end of the document.
         data = np.frombuffer(bytes(stream), np.uint8).astype(np.uint16)
         self.tokens = np.insert(data, ends, tokenizers.ByteTokenizer.eos_id)
         super().__init__([len(self.tokens)], seq_len, f"the standard library in {root} ({split})")

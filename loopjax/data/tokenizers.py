@@ -45,17 +45,17 @@ def name_of(path: pathlib.Path) -> str:
 
 
 class FileTokenizer:
-    """A `tokenizer.json`; its name is the hash of the file, so equal files are equal.
+    """A `tokenizer.json`; its name is the hash of the file, so equal files have equal names.
 
-    `eos_id` ends a document; `bos_id` begins a text that has nothing before it (`bos` if there is
-    such a token, else the end of the document before).
+    `eos_id` ends a document; `bos_id` starts a text without context (`bos` if the tokenizer has
+    such a token, else the end of a previous document).
     """
 
     def __init__(self, path, eos: str | None = None, bos: str | None = None):
         tokenizers = require("tokenizers", "data", "reading a tokenizer file")
         self.path = pathlib.Path(path)
         if not self.path.is_file():
-            raise UserError(f"tokenizer {str(path)!r} is not a file (or write: bytes)")
+            raise UserError(f"tokenizer {str(path)!r} must be 'bytes' or an existing file")
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:
@@ -66,8 +66,8 @@ class FileTokenizer:
         known = [name for name in names if self.tokenizer.token_to_id(name) is not None]
         if not known:
             raise UserError(
-                f"tokenizer {str(path)!r} has none of the tokens {', '.join(names)} to end a "
-                "document with: name one by --eos"
+                f"tokenizer {str(path)!r} has none of the end-of-document tokens {', '.join(names)}; "
+                "set --eos"
             )
         self.eos = known[0]
         self.eos_id = self.tokenizer.token_to_id(self.eos)
@@ -76,7 +76,7 @@ class FileTokenizer:
         self.bos_id = self.eos_id if bos_id is None else bos_id
 
     def encode(self, text: str) -> list[int]:
-        """A prompt, with the special tokens that the file itself puts before a text, if any."""
+        """The ids of a prompt, with the special tokens that the file itself adds before a text."""
         return self.tokenizer.encode(utf8(text).decode()).ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -85,15 +85,15 @@ class FileTokenizer:
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def decode(self, ids, *, special: bool = True) -> str:
-        """The text of ids; without the special tokens among them if `special` is False."""
+        """The text of ids, without special tokens if `special` is False."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=not special)
 
 
 def load(spec: str, eos: str | None = None):
-    """The tokenizer "bytes", a tokenizer.json, a directory that holds one, or one of the hub.
+    """The tokenizer "bytes", a tokenizer.json, a directory with one, or one of the hub.
 
-    The end-of-document token is `eos`, else that of the tokenizer_config.json beside the file,
-    else the first of the usual names that the tokenizer knows.
+    The end-of-document token is `eos`, else the one in the tokenizer_config.json beside the file,
+    else the first of the usual names that the tokenizer has.
     """
     if spec == ByteTokenizer.name:
         return ByteTokenizer()
@@ -109,7 +109,7 @@ def load(spec: str, eos: str | None = None):
 
 
 def copy(source: pathlib.Path, directory: pathlib.Path, eos: str, bos: str | None = None) -> None:
-    """Copies a tokenizer file, if it is there, with the tokens that end and begin a text beside it."""
+    """Copies a tokenizer file, if it exists, and writes its eos and bos tokens beside it."""
     if (source / FILE).is_file():
         shutil.copyfile(source / FILE, directory / FILE)
         special = {"eos_token": eos} | ({"bos_token": bos} if bos else {})
@@ -124,12 +124,12 @@ def _from_hub(repository: str) -> pathlib.Path:
         try:
             hub.hf_hub_download(repository, CONFIG)
         except hub.errors.LocalEntryNotFoundError:
-            raise  # not the hub's word, but that it was not reached
+            raise  # the hub could not be reached
         except hub.errors.EntryNotFoundError:
-            pass  # a repository need not have one
-    except Exception as error:  # whatever the network or the hub may answer
+            pass  # the file is optional
+    except Exception as error:  # any error of the network or the hub
         raise UserError(
-            f"tokenizer {repository!r} is no file, and the Hugging Face hub does not give it: "
+            f"tokenizer {repository!r} is not a file, and the Hugging Face hub does not have it: "
             f"{first_line(error)}"
         ) from None
     return pathlib.Path(path)

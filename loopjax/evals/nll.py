@@ -115,7 +115,7 @@ def _source(lm: LanguageModel, source, n_batches: int, batch_size: int) -> dict:
             n_bytes += _bytes(lm, source, batch["targets"])
     n = sums["targets"]
     out = {"nll": sums["nll"] / n, "accuracy": sums["hits"] / n, "tokens": int(n)}
-    if getattr(source, "one_answer", False):
+    if source.one_answer:
         out["exact"] = sums["exact"] / sums["rows"]
     if n_bytes:
         out |= {"bytes": n_bytes, "bits_per_byte": sums["nll"] / math.log(2) / n_bytes}

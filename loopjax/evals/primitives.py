@@ -9,16 +9,17 @@ largest log-probability of " " + option (acc), or the largest per character (acc
 
 import functools
 
-from loopjax.data import synthetic
+from loopjax.data import registry
+from loopjax.data.items import Item
 
 ITEMS = 1000
 SEED = 0
 
 
 @functools.cache
-def items(primitive: str, split: str, seed: int, count: int = ITEMS) -> list[synthetic.Item]:
+def items(primitive: str, split: str, seed: int, count: int = ITEMS) -> list[Item]:
     """The first `count` distinct items of a split; `primitive` is the name of its data source."""
-    return synthetic.items(primitive, split, seed, count)
+    return registry.items(primitive, split, seed, count)
 
 
 def dataset(primitive: str, primitives_seed: int = SEED, **_) -> dict:

@@ -1,8 +1,8 @@
-"""The Llama family as Hugging Face writes it, and as it is here.
+"""The Llama family of Hugging Face models and its counterpart here.
 
-`read_config` and `write_config` go between config.json and `ModelConfig`; `TENSORS` says what the
-leaves of the canonical tree are called there, layer by layer. A matrix is [in, out] here and
-[out, in] there; rotary embedding turns the same pairs on both sides.
+`read_config` and `write_config` convert between config.json and `ModelConfig`; `TENSORS` maps the
+leaves of the canonical tree to the tensor names of Hugging Face, layer by layer. A matrix is [in,
+out] here and [out, in] there; rotary embedding rotates the same pairs of components in both.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ FAMILIES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-# Of "llama3" scaling, in the order of `ModelConfig.rope_scaling`.
+# Fields of "llama3" scaling, in the order of `ModelConfig.rope_scaling`.
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -48,21 +48,21 @@ TENSORS = {
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
-# Llama and Qwen3 with attention_bias have it, the model here does not: it has to be zero.
+# Llama and Qwen3 with attention_bias have this tensor, the model here does not: it must be zero.
 OUTPUT_BIAS = _LAYER + "self_attn.o_proj.bias"
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What a config.json says.
+    """The model described by a config.json.
 
     Attributes:
-      cfg: the architecture.
-      n_layers: U, all of them executed once.
-      seq_len: the context, in tokens.
-      output_bias: whether there are biases of the output projections.
-      token_ids: bos_token_id, eos_token_id, pad_token_id; None where there is none.
-      notes: what is not as the config says, a sentence each.
+      cfg: architecture.
+      n_layers: U, each executed once.
+      seq_len: context length in tokens.
+      output_bias: whether the output projections have biases.
+      token_ids: bos_token_id, eos_token_id, pad_token_id; None for a missing one.
+      notes: deviations from the config, one sentence each.
     """
 
     cfg: ModelConfig
@@ -74,26 +74,26 @@ class Described:
 
 
 def read_config(config: dict, stored_dtype: str) -> Described:
-    """The model of a config.json, in the form of transformers 5 or an older one.
+    """The model of a config.json of transformers 5 or older.
 
     Args:
-      config: its content.
-      stored_dtype: what the weights are stored in, for a config that names no type.
+      config: content of the file.
+      stored_dtype: type of the stored weights, used if the config has no dtype.
 
-    Raises UserError when the model cannot be represented.
+    Raises UserError if the model cannot be represented.
     """
     try:
         return _described(config, stored_dtype)
     except UserError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"config.json makes no model: {first_line(error)}") from None
+        raise UserError(f"config.json is not a valid model: {first_line(error)}") from None
 
 
 def _described(config: dict, stored_dtype: str) -> Described:
     family = _family(config)
-    said = {"qwen2": True, "mistral": False}  # the others say it
-    attention_bias = said.get(family, bool(config.get("attention_bias")))
+    fixed = {"qwen2": True, "mistral": False}  # the other families have a field for it
+    attention_bias = fixed.get(family, bool(config.get("attention_bias")))
     n_heads, n_layers, positions = (
         _whole(config, key)
         for key in ("num_attention_heads", "num_hidden_layers", "max_position_embeddings")
@@ -129,20 +129,26 @@ def _described(config: dict, stored_dtype: str) -> Described:
 
 
 def _family(config: dict) -> str:
-    """The model_type; raises UserError for all that changes what a layer computes."""
-    family, known = config.get("model_type"), ", ".join(FAMILIES)
+    """The model_type; raises UserError for every option that changes what a layer computes."""
+    family = config.get("model_type")
     for key in ("num_experts", "num_local_experts", "n_routed_experts"):
         if config.get(key):
-            raise UserError(f"config.json describes a mixture of experts ({key}={config[key]})")
+            raise UserError(
+                f"config.json has {key}={config[key]}; a mixture of experts is not supported"
+            )
     if family not in FAMILIES:
-        raise UserError(f"config.json has model_type={family!r}; these can be read: {known}")
+        raise UserError(
+            f"config.json has model_type={family!r}; supported are {', '.join(FAMILIES)}"
+        )
     if config.get("quantization_config"):
-        raise UserError("config.json has a quantization_config; only whole weights can be read")
+        raise UserError(
+            "config.json has a quantization_config; quantized weights are not supported"
+        )
     act = config.get("hidden_act", "silu")
     if act not in ("silu", "swish"):
-        raise UserError(f"config.json has hidden_act={act!r}; the layers here have silu")
+        raise UserError(f"config.json has hidden_act={act!r}; only silu is supported")
     if config.get("mlp_bias"):
-        raise UserError("config.json has mlp_bias=true; the feed-forward layers here have no bias")
+        raise UserError("config.json has mlp_bias=true; feed-forward biases are not supported")
     return family
 
 
@@ -150,7 +156,7 @@ def _whole(config: dict, key: str, default: int | None = None) -> int:
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise UserError(f"config.json does not say {key}")
+        raise UserError(f"config.json has no {key}")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"config.json has {key}={value!r}; it must be a positive whole number")
     return value
@@ -159,14 +165,14 @@ def _whole(config: dict, key: str, default: int | None = None) -> int:
 def _number(values: dict, key: str, default: float | None = None) -> float:
     value = values.get(key, default)
     if value is None:
-        raise UserError(f"config.json does not say {key}")
+        raise UserError(f"config.json has no {key}")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(f"config.json has {key}={value!r}; it must be a positive number")
     return float(value)
 
 
 def _head_dim(config: dict, family: str, n_heads: int) -> int:
-    """The head size, 0 where it is D / H anyway; Qwen3 has 128 unless it says another."""
+    """The head size, 0 if it is D / H; the default of Qwen3 is 128."""
     if config.get("head_dim") is None and family != "qwen3":
         return 0
     head_dim = _whole(config, "head_dim", 128)
@@ -174,44 +180,44 @@ def _head_dim(config: dict, family: str, n_heads: int) -> int:
 
 
 def _dtype(config: dict, stored: str) -> tuple[str, list[str]]:
-    """The compute type, and what to say of it."""
+    """(compute type, notes about it)."""
     named = config.get("dtype") or config.get("torch_dtype") or stored
     if named in DTYPES:
         return named, []
-    return "float32", [f"the model is of type {named}; it computes in float32 here"]
+    return "float32", [f"the model has dtype {named}; computing in float32"]
 
 
 def _rope(config: dict, positions: int) -> tuple[float, str]:
-    """Base and scaling: rope_parameters, or rope_theta and rope_scaling of older configs."""
+    """(base, scaling) from rope_parameters, or rope_theta and rope_scaling of older configs."""
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(config.get(key) or {}, dict):
             raise UserError(f"config.json has {key}={config[key]!r}; it must be an object")
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    theta = _number({"rope_theta": 10_000.0, **_said(config, "rope_theta"), **rope}, "rope_theta")
+    theta = _number({"rope_theta": 10_000.0, **_if_set(config, "rope_theta"), **rope}, "rope_theta")
     if any(isinstance(value, dict) for value in rope.values()):
         raise UserError(
-            "config.json has a rotary embedding for each type of layer, not one for all"
+            "config.json has a rotary embedding per type of layer; only one for all is supported"
         )
     if {**config, **rope}.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        raise UserError("config.json has a partial_rotary_factor; heads are turned whole here")
+        raise UserError("config.json has a partial_rotary_factor; only 1.0 is supported")
     if kind == "default":
         return theta, ""
     if kind != "llama3":
-        raise UserError(f"config.json has rope_type={kind!r}; these can be read: default, llama3")
+        raise UserError(f"config.json has rope_type={kind!r}; supported are default, llama3")
     rope = {"original_max_position_embeddings": positions, **rope}
     numbers = [_number(rope, key) for key in _LLAMA3]
     return theta, ":".join(["llama3", *(f"{x:.12g}" for x in numbers)])
 
 
-def _said(config: dict, key: str) -> dict:
+def _if_set(config: dict, key: str) -> dict:
     return {key: config[key]} if config.get(key) is not None else {}
 
 
 def _window(config: dict, family: str, n_layers: int) -> int | None:
-    """How many tokens back the layer sees that sees the fewest; None if all see everything.
+    """The smallest attention window of all layers in tokens; None if all attend to everything.
 
-    A key that is not there means what transformers takes it for.
+    A missing key has the default of transformers.
     """
     if family == "llama":
         return None
@@ -228,8 +234,8 @@ def _window(config: dict, family: str, n_layers: int) -> int | None:
     other = set(types) - {"full_attention", "sliding_attention"}
     if other:
         raise UserError(
-            f"config.json has layers of type {other.pop()}; these can be read: "
-            "full_attention, sliding_attention"
+            f"config.json has layers of type {other.pop()}; supported are full_attention, "
+            "sliding_attention"
         )
     if not sliding or "sliding_attention" not in types:
         return None
@@ -239,13 +245,13 @@ def _window(config: dict, family: str, n_layers: int) -> int | None:
 def write_config(
     cfg: ModelConfig, n_layers: int, seq_len: int, dtype: str, token_ids: dict
 ) -> dict:
-    """The config.json of a model; any version of transformers that knows the family reads it.
+    """The config.json of a model, for any version of transformers that has its family.
 
-    Qwen3 with attention_bias has a bias of the output projection too; `OUTPUT_BIAS` is zero then.
+    Qwen3 with attention_bias also has a bias of the output projection; it is written as zero.
     """
     family = "qwen3" if cfg.qk_norm else "qwen2" if cfg.attention_bias else "llama"
     if family == "llama" and cfg.d_model % cfg.n_heads:
-        family = "mistral"  # the same layer, but its class lets heads be of any size
+        family = "mistral"  # the same layer, but its class allows any head size
     out = {
         "architectures": [FAMILIES[family]],
         "model_type": family,
@@ -298,16 +304,16 @@ def stacked(leaf: str) -> bool:
 
 
 def turn(leaf: str, array: np.ndarray, out: np.ndarray) -> None:
-    """Fills `out` with one layer's array as the other side has it: matrices are transposed."""
+    """Fills `out` with one layer's array in the other layout: matrices are transposed."""
     if array.ndim == 1 or leaf == "embed":
         out[...] = array
         return
-    for i in range(0, len(array), 64):  # what is read and written at a time stays in the cache
+    for i in range(0, len(array), 64):  # blocks that stay in the cache
         out[:, i : i + 64] = array[i : i + 64].astype(out.dtype).T
 
 
 def tensors(leaf: str, shape) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the tensors that a leaf of a shape is there: one for each layer, or one."""
+    """{name: shape} of the tensors of a leaf: one per layer for a stacked leaf, else one."""
     if not stacked(leaf):
         return {TENSORS[leaf]: turned(leaf, shape)}
     return {TENSORS[leaf].format(i): turned(leaf, shape[1:]) for i in range(shape[0])}
@@ -318,14 +324,14 @@ def turned(leaf: str, shape) -> tuple[int, ...]:
 
 
 def zero_biases(cfg: ModelConfig, n_layers: int) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the tensors that `write_config` promises beyond those of the leaves."""
+    """{name: shape} of the zero tensors that `write_config` implies and that no leaf has."""
     if not (cfg.qk_norm and cfg.attention_bias):
         return {}
     return {OUTPUT_BIAS.format(i): (cfg.d_model,) for i in range(n_layers)}
 
 
 def position(name: str) -> float:
-    """Where a tensor comes in a file: the embedding, layer by layer, the rest."""
+    """Sort key of the tensors in a file: the embedding, layer by layer, the rest."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     return int(layer[1]) if layer else -1 if name == TENSORS["embed"] else math.inf
 
@@ -339,9 +345,9 @@ def cuts(leaf: str, shape, chunk, most: int) -> list[tuple[slice, ...]]:
     """Slices that cover a leaf, each of whole rows of its tensors, in every layer.
 
     Args:
-      shape: of the leaf.
-      chunk: shape of the pieces that it is stored in; a cut ends where they end.
-      most: numbers in a cut, if the pieces allow it.
+      shape: shape of the leaf.
+      chunk: shape of its stored chunks; cuts end at chunk boundaries.
+      most: elements in a cut, if the chunks allow it.
     """
     axis = rows_axis(leaf, shape)
     row = math.prod(shape) // shape[axis]

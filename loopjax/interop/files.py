@@ -1,4 +1,4 @@
-"""Model directories: where one is, what lies beside its weights, and new ones."""
+"""Model directories: locating one, the files beside its weights, and writing a new one."""
 
 import contextlib
 import errno
@@ -10,10 +10,11 @@ import re
 import shutil
 import tempfile
 
+from loopjax import files
 from loopjax.data import tokenizers
 from loopjax.errors import UserError, first_line, require
 
-# Beside the weights and config.json; copied where they are.
+# Files beside the weights and config.json; copied if they exist.
 TOKENIZER = (tokenizers.FILE, tokenizers.CONFIG, "special_tokens_map.json", "chat_template.jinja")
 GENERATION = "generation_config.json"
 
@@ -24,31 +25,28 @@ def find(source: str, revision: str | None = None) -> pathlib.Path:
     if path.is_dir():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.exists():
-        raise UserError(f"{source} is not a directory, nor an ID of the Hugging Face hub")
+        raise UserError(f"{source} is neither a directory nor an ID of the Hugging Face hub")
     hub = require("huggingface_hub", "hf", f"{source} is not a directory, and downloading it")
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     try:
         copy = hub.snapshot_download(
             source, revision=revision, allow_patterns=[*patterns, *TOKENIZER, GENERATION]
         )
-    except Exception as error:  # whatever the network or the hub may answer
+    except Exception as error:  # any error of the network or the hub
         raise UserError(
-            f"{source} is not a directory, and the Hugging Face hub does not give it: "
+            f"{source} is not a directory, and the Hugging Face hub does not have it: "
             f"{first_line(error)}"
         ) from None
     return pathlib.Path(copy)
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """The object in a JSON file; raises UserError when there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError):
-        value = None
+    """The object in a JSON file; raises UserError if it is missing, damaged or not an object."""
+    value = files.read_json(path)
+    if value is None and not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}")
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not readable JSON")
+        raise UserError(f"{path} must contain a JSON object")
     return value
 
 
@@ -63,14 +61,14 @@ def sha256(path: pathlib.Path, progress=None) -> str:
 
 
 def copy(names, source: pathlib.Path, directory: pathlib.Path) -> None:
-    """Copies those of the files that are there."""
+    """Copies the files that exist."""
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 
 
 def token_ids(directory: pathlib.Path, names) -> dict[str, int | None]:
-    """{"eos_token_id": 2, ...} of the tokenizer files in a directory; None for what is not said."""
+    """{"eos_token_id": 2, ...} from the tokenizer files in a directory; None for a missing one."""
     try:
         config = json.loads((directory / tokenizers.CONFIG).read_text())
         tokenizer = json.loads((directory / tokenizers.FILE).read_text())
@@ -83,24 +81,24 @@ def token_ids(directory: pathlib.Path, names) -> dict[str, int | None]:
 
 
 def check_new(directory: pathlib.Path) -> None:
-    """Raises UserError when a directory would not be a new one."""
+    """Raises UserError if a directory exists and is not empty."""
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError(f"{directory} is not empty; give a new directory")
+        raise UserError(f"{directory} is not empty; choose a new directory")
 
 
 @contextlib.contextmanager
 def new(directory: pathlib.Path):
-    """A directory to fill, which takes the name when it is whole; nothing is left if it fails."""
+    """A temporary directory to fill, renamed to `directory` at the end; removed if that fails."""
     try:
         if not directory.parent.exists():
             directory.parent.mkdir(parents=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{directory.name}-", dir=directory.parent
         ) as scratch:
-            made = pathlib.Path(scratch) / "new"
-            made.mkdir()
-            yield made
-            os.replace(made, directory)
+            temporary = pathlib.Path(scratch) / "new"
+            temporary.mkdir()
+            yield temporary
+            os.replace(temporary, directory)
     except UserError:
         raise
     except Exception as error:

@@ -1,7 +1,7 @@
 """A model of the Hugging Face hub as a checkpoint of step 0: no config, no optimizer state.
 
-Weights go from file to file by blocks: a block is some rows of one tensor in every layer, so it
-takes a part of the model's memory only.
+Weights are copied in blocks of some rows of one tensor in every layer, so only a part of the model
+is in memory.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
 
     Args:
       source: a directory with config.json, safetensors and a tokenizer, or an ID of the hub.
-      directory: a new one.
-      revision: of the repository on the hub, the newest by default.
-      tokenizer: False for a model without one.
+      directory: a new directory.
+      revision: revision of the repository on the hub; the newest by default.
+      tokenizer: False for a model without a tokenizer.
 
-    Raises UserError when the model cannot be read or represented; nothing is written then.
+    Raises UserError if the model cannot be read or represented; then nothing is written.
     """
     directory = pathlib.Path(directory).resolve()
     files.check_new(directory)
@@ -41,7 +41,7 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     leaves = architectures.shapes(described.cfg, described.n_layers)
     tensors = check_tensors(tensors, described, leaves)
     if tokenizer and not (path / tokenizers.FILE).is_file():
-        raise UserError(f"{path} has no {tokenizers.FILE}; import it with --no-tokenizer")
+        raise UserError(f"{path} has no {tokenizers.FILE}; use --no-tokenizer to import without it")
     beside = (*files.TOKENIZER, files.GENERATION) if tokenizer else (files.GENERATION,)
 
     read = [path / "config.json", *sorted({tensor.path for tensor in tensors.values()})]
@@ -60,10 +60,10 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
             "sha256": {file.name: files.sha256(file, progress) for file in read},
         },
     }
-    with files.new(directory) as made:
+    with files.new(directory) as temporary:
         blocks = Blocks(tensors, leaves, progress)
-        meta = save_params(made / "checkpoints", 0, leaves, blocks, meta)
-        files.copy(beside, path, made)
+        meta = save_params(temporary / "checkpoints", 0, leaves, blocks, meta)
+        files.copy(beside, path, temporary)
     progress.close()
     for note in described.notes:
         print(note, file=sys.stderr)
@@ -71,8 +71,9 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
 
 
 def about(described: Described, tokenizer: pathlib.Path | None) -> dict:
-    """What the checkpoint says about itself, as if a run had made it in no step."""
-    config, plan = config_lib.default(), str(described.n_layers)
+    """The metadata of the checkpoint, as of a run of zero steps."""
+    config = config_lib.default()
+    plan = str(described.n_layers)
     model = dataclasses.asdict(described.cfg)
     config.model.update(model)
     config.update(depth=plan, seq_len=described.seq_len, steps=0)
@@ -91,44 +92,47 @@ def about(described: Described, tokenizer: pathlib.Path | None) -> dict:
 
 
 def check_tensors(
-    found: dict[str, Tensor], described: Described, leaves: dict
+    stored: dict[str, Tensor], described: Described, leaves: dict
 ) -> dict[str, Tensor]:
-    """The tensors that the leaves are made of; raises UserError when they are not all that is there.
+    """The tensors of the leaves; raises UserError if one is missing or another one is left over.
 
-    Left out are those that add nothing: rotary frequencies, a head that is the embedding, biases
-    of output projections that are zero.
+    Tensors without information are ignored: rotary frequencies, a head equal to the embedding,
+    output biases of zero.
     """
-    cfg, wanted = described.cfg, {}
+    cfg = described.cfg
+    wanted = {}
     for leaf, shape in leaves.items():
         wanted |= architectures.tensors(leaf, shape)
-    lost = sorted(wanted.keys() - found.keys())
-    if lost:
-        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise UserError(f"the tensor {lost[0]} is missing{more}")
+    missing = sorted(wanted.keys() - stored.keys())
+    if missing:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"the tensor {missing[0]} is missing{more}")
     for name, shape in wanted.items():
-        if found[name].shape != shape:
+        if stored[name].shape != shape:
             raise UserError(
-                f"the tensor {name} is {_times(found[name].shape)}; by config.json it is "
+                f"the tensor {name} has shape {_times(stored[name].shape)}, but config.json implies "
                 f"{_times(shape)}"
             )
     rest = {
-        name for name in found.keys() - wanted.keys() if not name.endswith("rotary_emb.inv_freq")
+        name for name in stored.keys() - wanted.keys() if not name.endswith("rotary_emb.inv_freq")
     }
     embed, head = (architectures.TENSORS[leaf] for leaf in ("embed", "head"))
     if head in rest and cfg.tie_embeddings:
-        if not equal(found[head], found[embed]):
-            raise UserError(f"config.json has tie_word_embeddings=true, but {head} is not {embed}")
+        if not equal(stored[head], stored[embed]):
+            raise UserError(
+                f"config.json has tie_word_embeddings=true, but {head} differs from {embed}"
+            )
         rest.remove(head)
     if described.output_bias:
         for name in (architectures.OUTPUT_BIAS.format(i) for i in range(described.n_layers)):
-            if name in rest and found[name].rows(slice(0, cfg.d_model)).any():
+            if name in rest and stored[name].rows(slice(0, cfg.d_model)).any():
                 raise UserError(
-                    f"the tensor {name} is not zero; output projections have no bias here"
+                    f"the tensor {name} is not zero; biases of output projections are not supported"
                 )
             rest.discard(name)
     if rest:
-        raise UserError(f"the tensor {min(rest)} has no place in a model of config.json")
-    return {name: found[name] for name in wanted}
+        raise UserError(f"the tensor {min(rest)} does not belong to the model of config.json")
+    return {name: stored[name] for name in wanted}
 
 
 def _times(shape) -> str:
@@ -136,7 +140,7 @@ def _times(shape) -> str:
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two matrices hold the same numbers."""
+    """Whether two matrices are equal."""
     if a.shape != b.shape:
         return False
     step = max(1, BLOCK // a.shape[1])
@@ -145,13 +149,13 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 class Blocks:
-    """Leaves, made of their tensors a block at a time: what `checkpoint.save_params` asks for."""
+    """Leaves converted from their tensors one block at a time, for `checkpoint.save_params`."""
 
     def __init__(self, tensors: dict[str, Tensor], leaves: dict, progress):
         self.tensors, self.leaves, self.progress = tensors, leaves, progress
 
     def __call__(self, leaf: str, chunk):
-        """Yields (slices, float32 block), which cover a leaf that is stored in pieces."""
+        """Yields (slices, float32 block) that cover a leaf stored in chunks."""
         shape = self.leaves[leaf]
         names = architectures.tensors(leaf, shape)
         for cut in architectures.cuts(leaf, shape, chunk, BLOCK):

@@ -1,8 +1,8 @@
-"""Safetensors files: tensors read by rows, and rows written to where they belong.
+"""Safetensors files: tensors read by rows, and rows written in any order.
 
-A file is the length of its header (8 bytes), the header (JSON: dtype, shape and place of every
-tensor) and the tensors, one after the other. The package safetensors reads it, and checks it; it
-writes whole files at a time, so writing is done here, where a row of any tensor may come next.
+A file is the length of its header (8 bytes), the header (JSON: dtype, shape and offsets of every
+tensor) and the tensors, one after the other. The package safetensors reads and validates it; it can
+only write whole files, so writing by rows is implemented here.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file; `data` gives its rows when it is sliced."""
+    """A tensor in a file; slicing `data` reads rows."""
 
     name: str
     path: pathlib.Path
@@ -35,14 +35,16 @@ class Tensor:
     def rows(self, rows: slice) -> np.ndarray:
         try:
             return self.data[rows.start : rows.stop]
-        except Exception as error:  # the file has changed, or the disk fails
-            raise UserError(f"{self.path} does not give {self.name}: {first_line(error)}") from None
+        except Exception as error:  # the file has changed or the disk fails
+            raise UserError(
+                f"{self.name} in {self.path} cannot be read: {first_line(error)}"
+            ) from None
 
 
 def open_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors, or of the files that its index names.
+    """The tensors of model.safetensors, or of the files listed in its index.
 
-    Raises UserError when there are none, or when a file is not whole.
+    Raises UserError if there are none or a file is damaged.
     """
     if (directory / FILE).is_file():
         return _tensors(directory / FILE)
@@ -50,50 +52,53 @@ def open_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
         pickles = sorted(p.name for p in directory.glob("pytorch_model*.bin"))
         raise UserError(
             f"{directory} has no {FILE}"
-            + (f", and {pickles[0]} is a pickle, which is not read" if pickles else "")
+            + (f" ({pickles[0]} is a pickle, which is not supported)" if pickles else "")
         )
     where = read_json(directory / INDEX).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise UserError(f"{directory / INDEX} has no weight_map")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(set(map(str, where.values()))):
         if pathlib.PurePath(name).name != name or not (directory / name).is_file():
-            raise UserError(f"{directory / INDEX} names {name}, which is not there")
-        found |= _tensors(directory / name)
-    lost = sorted(where.keys() - found.keys())
-    if lost:
-        raise UserError(f"{directory / INDEX} says that {where[lost[0]]} has {lost[0]}; it has not")
-    return found
+            raise UserError(f"{directory / INDEX} names {name}, which does not exist")
+        tensors |= _tensors(directory / name)
+    missing = sorted(where.keys() - tensors.keys())
+    if missing:
+        name = missing[0]
+        raise UserError(f"{directory / where[name]} has no tensor {name}, which {INDEX} lists")
+    return tensors
 
 
 def _tensors(path: pathlib.Path) -> dict[str, Tensor]:
     safetensors = require("safetensors", "hf", "reading weights")
-    found = {}
+    tensors = {}
     try:
-        # Read, not mapped: what is mapped counts as memory of the process until it is closed.
+        # Read, not mapped: mapped pages count as memory of the process until the file is closed.
         file = safetensors.safe_open(path, framework="numpy", backend="pread")
         for name in file.keys():  # noqa: SIM118
             data = file.get_slice(name)
-            found[name] = Tensor(name, path, tuple(data.get_shape()), data.get_dtype(), data)
+            tensors[name] = Tensor(name, path, tuple(data.get_shape()), data.get_dtype(), data)
     except Exception as error:
-        raise UserError(f"{path} is damaged, or no safetensors file: {first_line(error)}") from None
-    for tensor in found.values():
+        raise UserError(
+            f"{path} is damaged or not a safetensors file: {first_line(error)}"
+        ) from None
+    for tensor in tensors.values():
         if tensor.dtype not in DTYPES:
             raise UserError(
-                f"{path} has {tensor.name} as {tensor.dtype}; these can be read: {', '.join(DTYPES)}"
+                f"{path} has {tensor.name} as {tensor.dtype}; supported are {', '.join(DTYPES)}"
             )
-    return found
+    return tensors
 
 
 def stored_dtype(tensors: dict[str, Tensor]) -> str:
-    """What all tensors are stored in; float32, which holds them all, if that differs."""
+    """The type of all tensors; float32, which can represent all, if they differ."""
     dtypes = {DTYPES[tensor.dtype] for tensor in tensors.values()}
     return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a tensor begins in a file, and the bytes of one of its rows."""
+    """The offset of a tensor in a file, and the bytes of one row, both in bytes."""
 
     path: pathlib.Path
     offset: int
@@ -104,10 +109,10 @@ class Writer:
     """Model files in a directory, laid out before the first row is written.
 
     Args:
-      directory: where; it is there.
+      directory: an existing directory.
       tensors: {name: shape}, in the order of the files.
-      dtype: of all of them, "float32" or "bfloat16".
-      shard_size: bytes of tensors in a file at most, unless one tensor alone has more.
+      dtype: type of all tensors, "float32" or "bfloat16".
+      shard_size: most bytes of tensors per file; a larger tensor gets its own file.
     """
 
     def __init__(self, directory: pathlib.Path, tensors: dict, dtype: str, shard_size: int):
@@ -134,12 +139,14 @@ class Writer:
         self.open = {p: self.files.enter_context(open(p, "r+b")) for p in paths}  # noqa: SIM115
 
     def _lay_out(self, path: pathlib.Path, tensors: dict) -> None:
-        """Writes the header, and makes the file as long as it will be."""
+        """Writes the header and extends the file to its final size."""
         code = next(code for code, name in DTYPES.items() if name == self.dtype.name)
         # Readers in other libraries look for this "format".
-        header, end = {"__metadata__": {"format": "pt"}}, 0
+        header = {"__metadata__": {"format": "pt"}}
+        end = 0
         for name, shape in tensors.items():
-            begin, end = end, end + math.prod(shape) * self.dtype.itemsize
+            begin = end
+            end += math.prod(shape) * self.dtype.itemsize
             header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # so that the tensors are aligned
@@ -152,9 +159,9 @@ class Writer:
             self.places[name] = Place(path, offset, row)
 
     def write(self, names: list[str], start: int, rows: np.ndarray) -> None:
-        """Writes the rows from `start` on, of `dtype`, of tensors that are equal.
+        """Writes the same rows, starting at row `start`, to several tensors.
 
-        What is never written is zero.
+        Rows that are never written are zero.
         """
         for name in names:
             place = self.places[name]

@@ -14,7 +14,7 @@ import pathlib
 
 from loopjax import run_record
 from loopjax.checkpoint import run_directory
-from loopjax.data import pairs, synthetic
+from loopjax.data import pairs, registry
 from loopjax.errors import UserError
 from loopjax.report.collect import Entry
 from loopjax.report.elements import Table, number
@@ -304,7 +304,7 @@ def missing(entries: list[Entry]) -> list[tuple[Entry, str, list[str], dict]]:
         tasks = list(dict.fromkeys(task for entry in runs for task in _tasks(entry, of)))
         if not tasks:
             named = dict.fromkeys(name for entry in runs for name in sources(entry))
-            tasks = [name for name in named if synthetic.has_items(name)] or ["paper_suite"]
+            tasks = [name for name in named if registry.has_items(name)] or ["paper_suite"]
             settings = {"num_fewshot": 0} if tasks != ["paper_suite"] else {}
         before = [entry for line in curves for entry in line.before]
         for entry in {id(e): e for e in [*before, *runs]}.values():

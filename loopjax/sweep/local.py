@@ -1,9 +1,9 @@
 """The launcher on this machine: points one after another, or several at a time.
 
-A point is trained by the command that a user would type, in a process of its own, so that what
-fails or is killed is one run. Who trains in a directory holds its lock (`loopjax.lock`): a point
-that another process trains (a sweep that was killed leaves such ones, or one that runs beside this
-one) is waited for, not started again.
+A point is trained by the command that a user would type, in its own process, so a failure ends only
+one run. The process that trains in a directory holds its lock (`loopjax.lock`): the sweep waits for
+a point that another process is training (the child of a killed sweep, or another sweep) instead of
+starting it again.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ class _Training:
 
 
 def start(point: Point, env: dict | None = None, log=None) -> subprocess.Popen | None:
-    """Starts to train a point; None where another process does so, or has finished it.
+    """Starts to train a point; None if another process is training it, or has finished it.
 
-    What it says is added to its log, whose lock it has from its first moment to its last, also when
-    the sweep is gone.
+    The output of the training is appended to the log of the point. The process holds the lock of
+    the log from its start to its end, even if the sweep is killed.
     """
     point.workdir.mkdir(parents=True, exist_ok=True)
     with open(log or point.log, "a") as file:
         if not lock.grab(file.fileno()) or point.result() is not None:
             return None
         print(f"$ {shlex.join(point.command)}", file=file, flush=True)
-        # A session of its own: Ctrl-C reaches the sweep alone, which passes on what is meant.
+        # In its own session, so that Ctrl-C reaches only the sweep, which forwards it.
         return subprocess.Popen(
             point.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})}, start_new_session=True,
@@ -48,29 +48,33 @@ def start(point: Point, env: dict | None = None, log=None) -> subprocess.Popen |
 
 
 def trainer_of(point: Point) -> dict | None:
-    """Who trains a point: "host", "pid" and "devices", as far as it is known; None: nobody."""
-    who = lock.holder(point.workdir)
-    return {} if who is None and lock.held(point.log) else who
+    """The process training a point: "host", "pid", "devices", as far as known; else None."""
+    holder = lock.holder(point.workdir)
+    return {} if holder is None and lock.held(point.log) else holder
 
 
 def run(points: list[Point], slots: list[str], screen: Screen) -> bool:
-    """Trains the points that are not finished; returns whether all of them are in the end.
+    """Trains the unfinished points; returns whether all points are finished at the end.
 
     Args:
-      points: those of the sweep.
-      slots: one for each run at a time: its CUDA_VISIBLE_DEVICES, empty for those of the sweep.
+      points: all points of the sweep.
+      slots: CUDA_VISIBLE_DEVICES of each run at a time; empty for the devices of the sweep itself.
+      screen: where progress is shown.
     """
-    with stop_signals() as asked:
-        return _Sweep(points, slots, screen, asked).run()
+    with stop_signals() as signals:
+        return _Sweep(points, slots, screen, signals).run()
 
 
 class _Sweep:
-    def __init__(self, points: list[Point], slots: list[str], screen: Screen, asked: list[int]):
-        self.points, self.slots, self.screen, self.asked = points, slots, screen, asked
+    def __init__(self, points: list[Point], slots: list[str], screen: Screen, signals: list[int]):
+        self.points = points
+        self.slots = slots
+        self.screen = screen
+        self.signals = signals  # received so far; grows while the sweep runs
         self.pending = [point for point in points if point.result() is None]
         self.running: list[_Training] = []
         self.failed: dict[str, str] = {}
-        self.passed_on = 0  # signals
+        self.forwarded = 0  # number of signals forwarded to the runs
 
     def run(self) -> bool:
         n = len(self.points)
@@ -78,8 +82,8 @@ class _Sweep:
         self.screen.say(f"{n} points: {finished} finished, {len(self.pending)} to run")
         while self.pending or self.running:
             self._reap()
-            if self.asked:
-                self._pass_on()
+            if self.signals:
+                self._forward()
                 if not self.running:
                     break
             else:
@@ -87,7 +91,7 @@ class _Sweep:
             if self.running or self.pending:
                 self._show()
                 time.sleep(POLL_S)
-        stopped = "stopped; the same command goes on" if self.asked else ""
+        stopped = "stopped; rerun the same command to resume" if self.signals else ""
         return summary(self.points, self.failed, self.screen, stopped)
 
     def _reap(self) -> None:
@@ -97,8 +101,8 @@ class _Sweep:
             result = point.result()
             if result is not None:
                 self.screen.say(done(point, result))
-            elif self.asked or trainer_of(point) is not None:
-                self.pending.append(point)  # stopped, or another process was faster
+            elif self.signals or trainer_of(point) is not None:
+                self.pending.append(point)  # stopped, or started by another process
             else:
                 why = failure(point, code)
                 self.failed[point.name] = why
@@ -119,13 +123,13 @@ class _Sweep:
             self.pending.remove(point)
             process = start(point, {"CUDA_VISIBLE_DEVICES": slot} if slot else None)
             if process is None:
-                self.pending.append(point)  # another was faster
+                self.pending.append(point)  # another process has just started it
                 continue
             self.running.append(_Training(point, process, slot))
             self.screen.say(f"training {point.name}" + (f"  on devices {slot}" if slot else ""))
 
     def _free(self, holders: list[dict]) -> list[str]:
-        """The slots that neither our runs take nor those of others on this machine."""
+        """The slots used neither by our runs nor by runs of other processes on this machine."""
         free = list(self.slots)
         for training in self.running:
             free.remove(training.slot)
@@ -138,25 +142,29 @@ class _Sweep:
                 free.remove(slot)
         return free
 
-    def _pass_on(self) -> None:
-        """SIGTERM first, on which runs save and exit; what comes after it as it is."""
-        for signum in self.asked[self.passed_on :]:
+    def _forward(self) -> None:
+        """Sends SIGTERM first, so that runs save and exit; forwards later signals unchanged."""
+        for signum in self.signals[self.forwarded :]:
             for training in self.running:
-                training.process.send_signal(signum if self.passed_on else signal.SIGTERM)
-            if not self.passed_on and self.running:
-                self.screen.say(f"stopping: {len(self.running)} run(s) save and exit")
-            self.passed_on += 1
+                training.process.send_signal(signum if self.forwarded else signal.SIGTERM)
+            if not self.forwarded and self.running:
+                self.screen.say(
+                    f"stopping: waiting for {len(self.running)} run(s) to save and exit"
+                )
+            self.forwarded += 1
 
     def _show(self) -> None:
         lines = [f"  {status(training.point)}" for training in self.running]
         elsewhere = [p for p in self.pending if trainer_of(p) is not None]
         lines += [f"  {status(point)}  (by another process)" for point in elsewhere]
         waiting = len(self.pending) - len(elsewhere)
-        self.screen.show([*lines, *([f"  {waiting} more to come"] if waiting else [])])
+        if waiting:
+            lines.append(f"  {waiting} waiting")
+        self.screen.show(lines)
 
 
 def summary(points: list[Point], failed: dict[str, str], screen: Screen, more: str) -> bool:
-    """Tells what came of a sweep; returns whether every point is finished."""
+    """Prints the outcome of a sweep; returns whether every point is finished."""
     finished = [p for p in points if p.result() is not None]
     ending = f", {len(failed)} failed" if failed else ""
     screen.say(f"{len(finished)} of {len(points)} points finished{ending}")
@@ -169,11 +177,11 @@ def summary(points: list[Point], failed: dict[str, str], screen: Screen, more: s
 
 @contextlib.contextmanager
 def stop_signals():
-    """Collects SIGTERM and SIGINT, in a list that grows."""
-    asked: list[int] = []
-    handlers = {s: signal.signal(s, lambda signum, _: asked.append(signum)) for s in _STOPS}
+    """Collects SIGTERM and SIGINT in a list that grows, instead of stopping the process."""
+    received: list[int] = []
+    handlers = {s: signal.signal(s, lambda signum, _: received.append(signum)) for s in _STOPS}
     try:
-        yield asked
+        yield received
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -1,13 +1,13 @@
-"""The points of a sweep: what `sweep(add)` of a config file asks for, checked before any starts.
+"""The points of a sweep, as `sweep(add)` of a config file adds them, checked before any starts.
 
     def sweep(add):
         for variant in ("standard", "loop"):
             for seed in (0, 1, 2):
                 add(arg=variant, seed=seed)
 
-`add(**fields)`, or `add({"model.d_model": 64})` for fields with a dot, names the fields of the
-config that a point changes; `arg` is what `get_config` of the file is called with, `name` the name
-of the run. The command line of a point is that of a single run.
+`add(**fields)`, or `add({"model.d_model": 64})` for fields with a dot, sets fields of the config;
+`arg` is the argument of the file's `get_config`, `name` the name of the run (by default the changed
+fields). The command line of a point is that of a single run.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from loopjax import config as config_lib
 from loopjax import run
 from loopjax.config_flags import parse
 from loopjax.errors import UserError, first_line
-from loopjax.files import write_json
+from loopjax.files import read_json, write_json
 
 FILE = "sweep.json"
-RESERVED = ("slurm",)  # what else lies in the directory of a sweep
+RESERVED = ("slurm",)  # other names in the directory of a sweep
 LONGEST_NAME = 120
 
 
@@ -39,11 +39,11 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-      name: of the run, and of its directory.
-      overrides: the config fields that it sets.
+      name: name of the run and of its directory.
+      overrides: config fields that the point sets.
       workdir: directory of the run.
-      command: what trains it, as arguments.
-      config: with nothing left open.
+      command: command that trains it, as a list of arguments.
+      config: the resolved config.
     """
 
     name: str
@@ -54,19 +54,23 @@ class Point:
 
     @property
     def log(self) -> pathlib.Path:
-        """What training it said."""
+        """The file that the output of its training is appended to."""
         return self.workdir / "train.log"
 
     def result(self) -> dict | None:
-        """What `result.json` says; None before the run is finished."""
-        return read_json(self.workdir / "result.json")
+        """The content of result.json; None before the run is finished."""
+        return read_if_complete(self.workdir / "result.json")
 
 
-def read_json(path: pathlib.Path) -> dict | None:
-    """What a JSON file holds; None where there is none."""
+def read_if_complete(path: pathlib.Path) -> dict | None:
+    """The value in a JSON file; None if it is missing or damaged.
+
+    A run that is training on another machine may be writing these files at this moment, over a
+    network file system: a sweep waits for it and must not stop at half a file.
+    """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path)
+    except UserError:
         return None
 
 
@@ -74,39 +78,39 @@ def points(config: str, overrides: list[str], directory) -> list[Point]:
     """The points of a sweep in the order in which they were added.
 
     Args:
-      config: FILE or FILE:ARG, as for `loopjax train`; ARG is for points that name none.
+      config: FILE or FILE:ARG, as for `loopjax train`; ARG applies to points without `arg`.
       overrides: "--config.key=value" for all points.
-      directory: of the sweep; each point gets a directory in it.
+      directory: directory of the sweep; each point gets a directory in it.
 
-    Raises UserError, with the point's name, for everything that can be known without a device and
-    without data: unknown fields, values that no run can have, a directory of another run.
+    Raises UserError, with the point's name, for everything that can be checked without a device and
+    without data: unknown fields, invalid values, a directory of another run.
     """
     path, _, default_arg = config.partition(":")
-    found: dict[str, Point] = {}
-    for asked in _asked(path):
-        if asked.arg is not None and default_arg:
+    by_name: dict[str, Point] = {}
+    for added in _added(path):
+        if added.arg is not None and default_arg:
             raise UserError(f"--config={config} contradicts the sweep, whose points set arg")
-        point = _point(path, asked, default_arg, overrides, pathlib.Path(directory))
-        if point.name in found:
+        point = _point(path, added, default_arg, overrides, pathlib.Path(directory))
+        if point.name in by_name:
             raise UserError(
-                f"two points of sweep(add) in {path} are named {point.name}; give each a name="
+                f"two points of sweep(add) in {path} have the name {point.name}; set name= for each"
             )
-        found[point.name] = point
-    if not found:
+        by_name[point.name] = point
+    if not by_name:
         raise UserError(f"sweep(add) in {path} adds no point")
-    for point in found.values():
+    for point in by_name.values():
         _check_directory(point)
-    return list(found.values())
+    return list(by_name.values())
 
 
-def write(directory, config: str, found: list[Point]) -> None:
+def write(directory, config: str, sweep: list[Point]) -> None:
     """Writes sweep.json: the points with their overrides and commands."""
     directory = pathlib.Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         rows = [
             {"name": p.name, "overrides": p.overrides, "command": shlex.join(p.command)}
-            for p in found
+            for p in sweep
         ]
         write_json(directory / FILE, {"config": config, "points": rows})
     except OSError as error:
@@ -114,7 +118,7 @@ def write(directory, config: str, found: list[Point]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
+class _Added:
     """The arguments of one `add`."""
 
     arg: str | None
@@ -122,12 +126,13 @@ class _Asked:
     fields: dict
 
 
-def _asked(path: str) -> list[_Asked]:
-    found = []
+def _added(path: str) -> list[_Added]:
+    """The arguments of every `add`, in order."""
+    calls = []
 
     def add(fields=None, /, *, arg=None, name=None, **more) -> None:
         arg = None if arg is None else str(arg)
-        found.append(_Asked(arg, name, {**(fields or {}), **more}))
+        calls.append(_Added(arg, name, {**(fields or {}), **more}))
 
     sweep = _load(path)
     try:
@@ -135,8 +140,8 @@ def _asked(path: str) -> list[_Asked]:
     except UserError:
         raise
     except Exception as error:  # the user's own code
-        raise UserError(_told(path, "sweep(add)", error)) from error
-    return found
+        raise UserError(_failure(path, "sweep(add)", error)) from error
+    return calls
 
 
 def _load(path: str) -> Callable:
@@ -146,29 +151,29 @@ def _load(path: str) -> Callable:
     try:
         sweep = runpy.run_path(path).get("sweep")
     except Exception as error:  # the user's own code
-        raise UserError(_told(path, "the file", error)) from error
+        raise UserError(_failure(path, "the file", error)) from error
     if not callable(sweep):
         raise UserError(f"--config={path} defines no sweep(add)")
     return sweep
 
 
-def _told(path: str, where: str, error: Exception) -> str:
+def _failure(path: str, where: str, error: Exception) -> str:
     return f"--config={path}: {where} raised {type(error).__name__}: {first_line(error)}"
 
 
-def _point(path, asked: _Asked, default_arg: str, overrides, directory: pathlib.Path) -> Point:
-    arg = default_arg if asked.arg is None else asked.arg
-    name = _default_name(asked) if asked.name is None else str(asked.name)
+def _point(path, added: _Added, default_arg: str, overrides, directory: pathlib.Path) -> Point:
+    arg = default_arg if added.arg is None else added.arg
+    name = _default_name(added) if added.name is None else str(added.name)
     _check_name(name)
     for override in overrides:
         match = re.match(r"--?(?:no)?config\.([\w.]+)", override)
-        for field in asked.fields if match else ():
+        for field in added.fields if match else ():
             if _overlap(match[1], field):
                 raise UserError(
                     f"--config.{match[1]} contradicts the sweep, whose point {name} sets "
                     f"config.{field}"
                 )
-    own = [f"--config.{field}={_text(value)}" for field, value in asked.fields.items()]
+    own = [f"--config.{field}={_text(value)}" for field, value in added.fields.items()]
     workdir = directory / name
     argv = [f"--config={path}" + (f":{arg}" if arg else ""), f"--workdir={workdir}"]
     argv += [*overrides, *own]
@@ -178,7 +183,7 @@ def _point(path, asked: _Asked, default_arg: str, overrides, directory: pathlib.
     except UserError as error:
         raise UserError(f"point {name}: {error}") from None
     command = [sys.executable, "-m", "loopjax", "train", *argv]
-    plain = {field: config_value(config, field) for field in asked.fields}
+    plain = {field: config_value(config, field) for field in added.fields}
     return Point(name, plain, workdir, command, config)
 
 
@@ -187,19 +192,19 @@ def _define(values) -> None:
 
 
 def config_value(config: ConfigDict, field: str):
-    """The value of "model.d_model", say, as JSON has it."""
+    """The value of a field such as "model.d_model", as JSON stores it."""
     value = functools.reduce(lambda node, part: node[part], field.split("."), config)
     return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def _overlap(a: str, b: str) -> bool:
-    """Whether two fields are the same, or one of them is a part of the other."""
+    """Whether two fields are the same, or one contains the other."""
     return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
 def _text(value) -> str:
-    """A value as the command line takes it."""
-    value = value.item() if hasattr(value, "item") else value  # NumPy's numbers
+    """A value as text for the command line."""
+    value = value.item() if hasattr(value, "item") else value  # NumPy scalars
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, ConfigDict):
@@ -207,10 +212,10 @@ def _text(value) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _default_name(asked: _Asked) -> str:
-    """What was changed, in characters that every file system takes: "lidas,seed=1"."""
-    parts = [asked.arg] if asked.arg else []
-    for field, value in asked.fields.items():
+def _default_name(added: _Added) -> str:
+    """The changed fields, in characters that every file system accepts: "lidas,seed=1"."""
+    parts = [added.arg] if added.arg else []
+    for field, value in added.fields.items():
         text = _text(value)
         if isinstance(value, dict):
             text = "+".join(f"{key}-{_text(part)}" for key, part in value.items())
@@ -222,18 +227,18 @@ def _check_name(name: str) -> None:
     allowed = rf"\w[\w.,=+-]{{0,{LONGEST_NAME - 1}}}"
     if not re.fullmatch(allowed, name, re.ASCII) or name in RESERVED:
         raise UserError(
-            f"{name!r} cannot be the name of a point; give it a name= of at most {LONGEST_NAME} "
-            "letters, digits and . , = + - _"
+            f"invalid name {name!r} of a point; set name= to at most {LONGEST_NAME} letters, digits "
+            "and . , = + - _"
         )
 
 
 def _check_directory(point: Point) -> None:
-    """Raises UserError when a point's directory holds another run.
+    """Raises UserError if a point's directory belongs to another run.
 
-    What an unfinished run may still change (its future) is left to `train`; a finished one must be
-    the run that the point asks for.
+    Fields that an unfinished run may still change are left to `train`; a finished run must be
+    exactly the run of the point.
     """
-    saved = read_json(point.workdir / "config.json")
+    saved = read_if_complete(point.workdir / "config.json")
     if saved is None:
         return
     current = point.config.to_dict()
@@ -242,18 +247,20 @@ def _check_directory(point: Point) -> None:
         problems += _other_future(saved, current)
     if problems:
         raise UserError(
-            f"point {point.name}: {point.workdir} holds another run: " + "; ".join(problems)
+            f"point {point.name}: {point.workdir} belongs to another run: " + "; ".join(problems)
         )
 
 
 def _other_future(saved: dict, current: dict) -> list[str]:
-    """The fields in which a finished run is not the one that a config asks for."""
-    problems, default = [], config_lib.default().to_dict()
+    """The fields that a resumed run may change, where a finished run differs from a config."""
+    problems = []
+    default = config_lib.default().to_dict()
     for name in config_lib.FUTURE_FIELDS:
-        # What the run knew nothing of had the value that is the default now.
-        was, asked = saved.get(name, default[name]), current[name]
+        # A field that did not exist when the run started has its default.
+        was = saved.get(name, default[name])
+        wanted = current[name]
         if isinstance(was, dict) and name != "mixture":
             was = default[name] | was
-        if was != asked:
-            problems.append(f"config.{name}={asked} (the run has {was})")
+        if was != wanted:
+            problems.append(f"config.{name}={wanted} (the run has {was})")
     return problems

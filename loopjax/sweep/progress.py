@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are, on standard error."""
+"""The progress of the runs of a sweep, on standard error."""
 
 import json
 import os
@@ -10,31 +10,36 @@ import time
 from loopjax.progress import duration
 from loopjax.sweep.points import Point
 
-TAIL = 16_384  # bytes of a log that are looked at: the last few dozen rows
-EVERY_S = 30.0  # between two looks where there is no terminal
+TAIL = 16_384  # bytes read from the end of a log: a few dozen rows
+EVERY_S = 30.0  # between two reports if standard error is not a terminal
 
 
 class Screen:
-    """Lines that stay, and below them, on a terminal, those that are drawn anew."""
+    """Lines that stay, and below them, on a terminal, a block of lines that is redrawn.
+
+    `progress.Line` is the same for a single line; a sweep has one line per run.
+    """
 
     def __init__(self):
-        self.tty, self.drawn, self.said = sys.stderr.isatty(), 0, time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.drawn = 0  # lines of the block
+        self.shown_at = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self._clear()
         print(text, file=sys.stderr, flush=True)
 
     def show(self, lines: list[str]) -> None:
-        """How things stand; without a terminal only every so often."""
-        if self.tty:
+        """Shows the current state of the runs; without a terminal only every 30 seconds."""
+        if self.terminal:
             self._clear()
             size = shutil.get_terminal_size()
             lines = [line[: size.columns - 1] for line in lines[: size.lines - 2]]
             self.drawn = len(lines)
-        elif time.monotonic() - self.said < EVERY_S:
+        elif time.monotonic() - self.shown_at < EVERY_S:
             return
-        self.said = time.monotonic()
+        self.shown_at = time.monotonic()
         if lines:
             print("\n".join(lines), file=sys.stderr, flush=True)
 
@@ -45,7 +50,7 @@ class Screen:
 
 
 def tail(path: pathlib.Path) -> list[str]:
-    """The last whole lines of a file; none where there is no file."""
+    """The last complete lines of a file; [] if there is no file."""
     try:
         with open(path, "rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL)
@@ -63,7 +68,8 @@ def last_rows(workdir: pathlib.Path) -> list[dict]:
 
 def status(point: Point) -> str:
     """ "lidas,seed=1  step 40/100  loss 3.2100  ETA 0:12"."""
-    rows, total = last_rows(point.workdir), point.config.steps
+    rows = last_rows(point.workdir)
+    total = point.config.steps
     if not rows:
         return f"{point.name}  step 0/{total}"
     row = rows[-1]
@@ -82,7 +88,7 @@ def done(point: Point, result: dict) -> str:
 
 
 def failure(point: Point, code: int) -> str:
-    """Why a run ended without a result: its last line, and where to read on."""
+    """Why a run ended without a result: its last line of output, and the path of the whole log."""
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    last = next((line for line in reversed(tail(point.log)) if line.strip()), "it said nothing")
-    return f"{how}: {last.strip()} (all of it: {point.log})"
+    last = next((line for line in reversed(tail(point.log)) if line.strip()), "(no output)")
+    return f"{how}: {last.strip()} (log: {point.log})"

@@ -1,8 +1,8 @@
 """The launcher on a Slurm cluster, by submitit: one array, a job for each point.
 
-The jobs are the cluster's: a sweep that is stopped leaves them there, and started again it finds
-them by DIR/slurm/jobs.json. A job that is preempted or comes to its time limit saves, and is queued
-again.
+The jobs belong to the cluster: a stopped sweep leaves them queued or running, and finds them again
+by DIR/slurm/jobs.json when it is rerun. A job that is preempted or reaches its time limit saves a
+checkpoint and is queued again.
 """
 
 import ast
@@ -18,13 +18,13 @@ import time
 from loopjax.errors import UserError, first_line, require
 from loopjax.files import write_json
 from loopjax.sweep.local import start, stop_signals, summary, trainer_of
-from loopjax.sweep.points import Point, read_json
+from loopjax.sweep.points import Point, read_if_complete
 from loopjax.sweep.progress import Screen, done, failure, status
 
 POLL_S = 5.0
-REQUEUES = 1000  # time limits that a job may come to
-GRACE_S = 300  # at most, between Slurm's signal and the end
-# Settings that submitit has for every cluster; the others are sbatch's.
+REQUEUES = 1000  # time limits that a job may reach
+GRACE_S = 300  # at most, between Slurm's signal and the end of the job
+# Settings that submitit has for every cluster; others are passed to sbatch.
 SHARED = (
     "name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node",
     "stderr_to_stdout",
@@ -33,7 +33,7 @@ SHARED = (
 
 @dataclasses.dataclass
 class Job:
-    """What a job runs: the training of a point.
+    """The function of a job: trains a point.
 
     With several tasks (`--slurm nodes=2`, `tasks_per_node=8`) each task is a process of the run.
     """
@@ -57,7 +57,7 @@ class Job:
             time.sleep(POLL_S)  # another process trains it
         else:
             return
-        # Waited for in a thread: `checkpoint` runs in a signal handler, and must see the end too.
+        # Wait in a thread: `checkpoint` runs in a signal handler and must see the end too.
         waiting = threading.Thread(target=self._process.wait)
         waiting.start()
         while waiting.is_alive():
@@ -80,7 +80,7 @@ class Job:
 
 @contextlib.contextmanager
 def _signal_held_back():
-    """Keeps Slurm's signal, which means the job alone, from processes that are started here."""
+    """Blocks Slurm's signal, which is meant for the job alone, in processes started here."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
         yield
@@ -89,36 +89,34 @@ def _signal_held_back():
 
 
 def executor(directory: pathlib.Path, settings: list[str]):
-    """submitit's executor; raises UserError where there is no Slurm, or a setting is wrong.
+    """submitit's executor; raises UserError if there is no Slurm or a setting is invalid.
 
     Args:
-      directory: of the sweep.
+      directory: directory of the sweep.
       settings: "KEY=VALUE" for submitit: timeout_min, nodes, tasks_per_node, gpus_per_node,
-        cpus_per_task, mem_gb, and what sbatch calls partition, account, array_parallelism, ...
+        cpus_per_task, mem_gb, and options of sbatch: partition, account, array_parallelism, ...
     """
     submitit = _submitit()
     values = dict(_setting(text) for text in settings)
     limit = values.get("timeout_min")
     if not isinstance(limit, int) or limit < 1:
         raise UserError(
-            "--slurm timeout_min=MINUTES, a whole number, is missing: the time limit of a job, after "
+            "--slurm timeout_min=MINUTES (a whole number) is required: the time limit of a job, after "
             "which it is queued again"
         )
     grace = min(GRACE_S, 15 * limit)  # at most a quarter of the limit
     values = {"name": directory.absolute().name, "signal_delay_s": grace} | values
     named = {key if key in SHARED else f"slurm_{key}": value for key, value in values.items()}
     try:
-        made = submitit.AutoExecutor(
+        slurm = submitit.AutoExecutor(
             directory / "slurm", cluster="slurm", slurm_max_num_timeout=REQUEUES
         )
-        made.update_parameters(**named)
+        slurm.update_parameters(**named)
     except RuntimeError:
-        raise UserError(
-            "--launcher=slurm: there is no srun here; is this a Slurm cluster?"
-        ) from None
+        raise UserError("--launcher=slurm: srun was not found; is this a Slurm cluster?") from None
     except (NameError, ValueError, TypeError, AssertionError) as error:
         raise UserError(f"--slurm: {first_line(error)}") from None
-    return made
+    return slurm
 
 
 def _submitit():
@@ -144,14 +142,17 @@ def _setting(text: str) -> tuple[str, object]:
         return key, value
 
 
-def run(points: list[Point], made, screen: Screen) -> bool:
-    """Submits what is not finished and follows it; returns whether all are finished in the end."""
+def run(points: list[Point], slurm, screen: Screen) -> bool:
+    """Submits the unfinished points and watches them; returns whether all are finished at the end.
+
+    `slurm` is the executor returned by `executor`.
+    """
     import submitit
 
-    record = pathlib.Path(made.folder) / "jobs.json"
-    ids = read_json(record) or {}
+    record = pathlib.Path(slurm.folder) / "jobs.json"
+    ids = read_if_complete(record) or {}
     todo = [point for point in points if point.result() is None]
-    jobs = {p.name: submitit.SlurmJob(made.folder, ids[p.name]) for p in todo if p.name in ids}
+    jobs = {p.name: submitit.SlurmJob(slurm.folder, ids[p.name]) for p in todo if p.name in ids}
     jobs = {name: job for name, job in jobs.items() if not job.done(force_check=True)}
     new = [p for p in todo if p.name not in jobs and trainer_of(p) is None]
     screen.say(
@@ -159,24 +160,28 @@ def run(points: list[Point], made, screen: Screen) -> bool:
         f"or running, {len(new)} to submit"
     )
     if new:
-        grace = made.parameters["signal_delay_s"]
+        grace = slurm.parameters["signal_delay_s"]
         try:
-            submitted = made.submit_array([Job(point, grace) for point in new])
+            submitted = slurm.submit_array([Job(point, grace) for point in new])
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as e:
             raise UserError(f"--launcher=slurm: sbatch refused: {first_line(e)}") from None
         jobs |= {point.name: job for point, job in zip(new, submitted, strict=True)}
         write_json(record, ids | {name: job.job_id for name, job in jobs.items()})
-        screen.say(f"submitted {', '.join(job.job_id for job in submitted)}; Ctrl-C leaves them be")
+        screen.say(
+            f"submitted {', '.join(job.job_id for job in submitted)}; Ctrl-C does not stop the jobs"
+        )
     with stop_signals() as asked:
         failed = _follow(todo, jobs, screen, asked)
-    return summary(points, failed, screen, "no longer watched; the jobs go on" if asked else "")
+    ending = "no longer watching; the jobs keep running" if asked else ""
+    return summary(points, failed, screen, ending)
 
 
 def _follow(todo: list[Point], jobs: dict, screen: Screen, asked: list[int]) -> dict[str, str]:
-    """Watches until nothing is left, or a signal comes; the points that failed, and why."""
-    failed, left = {}, list(todo)
-    while left and not asked:
-        for point in list(left):
+    """Watches until all points have ended or a signal arrives; returns {failed point: reason}."""
+    failed = {}
+    waiting = list(todo)
+    while waiting and not asked:
+        for point in list(waiting):
             job = jobs.get(point.name)
             over = trainer_of(point) is None if job is None else job.done()
             result = point.result()
@@ -187,17 +192,17 @@ def _follow(todo: list[Point], jobs: dict, screen: Screen, asked: list[int]) -> 
                 screen.say(f"failed   {point.name}  {failed[point.name]}")
             else:
                 continue
-            left.remove(point)
-        screen.show([f"  {status(point)}" for point in left])
+            waiting.remove(point)
+        screen.show([f"  {status(point)}" for point in waiting])
         deadline = time.monotonic() + POLL_S
-        while left and not asked and time.monotonic() < deadline:
+        while waiting and not asked and time.monotonic() < deadline:
             time.sleep(0.1)
     return failed
 
 
 def _why(point: Point, job) -> str:
     if job is None:
-        return "stopped by the process that trained it"
+        return "stopped by the process that was training it"
     error = job.exception() if job.paths.result_pickle.exists() else None
     lines = [line for line in str(error or "").splitlines() if line.startswith("RuntimeError: ")]
     if lines:

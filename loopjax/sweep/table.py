@@ -1,4 +1,4 @@
-"""Runs as rows of a table: what was changed, what it cost, what came of it."""
+"""Runs as rows of a table: changed fields, costs, metrics."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from loopjax.sweep.points import FILE
 from loopjax.sweep.progress import last_rows
 from loopjax.text_table import markdown
 
-# Columns of every finished run: key, title, how Markdown shows it.
+# Columns of every finished run: key, title, format in Markdown.
 COLUMNS = (
     ("plan", "plan", str),
     ("unique_layers", "unique layers", str),
@@ -31,28 +31,28 @@ COLUMNS = (
 
 
 def runs_below(directory) -> list[pathlib.Path]:
-    """The directories of runs at or below a directory, in order; raises UserError for none."""
-    found = []
+    """The directories of runs at or below a directory, sorted; raises UserError if there are none."""
+    runs = []
     for folder, below, files in os.walk(directory):
         below.sort()
         if {"config.json", "phases.json"} <= set(files):
-            found.append(pathlib.Path(folder))
+            runs.append(pathlib.Path(folder))
             below.clear()
-    if not found and not (pathlib.Path(directory) / FILE).is_file():
-        raise UserError(f"{directory} holds no runs")
-    return found
+    if not runs and not (pathlib.Path(directory) / FILE).is_file():
+        raise UserError(f"{directory} contains no runs")
+    return runs
 
 
 def rows(directories) -> list[dict]:
     """A row for each directory of a run.
 
-    Keys: `name` (the directory, from where they have in common), `directory`, `finished`, `step`
-    and `steps` (made and wanted), `config` ({field: value}); and of those that are finished also
-    `plan`, `unique_layers`, `effective_layers`, `parameters`, `training_flops` (what it began from
-    included), `inference_flops_per_token`, `wall_clock_s` and `metrics`: what `result.json` holds
-    as held out ("nll", "p_hop_2/accuracy", ...), and scores of `loopjax eval` files below the
-    directory ("copying_real/acc", "reasoning_primitives"; " at PLAN" where that is not the plan it
-    was trained with).
+    Keys: `name` (the directory, relative to the common parent of all), `directory`, `finished`,
+    `step` and `steps` (done and total), `config` ({field: value}); for finished runs also `plan`,
+    `unique_layers`, `effective_layers`, `parameters`, `training_flops` (including the run it was
+    initialized from), `inference_flops_per_token`, `wall_clock_s` and `metrics`: the held-out
+    metrics of `result.json` ("nll", "p_hop_2/accuracy", ...) and the scores of `loopjax eval` files
+    below the directory ("copying_real/acc", "reasoning_primitives"; " at PLAN" if evaluated with
+    another plan than trained with).
     """
     directories = [pathlib.Path(directory) for directory in directories]
     if not directories:
@@ -65,12 +65,13 @@ def _row(directory: pathlib.Path, name: str) -> dict:
     run = run_record.of_directory(directory)
     if run is None or not run.config:
         raise UserError(f"{directory} is not the directory of a run")
-    made, result = last_rows(directory), run.result
+    rows = last_rows(directory)
+    result = run.result
     row = {
         "name": name,
         "directory": str(directory),
         "finished": run.finished,
-        "step": made[-1]["step"] if made else 0,
+        "step": rows[-1]["step"] if rows else 0,
         "steps": run.config["steps"],
         "config": run_record.fields(run.config),
     }
@@ -86,15 +87,15 @@ def _row(directory: pathlib.Path, name: str) -> dict:
 
 def _scores(directory: pathlib.Path, result: dict) -> dict[str, float]:
     """Scores of the files that `loopjax eval` wrote below a run's directory."""
-    found = {}
+    scores = {}
     for evaluated in reader.evaluations(directory):
         suffix = "" if evaluated.plan == result["plan"] else f" at {evaluated.plan}"
         if evaluated.step != result["steps"]:
             suffix += f" @{evaluated.step}"
         for key, value in _named(evaluated.value).items():
             key += suffix
-            found[key if key not in found else f"{key} ({evaluated.file.stem})"] = value
-    return found
+            scores[key if key not in scores else f"{key} ({evaluated.file.stem})"] = value
+    return scores
 
 
 def _named(evaluated: dict) -> dict[str, float]:
@@ -108,24 +109,25 @@ def _named(evaluated: dict) -> dict[str, float]:
 
 def not_started(directory) -> list[str]:
     """The points of a sweep's directory that have no run yet."""
-    about = read_json(pathlib.Path(directory) / FILE) or {"points": []}
-    names = [point["name"] for point in about["points"]]
+    sweep = read_json(pathlib.Path(directory) / FILE) or {"points": []}
+    names = [point["name"] for point in sweep["points"]]
     return [n for n in names if not (pathlib.Path(directory) / n / "config.json").is_file()]
 
 
-def changed(found: list[dict]) -> list[str]:
-    """The fields of the config in which runs differ, but those that make no other run of it."""
-    return run_record.differing(row["config"] for row in found)
+def changed(runs: list[dict]) -> list[str]:
+    """The config fields in which runs differ, without fields that do not change the result."""
+    return run_record.differing(row["config"] for row in runs)
 
 
-def groups(found: list[dict], over: list[str]) -> dict[str, list[dict]]:
-    """Finished runs that differ in the fields `over` alone, together under what names them.
+def groups(runs: list[dict], over: list[str]) -> dict[str, list[dict]]:
+    """Finished runs that differ only in the fields `over`, grouped by name.
 
-    That is what their own names have in common: "lidas" of "lidas,seed=0" and "lidas,seed=1".
+    The name of a group is the common part of its names: "lidas" of "lidas,seed=0" and
+    "lidas,seed=1".
     """
-    fields = [field for field in changed(found) if field not in over]
+    fields = [field for field in changed(runs) if field not in over]
     by_key: dict[str, list[dict]] = {}
-    for row in found:
+    for row in runs:
         by_key.setdefault(json.dumps([row["config"].get(f) for f in fields]), []).append(row)
     named: dict[str, list[dict]] = {}
     for group in by_key.values():
@@ -137,29 +139,29 @@ def groups(found: list[dict], over: list[str]) -> dict[str, list[dict]]:
     return named
 
 
-def metrics(found: list[dict]) -> list[str]:
-    """The metrics that any of the finished runs has, in order of appearance."""
-    return list(dict.fromkeys(name for row in found for name in row.get("metrics", ())))
+def metrics(runs: list[dict]) -> list[str]:
+    """The metrics of all finished runs, in order of appearance."""
+    return list(dict.fromkeys(name for row in runs for name in row.get("metrics", ())))
 
 
-def check_over(found: list[dict], over: list[str]) -> None:
+def check_over(runs: list[dict], over: list[str]) -> None:
     """Raises UserError unless `over` are fields of the config."""
     for name in over:
-        if found and not any(name in row["config"] for row in found):
+        if runs and not any(name in row["config"] for row in runs):
             raise UserError("--over: " + config_lib.unknown_field(config_lib.default(), name))
 
 
-def report(found: list[dict], missing: list[str], over: list[str]) -> str:
-    """The table of runs, that of means over fields, and what is not finished."""
-    check_over(found, over)
-    finished = [row for row in found if row["finished"]]
+def report(runs: list[dict], missing: list[str], over: list[str]) -> str:
+    """The table of runs, the table of means over fields, and the unfinished runs."""
+    check_over(runs, over)
+    finished = [row for row in runs if row["finished"]]
     parts = []
     if finished:
         parts.append(markdown(*_by_run(finished, shown=True)))
     if any(len(group) > 1 for group in groups(finished, over).values()):
         parts.append(f"Mean ± standard deviation over {', '.join(over)}:")
         parts.append(markdown(*_by_group(finished, over)))
-    left = [f"- {r['name']}: step {r['step']} of {r['steps']}" for r in found if not r["finished"]]
+    left = [f"- {r['name']}: step {r['step']} of {r['steps']}" for r in runs if not r["finished"]]
     left += [f"- {name}: not started" for name in missing]
     if left:
         parts.append("\n".join(["Not finished:", "", *left]))
@@ -167,7 +169,7 @@ def report(found: list[dict], missing: list[str], over: list[str]) -> str:
 
 
 def _by_run(finished: list[dict], *, shown: bool) -> tuple[list[str], list[list]]:
-    """(titles, rows) of the runs: as shown, or with all digits and keys for titles."""
+    """(titles, rows) of the runs: formatted for display, or with all digits and keys as titles."""
     fields, scores = changed(finished), metrics(finished)
     heads = ["run", *fields, *(title if shown else key for key, title, _ in COLUMNS), *scores]
     body = [
@@ -204,9 +206,9 @@ def _by_group(finished: list[dict], over: list[str]) -> tuple[list[str], list[li
     return heads, body
 
 
-def write(prefix, found: list[dict], text: str) -> None:
+def write(prefix, runs: list[dict], text: str) -> None:
     """Writes PREFIX.csv, with all digits, and PREFIX.md."""
-    finished = [row for row in found if row["finished"]]
+    finished = [row for row in runs if row["finished"]]
     heads, body = _by_run(finished, shown=False)
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows([heads, *body])

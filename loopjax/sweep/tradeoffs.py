@@ -1,4 +1,4 @@
-"""Pictures of a table of runs: a metric against parameters and FLOPs."""
+"""Plots of a table of runs: a metric against parameters and FLOPs."""
 
 from loopjax.errors import UserError
 from loopjax.plots import figure
@@ -7,19 +7,19 @@ from loopjax.sweep.table import groups, metrics
 
 
 def chosen(finished: list[dict], wanted: list[str] | None) -> list[str]:
-    """The metrics to draw: those that are wanted, or the held-out NLL where there is one."""
+    """The metrics to plot: the given ones, or by default the held-out NLL if there is one."""
     known = metrics(finished)
     for name in wanted or ():
         if name not in known:
-            raise UserError(f"--metric={name} is in none of the runs; they have {', '.join(known)}")
+            raise UserError(f"--metric={name} must be a metric of the runs: {', '.join(known)}")
     return wanted or [name for name in ("nll",) if name in known]
 
 
 def draw(path, finished: list[dict], names: list[str], over: list[str]) -> None:
     """Writes a PNG: a row for each metric, a column for each cost.
 
-    Runs that differ in `over` alone share a color; small, and their mean with its standard
-    deviation.
+    Runs that differ only in `over` share a color: small points, and a large one for the mean with
+    its standard deviation.
     """
     together = groups(finished, over)
     fig, axes = figure.grid(len(names) * len(COSTS), len(COSTS), 4.2, 3.2, 0.3)

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: what they say about themselves, and how far apart they are."""
+"""Two checkpoints compared: their metadata, and the distance of their weights."""
 
 import math
 
@@ -12,17 +12,21 @@ from loopjax.weights.saved import Leaf, Saved, columns
 def compare(a: Saved, b: Saved, progress=None) -> dict:
     """The differences of two checkpoints.
 
-    A field is [value in a, value in b], None where there is none. The distance of weights is
-    ||a - b|| / ||a||, over the pairs of layers that correspond (`lineage.match`).
+    A field is [value in a, value in b], None for a missing one. The distance of weights is
+    ||a - b|| / ||a||, over the pairs of corresponding layers (`lineage.match`).
     """
     rule, pairs = lineage.match(*(lineage.stages(s.meta["lineage"]) for s in (a, b)))
-    modules, layers, unlike = [], np.zeros((4, len(pairs))), []
-    ours, theirs = a.params(), b.params()
-    for name in (*ours, *(theirs.keys() - ours.keys())):
-        x, y = ours.get(name), theirs.get(name)
+    modules = []
+    layers = np.zeros((4, len(pairs)))  # the sums of `_products` over all matrices
+    not_compared = []
+    leaves_a = a.params()
+    leaves_b = b.params()
+    for name in (*leaves_a, *(leaves_b.keys() - leaves_a.keys())):
+        x = leaves_a.get(name)
+        y = leaves_b.get(name)
         reason = _incomparable(x, y, pairs)
         if reason:
-            unlike.append({"name": name, "why": reason})
+            not_compared.append({"name": name, "why": reason})
             continue
         sums = _products(a, x, b, y, pairs, progress)
         modules.append({"name": name, **_distance(*sums.sum(axis=1))})
@@ -41,7 +45,7 @@ def compare(a: Saved, b: Saved, progress=None) -> dict:
             {"layers": [i, j], **_distance(*column)}
             for (i, j), column in zip(pairs, layers.T, strict=True)
         ],
-        "not_compared": unlike,
+        "not_compared": not_compared,
     }
 
 
@@ -51,7 +55,8 @@ def _pair(a: Saved, b: Saved, key: str) -> list | None:
 
 def differences(a: dict, b: dict) -> dict[str, list]:
     """The fields in which two nested dicts differ: {"model.d_model": [64, 128]}."""
-    a, b = flatten(a), flatten(b)
+    a = flatten(a)
+    b = flatten(b)
     names = sorted({**a, **b})
     return {name: [a.get(name), b.get(name)] for name in names if a.get(name) != b.get(name)}
 
@@ -59,9 +64,9 @@ def differences(a: dict, b: dict) -> dict[str, list]:
 def _incomparable(x: Leaf | None, y: Leaf | None, pairs) -> str | None:
     """Why two parameters cannot be compared."""
     if x is None or y is None:
-        return f"only the {'second' if x is None else 'first'} has it"
+        return f"only in the {'second' if x is None else 'first'}"
     if x.shape[x.stacked :] != y.shape[y.stacked :]:
-        return f"it is {_times(x.shape)} in the first and {_times(y.shape)} in the second"
+        return f"{_times(x.shape)} in the first and {_times(y.shape)} in the second"
     if x.stacked and not pairs:
         return "no layers correspond"
     return None

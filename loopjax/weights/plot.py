@@ -1,4 +1,4 @@
-"""The picture of a checkpoint: how alike its layers are, and where they come from."""
+"""A figure of a checkpoint: cosines of its layers, and their lineage."""
 
 import pathlib
 
@@ -10,46 +10,47 @@ from loopjax.plots import ancestry, figure
 from loopjax.plots.figure import COLORS, INK, PALE
 
 
-def write(path, found: dict) -> None:
-    """Writes a PNG of what `numbers.inspect` found with `layers=True`."""
-    plan = DepthPlan.parse(found["plan"]["text"])
-    family = ancestry.Ancestry(lineage.stages(found["lineage"]["events"]), [plan])
-    wide = max(5.0, 0.3 * family.columns + 1.6)
-    fig = figure.new(5.6 + wide, max(4.6, 0.9 * family.rows + 1.4))
-    left, right = fig.subplots(1, 2, width_ratios=(5.6, wide))
-    _similarity(fig, left, found)
+def write(path, result: dict) -> None:
+    """Writes a PNG of a result of `numbers.inspect` with `layers=True`."""
+    plan = DepthPlan.parse(result["plan"]["text"])
+    family = ancestry.Ancestry(lineage.stages(result["lineage"]["events"]), [plan])
+    width = max(5.0, 0.3 * family.columns + 1.6)
+    fig = figure.new(5.6 + width, max(4.6, 0.9 * family.rows + 1.4))
+    left, right = fig.subplots(1, 2, width_ratios=(5.6, width))
+    _similarity(fig, left, result)
     ancestry.draw_lineage(right, family)
     right.set_ylim(min(right.get_ylim()[0], -2.3), 0.7)
     copies = " (bold lines: copies)" if len(family.stages) > 1 else ""
     right.set_title(f"Lineage{copies}", loc="left", color=INK, fontsize=11, fontweight="bold")
-    about = found["checkpoint"]
+    about = result["checkpoint"]
     name = "/".join(pathlib.Path(about["directory"]).parts[-2:]).removesuffix("/checkpoints")
-    title = f"{name}, step {about['step']:,}: plan {found['plan']['text']}"
+    title = f"{name}, step {about['step']:,}: plan {result['plan']['text']}"
     fig.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold")
     figure.save(fig, path)
 
 
-def boundaries(found: dict) -> list[int]:
-    """Where blocks end: the segments of a looped plan, else the blocks that growth added."""
-    depth, stages = found["plan"]["unique"], found["lineage"]["stages"]
-    if found["plan"]["executed"] > depth:
-        return [segment["start"] for segment in found["plan"]["segments"][1:]]
+def boundaries(result: dict) -> list[int]:
+    """The ends of blocks: segments of a looped plan, else the blocks that growth added."""
+    depth = result["plan"]["unique"]
+    stages = result["lineage"]["stages"]
+    if result["plan"]["executed"] > depth:
+        return [segment["start"] for segment in result["plan"]["segments"][1:]]
     if len(stages) == 1:
         return []
     block = stages[1]["layers"] - stages[0]["layers"]
     return list(range(block, depth, block))
 
 
-def _similarity(fig, axis, found: dict) -> None:
-    """Heat map of the cosines between layers, matrices as one vector."""
+def _similarity(fig, axis, result: dict) -> None:
+    """Heat map of the cosines between layers, all matrices of a layer as one vector."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    values = np.array(found["layers"]["similarity"], float)
+    values = np.array(result["layers"]["similarity"], float)
     depth = len(values)
     axis.set_anchor("N")
     shades = LinearSegmentedColormap.from_list("", ("#ffffff", COLORS[0], "#172554"))
     picture = axis.imshow(values, cmap=shades, vmin=0, vmax=1)
-    for edge in boundaries(found):
+    for edge in boundaries(result):
         axis.axhline(edge - 0.5, color=INK, linewidth=1)
         axis.axvline(edge - 0.5, color=INK, linewidth=1)
     if depth <= 12:

@@ -1,7 +1,7 @@
-"""A checkpoint on disk, read a block at a time: no config, no mesh, never a whole array.
+"""A checkpoint on disk, read in blocks: needs no config and no mesh, never loads a whole array.
 
-Orbax says which arrays there are, how they are cut and how they were sharded; TensorStore reads
-parts of them. Every block that is read counts towards the checksum of its array.
+Orbax lists the arrays, their chunks and how they were sharded; TensorStore reads parts of them.
+Every block that is read enters the checksum of its array.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import numpy as np
 
 from loopjax.checkpoint import Checkpoints, array, locate, read_meta, reading
 
-BLOCK = 2**24  # numbers per block: 64 MB in float32
+BLOCK = 2**24  # elements per block: 64 MB in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Leaf:
     """A saved array.
 
     Attributes:
-      name: its path, "params/layers/query".
-      shape, dtype: of the array.
-      chunk: shape of the pieces that it is stored in.
-      spec: mesh axes of each of its axes when it was saved; None if it lay on one device.
+      name: path of the array, "params/layers/query".
+      shape, dtype: shape and type of the array.
+      chunk: shape of the stored chunks.
+      spec: mesh axes of each array axis when it was saved; None if it was on one device.
       mesh: devices per mesh axis when it was saved.
-      checksum: sum of its bits, modulo 2^32.
+      checksum: sum of the bits, modulo 2^32.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Leaf:
         return self.size * np.dtype(self.dtype).itemsize
 
     def blocks(self) -> list[tuple[slice, ...]]:
-        """Slices that cover the array: whole along the layers axis, else along stored pieces."""
+        """Slices that cover the array: whole along the layers axis, aligned to chunks elsewhere."""
         step = list(self.chunk)
         if self.stacked:
             step[0] = self.shape[0]
@@ -70,7 +70,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint: where it is, what it says about itself, when it was complete, its arrays."""
+    """A checkpoint: path, metadata, time of completion (seconds since 1970), arrays by name."""
 
     path: pathlib.Path
     meta: dict
@@ -105,14 +105,15 @@ class Saved:
         }
 
     def read(self, leaf: Leaf, blocks=None, progress=None):
-        """Yields the array by blocks (its own by default); they have to cover it.
+        """Yields the array in blocks (by default its own), which must cover it.
 
-        The next block is read while the caller works on this one. Raises UserError when an array
-        is missing or is not the one that was saved.
+        The next block is read while the caller works on this one. Raises UserError if an array is
+        missing or does not match its checksum.
         """
         with reading(self.path):
             store = array(self.path, leaf.name).result()
-            blocks, bits = list(leaf.blocks() if blocks is None else blocks), 0
+            blocks = list(leaf.blocks() if blocks is None else blocks)
+            bits = 0
             following = store[blocks[0]].read()
             for k in range(len(blocks)):
                 block = following.result()
@@ -130,13 +131,15 @@ class Saved:
 def open_saved(directory, step: int | None = None) -> Saved:
     """A checkpoint of a run (DIR or DIR@STEP, as for `checkpoint.locate`), the newest by default.
 
-    Raises UserError when there is none, or when it is damaged.
+    Raises UserError if there is none, or if it is damaged.
     """
     directory, step = locate(directory, step)
-    path, leaves = directory / str(step), {}
+    path = directory / str(step)
+    leaves = {}
     meta = read_meta(directory, step)
     with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints, reading(path):
-        # All are opened before Orbax is asked: what is missing it tells in more than a sentence.
+        # All arrays are opened before Orbax reads the metadata, whose message about a missing array
+        # is longer than a sentence.
         stores = {name: array(path, name) for name in meta["checksums"]}
         stores = {name: _opened(name, store) for name, store in stores.items()}
         orbax = checkpoints.manager.metadata(step)
@@ -150,11 +153,11 @@ def _opened(name: str, store):
     try:
         return store.result()
     except ValueError:
-        raise ValueError(f"the array {name} cannot be found") from None
+        raise ValueError(f"the array {name} is missing") from None
 
 
 def _shardings(orbax, names) -> dict:
-    """How Orbax says that each of the arrays was sharded."""
+    """{name: sharding} of the arrays, as Orbax recorded it."""
     out = {}
     for item in {name.split("/")[0] for name in names}:
         tree = orbax.item_metadata[item].tree
@@ -165,16 +168,18 @@ def _shardings(orbax, names) -> dict:
 
 
 def _leaf(name: str, store, sharding, checksum: int) -> Leaf:
-    spec, mesh = getattr(sharding, "partition_spec", None), {}
+    spec = getattr(sharding, "partition_spec", None)
+    mesh = {}
     if spec is not None:
         spec = tuple(spec)
         mesh = dict(zip(sharding.axis_names, map(int, sharding.shape), strict=True))
-    dtype, chunk = str(store.dtype.numpy_dtype), store.chunk_layout.read_chunk.shape
-    return Leaf(name, store.shape, dtype, tuple(chunk or ()), spec, mesh, checksum)
+    dtype = str(store.dtype.numpy_dtype)
+    chunk = tuple(store.chunk_layout.read_chunk.shape or ())
+    return Leaf(name, store.shape, dtype, chunk, spec, mesh, checksum)
 
 
 def columns(*arrays):
-    """Arrays [rows, n] in slices of columns that stay in a processor's cache."""
+    """Yields arrays [rows, n] in slices of columns that fit into a processor's cache."""
     rows, n = arrays[0].shape
     step = max(1, 2**18 // rows)
     for start in range(0, n, step):

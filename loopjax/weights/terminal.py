@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as text for a terminal of 80 columns."""
+"""The result of `numbers.inspect` as text for a terminal of 80 columns."""
 
 import datetime
 import textwrap
@@ -12,22 +12,23 @@ SHORT = {"attention_norm": "a.norm", "mlp_norm": "m.norm", "matrices": "matrix"}
 ANSI = (34, 31, 32, 35, 33, 36, 94, 91, 92, 95, 93, 96)
 
 
-def render(found: dict, *, layers: bool, color: bool) -> str:
-    """The text of what `numbers.inspect` found."""
-    plan, lineage = found["plan"], found["lineage"]
+def render(result: dict, *, layers: bool, color: bool) -> str:
+    """The text of a result of `numbers.inspect`."""
+    plan = result["plan"]
+    lineage = result["lineage"]
     parts = [
-        _head(found["checkpoint"]),
+        _head(result["checkpoint"]),
         f"Plan {plan['text']}: {plan['unique']} unique layers, {plan['executed']} executed",
         draw_plan(DepthPlan.parse(plan["text"])),
         "Lineage",
         _events(lineage["events"]),
         draw_descent(lineage, color=color),
-        *_parameters(found["parameters"], found["checkpoint"]["mesh"]),
+        *_parameters(result["parameters"], result["checkpoint"]["mesh"]),
     ]
     if layers:
-        parts += _layers(found["layers"])
-    if "against" in found:
-        parts += _against(found["against"], layers)
+        parts += _layers(result["layers"])
+    if "against" in result:
+        parts += _comparison(result["against"], layers)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -54,7 +55,7 @@ def _head(about: dict) -> str:
 
 
 def _step(about: dict) -> str:
-    """Step and tokens; how far that is, in a run that has steps to make."""
+    """Step and tokens; also the share of all steps, except for an imported model of zero steps."""
     share = (
         f" of {about['steps']:,} ({about['step'] / about['steps']:.0%})" if about["steps"] else ""
     )
@@ -70,7 +71,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """Three digits, and 1.000 for nothing but 1."""
+    """Three digits; 1.000 only for exactly 1."""
     if value is None:
         return "–"
     return f"{value if value == 1 else min(value, 0.999):.3f}".replace("-0.000", "0.000")
@@ -79,8 +80,7 @@ def cosine(value: float | None) -> str:
 def draw_plan(plan: DepthPlan, width: int = 80) -> str:
     """Segments as boxes of layer indices, a loop as an arrow back below its box.
 
-    Long segments are shortened until the picture fits, and if that does not help it goes on in
-    the next line.
+    Long segments are shortened until the drawing fits; if it still does not fit, it is wrapped.
     """
     for most in range(max(s.layers for s in plan.segments), 2, -1):
         boxes = [_box(segment, most) for segment in plan.segments]
@@ -99,8 +99,9 @@ def draw_plan(plan: DepthPlan, width: int = 80) -> str:
 
 
 def _box(segment: Segment, most: int) -> tuple[str, str, str, str]:
-    """Four lines of equal length: the box, with the way into it on its left."""
-    first, last = segment.start, segment.stop - 1
+    """Four lines of equal length: the box, with the arrow into it on its left."""
+    first = segment.start
+    last = segment.stop - 1
     text = " ".join(map(str, range(first, segment.stop)))
     if segment.layers > most:
         text = f"{first} {first + 1} … {last}"
@@ -109,16 +110,18 @@ def _box(segment: Segment, most: int) -> tuple[str, str, str, str]:
         return f"  ┌{bar}┐", f"─▶│ {text} │", f"  └{bar}┘", " " * (len(text) + 6)
     label = f"◀ ×{segment.repeats} "
     text = text.center(len(label) - 3)
-    bar, back = "─" * (len(text) + 2), label.center(len(text) + 7, "─")
+    bar = "─" * (len(text) + 2)
+    back = label.center(len(text) + 7, "─")
     return f"    ┌{bar}┐  ", f"─┬─▶│ {text} │─┬", f" │  └{bar}┘ │", f" ╰{back}╯"
 
 
 def draw_descent(lineage: dict, *, color: bool, width: int = 80) -> str:
     """A column for each layer: its index in every stage, oldest first, colored by ancestor."""
-    chains, per_row = lineage["descent"], (width - 8) // 3
+    chains = lineage["descent"]
+    per_row = (width - 8) // 3
     if len(lineage["stages"]) == 1:
         return ""
-    rows = ["Every layer from its ancestor (first row) down: its index in each stack"]
+    rows = ["Index of every layer in each stack, from its ancestor (first row) down"]
     for start in range(0, len(chains), per_row):
         rows += ["", f"{'step':>8}"]
         part = chains[start : start + per_row]
@@ -145,24 +148,25 @@ def _events(events: list[dict]) -> str:
     )
 
 
-def _parameters(found: dict, mesh: dict[str, int]) -> list[str]:
-    rate, updates = found["learning_rate"], found["updates"]
+def _parameters(result: dict, mesh: dict[str, int]) -> list[str]:
+    rate = result["learning_rate"]
+    updates = result["updates"]
     last = "none yet" if rate is None else f"number {updates:,}, at learning rate {rate:.3g}"
     title = (
-        f"Parameters: {found['unique']:,}; if every executed layer had its own: "
-        f"{found['effective']:,}\nLast update: {last}"
+        f"Parameters: {result['unique']:,}; if every executed layer had its own: "
+        f"{result['effective']:,}\nLast update: {last}"
     )
     shapes = [
         (m["name"], "x".join(map(str, m["shape"])), m["dtype"], _cut(m["sharding"], mesh))
-        for m in found["modules"]
+        for m in result["modules"]
     ]
-    rows = [*found["modules"], {"name": "all", **found["all"]}]
+    rows = [*result["modules"], {"name": "all", **result["all"]}]
     columns = ("norm", "rms", "first_moment_rms", "second_moment_rms", "update_rms", "update_ratio")
     numbers = [(row["name"], *(number(row[column]) for column in columns)) for row in rows]
     heads = ("module", "norm", "weight", "moment 1", "moment 2", "update", "lr·u/w")
     note = (
-        "update: its direction, m̂/(√v̂+ε); lr·u/w: what the learning rate makes of\n"
-        "it, relative to the weights; all but norm are root mean squares"
+        "update: direction of the last update, m̂/(√v̂+ε); lr·u/w: the update times the\n"
+        "learning rate, relative to the weights; all but norm are root mean squares"
     )
     return [
         title,
@@ -173,18 +177,18 @@ def _parameters(found: dict, mesh: dict[str, int]) -> list[str]:
 
 
 def _cut(sharding: list[list[str]] | None, mesh: dict[str, int]) -> str:
-    """Which mesh axes cut each axis: "- fsdp tensor"; axes of one device cut nothing."""
+    """The mesh axes that shard each array axis, "- fsdp tensor"; axes of one device do not."""
     axes = ("+".join(axis for axis in names if mesh[axis] > 1) for names in sharding or ())
     text = " ".join(axis or "-" for axis in axes)
     return text if set(text) - set("- ") else "whole"
 
 
-def _layers(found: dict) -> list[str]:
-    kinds = [*found["norms"], "matrices"]
+def _layers(result: dict) -> list[str]:
+    kinds = [*result["norms"], "matrices"]
     heads = [SHORT.get(kind, kind) for kind in kinds]
     norms = [
         (i, *(number(value, 4) for value in values))
-        for i, values in enumerate(zip(*found["norms"].values(), strict=True))
+        for i, values in enumerate(zip(*result["norms"].values(), strict=True))
     ]
 
     def rows(pairs):
@@ -198,34 +202,34 @@ def _layers(found: dict) -> list[str]:
         )
 
     parts = ["Norms by layer", table(("layer", *heads[:-1]), norms)]
-    if found["neighbors"]:
+    if result["neighbors"]:
         title = "Cosine of neighboring layers (matrix: all matrices as one vector)"
-        parts += [title, rows(found["neighbors"])]
-    for since in sorted({pair["since"] for pair in found["copies"]}):
-        pairs = [pair for pair in found["copies"] if pair["since"] == since]
-        parts += [f"Cosine of copies, one layer until step {since:,}", rows(pairs)]
+        parts += [title, rows(result["neighbors"])]
+    for since in sorted({pair["since"] for pair in result["copies"]}):
+        pairs = [pair for pair in result["copies"] if pair["since"] == since]
+        parts += [f"Cosine of copies that were one layer until step {since:,}", rows(pairs)]
     return parts
 
 
-def _against(found: dict, layers: bool) -> list[str]:
-    parts = [f"Against {found['directory']}/{found['step']}"]
-    fields = [("plan", *found["plan"])] if found["plan"] else []
+def _comparison(result: dict, layers: bool) -> list[str]:
+    parts = [f"Compared with {result['directory']}/{result['step']}"]
+    fields = [("plan", *result["plan"])] if result["plan"] else []
     for part in ("model", "config", "data"):
-        fields += [(f"{part}.{name}", *values) for name, values in found[part].items()]
+        fields += [(f"{part}.{name}", *values) for name, values in result[part].items()]
     if fields:
         rows = [(name, _value(here), _value(there)) for name, here, there in fields]
-        parts.append(table(("what differs", "first", "second"), rows, left=3))
-    if found["lineage"]:
-        parts.append("\n".join(map(_short_lineage, ("first", "second"), found["lineage"])))
-    if not fields and not found["lineage"]:
+        parts.append(table(("difference", "first", "second"), rows, left=3))
+    if result["lineage"]:
+        parts.append("\n".join(map(_short_lineage, ("first", "second"), result["lineage"])))
+    if not fields and not result["lineage"]:
         parts.append("Plan, lineage, model, config and data are the same.")
-    parts.append(textwrap.fill(f"Layers: {found['rule']}", 80))
-    parts += _distances("module", ((m["name"], m) for m in found["modules"]))
+    parts.append(textwrap.fill(f"Layers: {result['rule']}", 80))
+    parts += _distances("module", ((m["name"], m) for m in result["modules"]))
     if layers:
-        pairs = (("{} {}".format(*m["layers"]), m) for m in found["layers"])
+        pairs = (("{} {}".format(*m["layers"]), m) for m in result["layers"])
         parts += _distances("layers (matrices)", pairs)
-    if found["not_compared"]:
-        parts.append(textwrap.fill(_left_out(found["not_compared"]), 80))
+    if result["not_compared"]:
+        parts.append(textwrap.fill(_left_out(result["not_compared"]), 80))
     return parts
 
 
@@ -235,11 +239,11 @@ def _distances(head: str, rows) -> list[str]:
 
 
 def _left_out(modules: list[dict]) -> str:
-    whys: dict[str, list[str]] = {}
+    by_reason: dict[str, list[str]] = {}
     for module in modules:
-        whys.setdefault(module["why"], []).append(module["name"])
-    parts = (f"{', '.join(names)} ({why})" for why, names in whys.items())
-    return f"These cannot be compared and are left out: {'; '.join(parts)}."
+        by_reason.setdefault(module["why"], []).append(module["name"])
+    parts = (f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
+    return f"Not compared: {'; '.join(parts)}."
 
 
 def _short_lineage(which: str, events: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""Texts that a dataset only names, fetched one by one: PREFIX + name, gzipped.
+"""Texts of a dataset that has only their names: each is fetched from PREFIX + name, gzipped.
 
 python-edu of the SmolLM corpus names files of Software Heritage's public bucket.
 """
@@ -16,21 +16,22 @@ import zlib
 
 from loopjax.errors import UserError, first_line
 
-THREADS = 64  # they wait for the network
+THREADS = 64  # many, because they only wait for the network
 TRIES = 6
 TIMEOUT = 30.0  # seconds
-# S3 answers 403 for what is not there, where listing is not allowed.
+# S3 answers 403 for a missing file if listing is not allowed.
 MISSING = (403, 404, 410)
-SURE = 100  # so many missing ones at the start are no accident
+SURE = 100  # missing texts at the start after which the prefix is taken to be wrong
 
 
 def documents(named, prefix: str, pause: float = 1.0):
-    """Yields (text or None if there is none, position) for (name, position), in order.
+    """Yields (text or None if it does not exist, position) for (name, position), in order.
 
-    `pause` is the wait after a first failure in seconds; it doubles. Raises UserError where a text
-    stays out of reach, or where none of the first ones exists.
+    `pause` is the wait after a first failure in seconds; it doubles. Raises UserError if a text
+    cannot be fetched, or if none of the first 100 exists.
     """
-    found = missing = 0
+    fetched = 0
+    missing = 0
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         waiting = collections.deque()
 
@@ -44,8 +45,9 @@ def documents(named, prefix: str, pause: float = 1.0):
             while waiting:
                 future, position = waiting.popleft()
                 text = future.result()
-                found, missing = found + (text is not None), missing + (text is None)
-                if not found and missing == SURE:
+                fetched += text is not None
+                missing += text is None
+                if not fetched and missing == SURE:
                     raise UserError(f"none of the first {SURE} texts exists at {prefix}")
                 yield text, position
                 start(itertools.islice(named, 1))
@@ -60,8 +62,8 @@ def _fetch(url: str, pause: float) -> str | None:
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-                return gzip.decompress(answer.read()).decode("utf-8", errors="ignore")
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+                return gzip.decompress(response.read()).decode("utf-8", errors="ignore")
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in MISSING:

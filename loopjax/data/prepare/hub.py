@@ -10,7 +10,7 @@ import pathlib
 from loopjax.data.prepare import pieces
 from loopjax.errors import UserError, first_line, require
 
-SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
+SAVED = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Dataset:
     path: str
     subset: str | None
     split: str
-    revision: str | None  # the commit of the hub, so that a restart reads what was read before
+    revision: str | None  # commit on the hub, so that a restart reads the same data
 
     def __str__(self) -> str:
         return f"dataset {self.path}" + (f" ({self.subset})" if self.subset else "")
@@ -31,7 +31,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Of a directory: the hash of its files' names and sizes."""
+        """The hash of the names and sizes of a directory's files."""
         root = pathlib.Path(self.path)
         files = sorted(path for path in root.rglob("*") if path.is_file())
         listing = [f"{path.relative_to(root)} {path.stat().st_size}" for path in files]
@@ -39,24 +39,24 @@ class Dataset:
 
 
 def find(path: str, subset: str | None, split: str, revision: str | None) -> Dataset:
-    """The dataset of a directory; else of the hub, at its newest commit if none is named."""
+    """The dataset in a directory, else on the hub, at its newest commit if none is given."""
     _library()
     if pathlib.Path(path).is_dir():
         return Dataset(path, subset, split, None)
     import huggingface_hub
 
-    where = f"dataset {path} is no directory, and the Hugging Face hub"
-    with _told(f"{where} does not give it"):
+    where = f"dataset {path} is not a directory"
+    with _as_user_error(f"{where}, and the Hugging Face hub does not have it"):
         info = huggingface_hub.HfApi().dataset_info(path, revision=revision)
     return Dataset(path, subset, split, info.sha)
 
 
 def describe(dataset: Dataset) -> dict:
-    """What the manifest says of it."""
-    said = {"dataset": dataset.path, "subset": dataset.subset, "split": dataset.split}
+    """The description of a dataset in the manifest."""
+    description = {"dataset": dataset.path, "subset": dataset.subset, "split": dataset.split}
     if dataset.revision:
-        return said | {"revision": dataset.revision}
-    return said | {"fingerprint": dataset.fingerprint}
+        return description | {"revision": dataset.revision}
+    return description | {"fingerprint": dataset.fingerprint}
 
 
 def cut(dataset: Dataset, key: str, size: int) -> list[tuple]:
@@ -73,7 +73,7 @@ def cut(dataset: Dataset, key: str, size: int) -> list[tuple]:
         pieces.check_column(stream.column_names, str(dataset), key)
     sizes = _sizes(files)
     per_file = sum(sizes) // stream.num_shards
-    # Only Parquet can be read from its middle.
+    # Only Parquet can be read from the middle.
     n = max(1, -(-per_file // size)) if all(f.endswith(".parquet") for f in files) else 1
     return [
         (StreamPart(dataset, file, part, n, per_file // n),)
@@ -102,10 +102,10 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class StreamPart:
-    """Part `part` of `parts` of the data file number `file` of a streamed dataset.
+    """Part `part` of `parts` of data file number `file` of a streamed dataset.
 
-    How many row groups a file has is known when it is opened: a file of fewer than `parts` leaves
-    the last parts empty. `bytes` is an estimate, and counts when the part is done.
+    The number of row groups is known only when the file is opened: with fewer than `parts`, the
+    last parts are empty. `bytes` is an estimate, counted when the part is done.
     """
 
     dataset: Dataset
@@ -115,7 +115,7 @@ class StreamPart:
     bytes: int
 
     def documents(self, key: str):
-        with _told(f"{self.dataset}, file {self.file}, is not readable"):
+        with _as_user_error(f"{self.dataset}, file {self.file}, is not readable"):
             stream, _ = _open_stream(self.dataset)
             stream = stream.shard(stream.num_shards, self.file)
             if self.parts > 1:
@@ -142,8 +142,8 @@ def _library():
 
 
 @contextlib.contextmanager
-def _told(what: str):
-    """Turns whatever the library, the network or the hub raise into one sentence."""
+def _as_user_error(what: str):
+    """Turns any error of the library, the network or the hub into one sentence."""
     try:
         yield
     except UserError:
@@ -152,22 +152,22 @@ def _told(what: str):
         raise UserError(f"{what}: {first_line(error)}") from None
 
 
-# A worker reads many pieces of one dataset: it finds its files once.
+# A worker reads many pieces of one dataset and should list its files only once.
 @functools.lru_cache(maxsize=2)
 def _open_saved(dataset: Dataset):
-    with _told(f"{dataset} is not readable"):
+    with _as_user_error(f"{dataset} is not readable"):
         rows = _library().load_from_disk(dataset.path)
     if isinstance(rows, dict):
         if dataset.split not in rows:
-            raise UserError(f"{dataset} has no split {dataset.split!r}: {', '.join(rows)}")
+            raise UserError(f"{dataset} has no split {dataset.split!r}; it has {', '.join(rows)}")
         rows = rows[dataset.split]
     return rows
 
 
 @functools.lru_cache(maxsize=2)
 def _open_stream(dataset: Dataset):
-    """The dataset, streamed, and the addresses of the split's data files."""
-    with _told(f"{dataset} cannot be opened"):
+    """(the dataset, streamed; the URLs of the split's data files)."""
+    with _as_user_error(f"{dataset} cannot be opened"):
         builder = _library().load_dataset_builder(
             dataset.path, dataset.subset, revision=dataset.revision
         )
@@ -179,8 +179,8 @@ def _sizes(files: list[str]) -> list[int]:
     import fsspec
 
     sizes = {}
-    with _told("the sizes of the data files are not known"):
-        for folder in {file.rpartition("/")[0] for file in files}:  # one question a folder
+    with _as_user_error("the sizes of the data files cannot be determined"):
+        for folder in {file.rpartition("/")[0] for file in files}:  # one request per folder
             system, path = fsspec.core.url_to_fs(folder)
             for entry in system.ls(path, detail=True):
                 sizes[f"{folder}/{pathlib.PurePath(entry['name']).name}"] = entry["size"]

@@ -1,8 +1,8 @@
 """The input of `loopjax prepare` as pieces: what one worker reads to write one shard.
 
-A piece is a tuple of parts, and where the cuts lie depends on the input and the wanted size
-alone, so that the shards are the same however many processes write them. A part has a size in
-`bytes`, by which progress is counted, and `documents(key)` yields (text, bytes read so far).
+A piece is a tuple of parts. The cuts depend only on the input and the size of a piece, so the
+shards are the same for any number of processes. A part has a size in `bytes`, by which progress is
+counted, and `documents(key)` yields (text, bytes read so far).
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ import zlib
 from loopjax.errors import UserError, first_line, require
 
 TEXT_DOCUMENT = 2**16  # bytes; a longer plain-text file is cut into documents of this size
-BUFFER = 2**20  # bytes: a line is often longer than the buffer that Python would take
-ROWS = 1024  # read from Parquet and from datasets at a time
+BUFFER = 2**20  # bytes; lines are often longer than Python's default buffer
+ROWS = 1024  # rows of Parquet files and datasets that are read at a time
 PACKED = (".gz", ".zst")
 JSON_LINES = (".jsonl", ".json")
-FOUND = (".jsonl", ".txt", ".parquet")  # what is taken from a directory
+IN_DIRECTORY = (".jsonl", ".txt", ".parquet")  # files that are read from a directory
 
 
 def find_files(inputs) -> list[pathlib.Path]:
@@ -29,10 +29,11 @@ def find_files(inputs) -> list[pathlib.Path]:
     for given in map(pathlib.Path, inputs):
         if given.is_dir():
             below = sorted(path for path in given.rglob("*") if path.is_file())
-            found = [path for path in below if _format(path) in FOUND]
-            if not found:
-                raise UserError(f"input {given} holds no {', '.join(FOUND)} file (or .gz, .zst)")
-            paths += found
+            readable = [path for path in below if _format(path) in IN_DIRECTORY]
+            if not readable:
+                suffixes = ", ".join(IN_DIRECTORY)
+                raise UserError(f"input {given} has no {suffixes} file (or .gz, .zst)")
+            paths += readable
         elif given.is_file():
             paths.append(given)
         else:
@@ -41,14 +42,15 @@ def find_files(inputs) -> list[pathlib.Path]:
 
 
 def cut_files(paths, key: str, size: int) -> list[tuple]:
-    """Pieces of about `size` bytes: long files are cut, short ones lie together."""
+    """Pieces of about `size` bytes: long files are cut, short ones are joined."""
     parts = [part for path in paths for part in _parts(path, key, size)]
     return join(parts, size)
 
 
 def join(parts, size: int) -> list[tuple]:
-    """Neighbors together in tuples of at most `size` bytes, or of one part."""
-    pieces, room = [], 0
+    """Neighboring parts joined to pieces of at most `size` bytes; a larger part stays alone."""
+    pieces = []
+    room = 0
     for part in parts:
         if pieces and part.bytes <= room:
             pieces[-1] += (part,)
@@ -60,7 +62,7 @@ def join(parts, size: int) -> list[tuple]:
 
 
 def _format(path: pathlib.Path) -> str:
-    """The suffix that tells how a file is read, whether it is packed or not."""
+    """The suffix of a file without its compression, which decides how it is read."""
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
@@ -68,7 +70,7 @@ def _parts(path: pathlib.Path, key: str, size: int) -> list:
     if path.suffix == ".parquet":
         return list(_row_groups(path, key, size))
     length = path.stat().st_size
-    n = 1 if path.suffix in PACKED else -(-length // size)  # what is packed cannot be cut
+    n = 1 if path.suffix in PACKED else -(-length // size)  # compressed files cannot be cut
     cuts = [length * i // max(n, 1) for i in range(n + 1)]
     return [FileRange(str(path), start, stop) for start, stop in itertools.pairwise(cuts)]
 
@@ -94,14 +96,14 @@ class FileRange:
             raise UserError(f"input {self.path} is not readable: {first_line(error)}") from None
 
     def _lines(self, raw):
-        """Yields (line, position in the file behind it)."""
+        """Yields (line, position in the file after it)."""
         if self.path.endswith(PACKED):
             for line in _unpacked(raw, self.path):
                 yield line, raw.tell()
             return
         position = self.start
         if position:
-            # The line that the byte before belongs to began before this part.
+            # The line of the previous byte belongs to the part before.
             raw.seek(position - 1)
             position += len(raw.readline()) - 1
         while position < self.stop and (line := raw.readline()):
@@ -118,13 +120,13 @@ class FileRange:
                 document = None
             if not isinstance(document, str):
                 raise UserError(
-                    f"input {self.path}, line {self._lines_before() + number}: no JSON object "
+                    f"input {self.path}, line {self._lines_before() + number}: not a JSON object "
                     f"with a text field {key!r}"
                 )
             yield document, position - self.start
 
     def _lines_before(self) -> int:
-        """How many lines begin before this part: counted only to tell where a mistake is."""
+        """The number of lines before this part; counted only to locate an error."""
         if not self.start:
             return 0
         before = dataclasses.replace(self, start=0, stop=self.start)
@@ -133,15 +135,18 @@ class FileRange:
 
     def _text(self, lines, key):
         """Plain text as documents, cut at line ends where it is long."""
-        held, size, position = [], 0, self.start
+        pending = []  # lines of the current document
+        size = 0
+        position = self.start
         for line, position in lines:
-            held.append(line)
+            pending.append(line)
             size += len(line)
             if size >= TEXT_DOCUMENT:
-                yield b"".join(held).decode("utf-8"), position - self.start
-                held, size = [], 0
-        if held:
-            yield b"".join(held).decode("utf-8"), position - self.start
+                yield b"".join(pending).decode("utf-8"), position - self.start
+                pending = []
+                size = 0
+        if pending:
+            yield b"".join(pending).decode("utf-8"), position - self.start
 
 
 def _unpacked(raw, path: str):
@@ -158,7 +163,7 @@ def pyarrow(what):
 
 @dataclasses.dataclass(frozen=True)
 class RowGroups:
-    """The row groups [start, stop) of a Parquet file; `bytes` are those of the text column."""
+    """The row groups [start, stop) of a Parquet file; `bytes` is the size of the text column."""
 
     path: str
     start: int
@@ -181,12 +186,12 @@ class RowGroups:
 
 
 def texts(columns, first: int, where: str, key: str):
-    """The texts of lists of values, of which the first is row number `first` of `where`."""
+    """Yields the texts of lists of values; the first value is row number `first` of `where`."""
     row = first
     for values in columns:
         for document in values:
             if not isinstance(document, str):
-                raise UserError(f"{where}, row {row}: no text in the column {key!r}")
+                raise UserError(f"{where}, row {row}: column {key!r} is not text")
             yield document
             row += 1
 
@@ -194,7 +199,7 @@ def texts(columns, first: int, where: str, key: str):
 def check_column(columns, where: str, key: str) -> None:
     if key not in columns:
         raise UserError(
-            f"{where} has no column {key!r}: name one of {', '.join(columns)} by --text-key"
+            f"{where} has no column {key!r}; set --text-key to one of {', '.join(columns)}"
         )
 
 

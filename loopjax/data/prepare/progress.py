@@ -1,45 +1,52 @@
-"""How far `loopjax prepare` is, on stderr."""
+"""The progress line of `loopjax prepare`: pieces, input, speed, time left."""
 
-import sys
 import time
 
-from loopjax.progress import duration
-
-SAY_SECONDS = 5.0
+from loopjax.progress import Line, duration
 
 
 class Progress:
-    """A line a few seconds apart: pieces, input, speed, time left."""
+    """Counts the bytes that the workers have read, and shows them on one line.
+
+    Args:
+      pieces: all pieces of the job.
+      done: pieces that are finished already; they do not count for the speed.
+    """
 
     def __init__(self, pieces: list, done: list):
-        self.total = len(pieces), sum(piece.bytes for piece in pieces)
-        self.before = sum(piece.bytes for piece in done)
-        self.read, self.taken = {piece.name: piece.bytes for piece in done}, {}
+        self.n_pieces = len(pieces)
+        self.bytes = sum(piece.bytes for piece in pieces)
+        self.bytes_before = sum(piece.bytes for piece in done)
+        self.read = {piece.name: piece.bytes for piece in done}  # bytes of input by piece
+        self.text = {}  # bytes of text by piece, in UTF-8
         self.finished = len(done)
-        self.begun = self.said = time.monotonic()
+        self.begun = time.monotonic()
+        self.line = Line()
 
-    def reading(self, piece, read: int, taken: int) -> None:
-        self.read[piece.name], self.taken[piece.name] = min(read, piece.bytes), taken
-        self.say()
+    def reading(self, piece, read: int, text: int) -> None:
+        """Counts a piece up to the bytes that were read of it."""
+        self.read[piece.name] = min(read, piece.bytes)
+        self.text[piece.name] = text
+        self.show()
 
-    def done(self, piece, taken: int) -> None:
-        self.read[piece.name], self.taken[piece.name] = piece.bytes, taken
+    def done(self, piece, text: int) -> None:
+        """Counts a finished piece."""
+        self.read[piece.name] = piece.bytes
+        self.text[piece.name] = text
         self.finished += 1
-        self.say()
+        self.show()
 
-    def say(self, *, last: bool = False) -> None:
-        now = time.monotonic()
-        if now - self.said < SAY_SECONDS and not last:
+    def show(self, *, last: bool = False) -> None:
+        """Prints the line if it is due, or if it is the last one."""
+        if not (last or self.line.due(self.begun)):
             return
-        self.said = now
-        pieces, total = self.total
-        read, seconds = sum(self.read.values()), max(now - self.begun, 1e-9)
-        speed = (read - self.before) / seconds
-        left = duration((total - read) / speed) if speed else "unknown"
-        print(
-            f"pieces {self.finished}/{pieces}  {read / 1e6:,.0f}/{total / 1e6:,.0f} MB  "
-            f"{speed / 1e6:.1f} MB/s (text {sum(self.taken.values()) / 1e6 / seconds:.1f} MB/s)  "
+        read = sum(self.read.values())
+        seconds = max(time.monotonic() - self.begun, 1e-9)
+        speed = (read - self.bytes_before) / seconds
+        left = duration((self.bytes - read) / speed) if speed else "unknown"
+        self.line.show(
+            f"pieces {self.finished}/{self.n_pieces}  {read / 1e6:,.0f}/{self.bytes / 1e6:,.0f} MB  "
+            f"{speed / 1e6:.1f} MB/s (text {sum(self.text.values()) / 1e6 / seconds:.1f} MB/s)  "
             f"ETA {left}",
-            file=sys.stderr,
-            flush=True,
+            last=last,
         )

@@ -1,7 +1,7 @@
 """Corpora by name for `loopjax prepare --recipe`: data, no code.
 
-A source is what `prepare` is told of it: the dataset of the hub, its subset, and what differs from
-the defaults. The mixtures are printed in the end, as flags to train with.
+A source lists the arguments of `prepare` that differ from the defaults: dataset, subset, ... The
+mixtures are printed at the end, as flags to train with.
 """
 
 SMOLLM_CORPUS = "HuggingFaceTB/smollm-corpus"
@@ -14,7 +14,7 @@ RECIPES = {
         "sources": {
             "web": {"dataset": SMOLLM_CORPUS, "subset": "fineweb-edu-dedup"},
             "textbooks": {"dataset": SMOLLM_CORPUS, "subset": "cosmopedia-v2"},
-            # The hub has only the names of these files. Each is fetched: so the pieces are short.
+            # The hub has only the names of these files. Fetching is slow, so the pieces are small.
             "python": {
                 "dataset": SMOLLM_CORPUS,
                 "subset": "python-edu",
@@ -28,7 +28,7 @@ RECIPES = {
             ("config.mixture", {"web": 0.70, "textbooks": 0.15, "python": 0.09, "math": 0.06}),
         ],
     },
-    # The mathematics of a cooldown beside it, a fifth of the mixture: either of the two.
+    # The mathematics of a cooldown, a fifth of its mixture: either of the two sources.
     "smollm-cooldown": {
         "tokenizer": TOKENIZER,
         "sources": {

@@ -1,10 +1,11 @@
-"""One piece of input to its token shards: the work of one process of `loopjax prepare`.
+"""One piece of input to its token shards: the work of one worker of `loopjax prepare`.
 
     DIR/train/00012.arrayrecord     records of `RECORD_TOKENS` token ids
-    DIR/heldout/00012.arrayrecord   where the piece has held-out documents
+    DIR/heldout/00012.arrayrecord   if the piece has held-out documents
     DIR/unfinished/00012.json       its part of the manifest, written last
 
-A document ends with the tokenizer's end-of-document token. Imports no JAX: processes start fast.
+Every document ends with the tokenizer's end-of-document token. Imports no JAX, so workers start
+fast.
 """
 
 import contextlib
@@ -23,13 +24,14 @@ from loopjax.files import write_json
 
 RECORD_TOKENS = 2048
 UNFINISHED = "unfinished"
-BATCH_DOCUMENTS, BATCH_BYTES = 256, 2**22
-WRITE_TOKENS = 64 * RECORD_TOKENS  # so many are joined to one array at a time
+BATCH_DOCUMENTS = 256  # tokenized together, at most
+BATCH_BYTES = 2**22
+WRITE_TOKENS = 64 * RECORD_TOKENS  # collected before they are written
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What holds for every piece of a job."""
+    """Settings shared by all pieces of a job."""
 
     output: pathlib.Path
     tokenizer: str  # "bytes", or the path of a tokenizer.json
@@ -37,14 +39,16 @@ class Task:
     text_key: str
     text_url: str | None
     heldout: float
-    named_heldout: bool  # the held-out documents are in files of their own
+    named_heldout: bool  # whether the held-out documents have their own files
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
+    """A piece of the input; its name is the file name of its shards."""
+
     name: str
     parts: tuple
-    is_heldout: bool = False  # of the held-out files
+    is_heldout: bool = False  # whether it is one of the held-out files
 
     @property
     def bytes(self) -> int:
@@ -52,7 +56,7 @@ class Piece:
 
 
 class ShardWriter:
-    """Writes the shard of one split, full records but the last, and counts what went in."""
+    """Writes the shard of one split, full records except the last, and counts its content."""
 
     def __init__(self, task: Task, split: str, name: str, codec):
         self.file = f"{split}/{name}.arrayrecord"
@@ -60,7 +64,9 @@ class ShardWriter:
         self.temporary = task.output / UNFINISHED / f"{name}.{split}.{os.getpid()}.tmp"
         self.dtype = token_dtype(codec)
         self.end = np.array([codec.eos_id], self.dtype)
-        self.writer, self.pending, self.waiting = None, [], 0
+        self.writer = None
+        self.pending = []  # arrays of token ids that are not written yet
+        self.waiting = 0  # number of tokens in them
         self.tokens = self.documents = self.text_bytes = 0
 
     def add(self, ids: np.ndarray, text_bytes: int) -> None:
@@ -72,18 +78,19 @@ class ShardWriter:
             self._write(self.waiting // RECORD_TOKENS * RECORD_TOKENS)
 
     def _write(self, n: int) -> None:
-        """Writes the first n of the tokens that wait: all of them, or full records."""
+        """Writes the first n waiting tokens: all of them, or a multiple of a record."""
         if self.writer is None:
-            # One record a group: reading one record at random touches nothing else.
+            # One record per group: reading a record at random touches nothing else.
             self.writer = ArrayRecordWriter(str(self.temporary), "group_size:1,uncompressed")
         tokens = np.concatenate(self.pending, dtype=self.dtype, casting="unsafe")
         for start in range(0, n, RECORD_TOKENS):
             self.writer.write(tokens[start : start + RECORD_TOKENS].tobytes())
         self.tokens += n
-        self.pending, self.waiting = [tokens[n:]], len(tokens) - n
+        self.pending = [tokens[n:]]
+        self.waiting = len(tokens) - n
 
     def finish(self) -> dict:
-        """The split's counts; the shard, if there is one, is whole and at its place."""
+        """Completes the shard, if there is one, and returns the counts of the split."""
         if self.waiting:
             self._write(self.waiting)
         counts = {"documents": self.documents, "tokens": self.tokens, "text_bytes": self.text_bytes}
@@ -107,39 +114,45 @@ def token_dtype(codec) -> np.dtype:
 def write_piece(task: Task, piece: Piece, codec, report) -> int:
     """Writes the shards of a piece and then its part of the manifest; returns the bytes of text.
 
-    `report(read, taken)` is told the bytes of input read and of text taken in so far.
+    `report(read, text)` is called with the bytes of input and of text so far.
     """
     writers = {split: ShardWriter(task, split, piece.name, codec) for split in token_shards.SPLITS}
-    listed = _listed(task.output) if task.named_heldout and not piece.is_heldout else frozenset()
-    own, dropped, missing, taken = [], 0, 0, 0
+    heldout_hashes = (
+        _heldout_hashes(task.output) if task.named_heldout and not piece.is_heldout else frozenset()
+    )
+    own_hashes = []
+    dropped = 0
+    missing = 0
+    text_bytes = 0
     for batch, read in _batches(_documents(task, piece)):
         known = [document for document in batch if document is not None]
         missing += len(batch) - len(known)
         for document, ids in zip(known, codec.encode_batch(known), strict=True):
             data = tokenizers.utf8(document)
-            taken += len(data)
+            text_bytes += len(data)
             digest = hashlib.sha256(data).digest()
-            if digest in listed:
+            if digest in heldout_hashes:
                 dropped += 1
                 continue
-            own += [digest] if piece.is_heldout else []
+            if piece.is_heldout:
+                own_hashes.append(digest)
             by_hash = not task.named_heldout and token_shards.is_heldout(digest, task.heldout)
             split = "heldout" if piece.is_heldout or by_hash else "train"
             with _disk(task.output):
                 writers[split].add(ids, len(data))
-        report(read, taken)
+        report(read, text_bytes)
     with _disk(task.output):
         splits = {split: writer.finish() for split, writer in writers.items()}
         if piece.is_heldout:
-            _digests_path(task.output, piece.name).write_bytes(b"".join(own))
+            _digests_path(task.output, piece.name).write_bytes(b"".join(own_hashes))
         part = {"dropped_from_training": dropped, "missing_texts": missing, "splits": splits}
         write_json(part_path(task.output, piece), part)
-    return taken
+    return text_bytes
 
 
 @contextlib.contextmanager
 def _disk(output: pathlib.Path):
-    """A full disk, say, in one sentence: array_record tells it by a RuntimeError."""
+    """Reports a full disk, for example, in one sentence: array_record raises RuntimeError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -147,7 +160,7 @@ def _disk(output: pathlib.Path):
 
 
 def _documents(task: Task, piece: Piece):
-    """Yields (text, bytes of the piece read so far); the text is None where there is none."""
+    """Yields (text, or None if it cannot be found, and bytes of the piece read so far)."""
     before = 0
     for part in piece.parts:
         documents = part.documents(task.text_key)
@@ -159,20 +172,23 @@ def _documents(task: Task, piece: Piece):
 
 
 def _batches(documents):
-    """Lists of documents, with what was read in the end."""
-    batch, size, read = [], 0, 0
+    """Yields (list of documents, bytes of the piece read up to the last one)."""
+    batch = []
+    size = 0
+    read = 0
     for document, read in documents:
         batch.append(document)
         size += len(document or "")
         if len(batch) == BATCH_DOCUMENTS or size > BATCH_BYTES:
             yield batch, read
-            batch, size = [], 0
+            batch = []
+            size = 0
     if batch:
         yield batch, read
 
 
-def _listed(output: pathlib.Path) -> frozenset[bytes]:
-    """The hashes of the documents of the held-out files, which their pieces have left."""
+def _heldout_hashes(output: pathlib.Path) -> frozenset[bytes]:
+    """The hashes of the documents in the held-out files, as their pieces have written them."""
     data = b"".join(path.read_bytes() for path in (output / UNFINISHED).glob("*.sha256"))
     return frozenset(data[i : i + 32] for i in range(0, len(data), 32))
 
