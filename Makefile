@@ -1,12 +1,15 @@
 # make demo   train and compare standard, looped and grown models; ends in demo/report.html
 # make test   format, lint, and the test suite (make test-slow: the longer tests; make test-hf: those
-#             that compare with Hugging Face's models, for which it installs PyTorch)
-# Both make the environment they need in .venv; PYTHON=python3.13 chooses another Python.
+#             that compare with Hugging Face's models, for which it installs PyTorch;
+#             make test-base: every command without any extra installed)
+# Each makes the environment it needs (.venv; .venv-base for test-base); PYTHON=python3.13 chooses
+# another Python.
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_BASE ?= .venv-base
 
-.PHONY: demo test test-slow test-hf clean
+.PHONY: demo test test-slow test-hf test-base clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,5 +34,10 @@ $(VENV)/installed-hf: $(VENV)/installed
 test-hf: $(VENV)/installed-hf
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow" tests/test_interop.py tests/test_harness.py
 
+test-base:
+	$(PYTHON) -m venv --clear $(VENV_BASE)
+	$(VENV_BASE)/bin/python -m pip install --quiet --disable-pip-version-check .
+	$(VENV_BASE)/bin/python tests/base/check.py
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(VENV_BASE) demo build *.egg-info

@@ -1,94 +1,105 @@
-"""Command lines with a config: --config=FILE[:VARIANT] [--config.key=value ...] and flags.
+"""Command lines with a config: --config=FILE[:VARIANT] [--config.KEY=VALUE ...] and flags.
 
-The keys, and what they mean, are in loopjax/config.py.
+The fields, and what they mean, are in loopjax/config.py.
 """
 
+import difflib
+import pathlib
 import re
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from loopjax import config as config_lib
-from loopjax.errors import UserError
+from loopjax.config_help import VALUES, command_help, fields_help
+from loopjax.errors import UserError, first_line
+
+HELP = {"-h", "--help", "--helpfull", "--help-config", "--help_config"}
 
 
 def parse(
-    verb: str, text: str, argv: list[str], define=lambda values: None, required=(), make=None
+    command: str, text: str, argv: list[str], define=lambda values: None, required=(), make=None
 ):
     """(config, flags) of a command line; raises UserError in one sentence.
 
     Args:
-      verb, text: name of the command, and its help.
-      define: defines the flags of the verb on an `absl.flags.FlagValues`.
-      required: names of those that must be given, beside --config.
-      make: of these flags makes the config that is overridden, where no file has it.
+      command: name of the command.
+      text: description of the command in its help.
+      define: function that defines the flags of the command on an `absl.flags.FlagValues`.
+      required: names of flags that must be given, besides --config.
+      make: function of the flags that returns the config to override, for a command without a
+        config file.
     """
     values = flags.FlagValues()
-    argv = [f"loopjax {verb}", *argv]
     define(values)
-    made = _made(argv, define, required, make) if make else None
     required = required if make else ("config", *required)
+    asked = HELP.intersection(argv)
+    if asked:
+        fields = any("config" in flag for flag in asked)
+        file = make is None
+        print(fields_help() if fields else command_help(command, text, values, required, file))
+        raise SystemExit(0)
+    argv = [f"loopjax {command}", *argv]
+    made = _made(argv, define, required, make) if make else None
     try:
         _define_config(values, argv, made)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_explain(argv, error)) from None
-    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
-        print(text, *map(values.module_help, values.flags_by_module_dict()), sep="\n")
-        raise SystemExit(0)
-    usage = _usage(required)
-    try:
         rest = values(argv)[1:]
         config = values.config
         if config is not None:
-            config.to_dict()  # a file that failed to load says so only when it is used
-    except (AttributeError, KeyError, flags.Error, OSError, TypeError, ValueError) as error:
-        raise UserError(_explain(argv, error)) from None
+            config.to_dict()  # a file that failed to load raises its error only when it is used
+    except Exception as error:
+        sentence = _explain(argv, values, error)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from None
     if rest:
-        raise UserError(f"{rest[0]!r} is not a flag; {usage}")
-    for name in required:
-        if values[name].value is None:
-            raise UserError(f"--{name} is missing; {usage}")
+        raise UserError(f"{rest[0]!r} is not a flag; {_usage(required)}")
+    _check_given(values, required)
+    _check_fields(config, config_lib.default())
     return config, values
+
+
+def _check_fields(config: ConfigDict, known: ConfigDict, prefix: str = "") -> None:
+    """Raises UserError for a field that a config file added: it would have no effect."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            raise UserError(config_lib.unknown_field(config_lib.default(), name))
+        if isinstance(value, ConfigDict) and name not in _FREE:
+            _check_fields(value, known[key], f"{name}.")
 
 
 def _define_config(values, argv: list[str], made: ConfigDict | None) -> None:
     if made is not None:
         config_flags.DEFINE_config_dict("config", made, flag_values=values, sys_argv=argv)
         return
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="a file of configs/, with a variant behind a colon",
-        flag_values=values,
-        sys_argv=argv,
-        lock_config=True,
-    )
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv, lock_config=True)
 
 
 def _made(argv: list[str], define, required, make) -> ConfigDict:
-    """The config that the flags beside it make; the defaults where only help is asked for."""
-    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
-        return config_lib.default()
+    """The config that `make` derives from the flags of the command."""
     values = flags.FlagValues()
     define(values)
     try:
         values(argv, known_only=True)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
-    for name in required:
-        if values[name].value is None:
-            raise UserError(f"--{name} is missing; {_usage(required)}")
+    _check_given(values, required)
     return make(values)
 
 
+def _check_given(values, required) -> None:
+    for name in required:
+        if values[name].value is None:
+            raise UserError(f"--{name} is missing; {_usage(required)}")
+
+
 def _usage(required) -> str:
-    return "write " + " ".join(f"--{name}={_EXAMPLES[name]}" for name in required)
+    return "write " + " ".join(f"--{name}={VALUES[name]}" for name in required)
 
 
-_EXAMPLES = {
-    "config": "FILE", "workdir": "DIR", "checkpoint": "DIR", "pairs": "FILE.jsonl",
-}  # fmt: skip
-
-
+_FREE = ("mixture", "cooldown.mixture")  # dictionaries whose keys are not fields
 _KINDS = {
     int: "a whole number",
     float: "a number",
@@ -97,16 +108,19 @@ _KINDS = {
 }
 
 
-def _explain(argv, error) -> str:
-    """One sentence for what absl and ml_collections raise."""
+def _explain(argv: list[str], values, error: Exception) -> str | None:
+    """One sentence for an error of absl, ml_collections or a config file; None for any other."""
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    inside = _inside_file(path, error)
+    if inside:
+        return inside
     text = " ".join(str(error).split())
-    if "Traceback" in text:  # an error of the config file itself: its last line says what
-        return f"--config={path}: " + str(error).strip().splitlines()[-1]
     wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if wrong and _known(wrong[1]) is not None:
         kind = type(_known(wrong[1]))
         return f"config.{wrong[1]}={wrong[2]!r} must be {_KINDS.get(kind, kind.__name__)}"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _unknown_flag(error.flagname, argv, values)
     if isinstance(error, OSError) and path:
         reason = re.search(r"\[Errno \d+\] ([^:']+)", text)
         return f"--config={path} cannot be loaded: {reason[1] if reason else text}"
@@ -115,7 +129,45 @@ def _explain(argv, error) -> str:
             match = re.match(r"--config\.([\w.]+)", arg)
             if match and _known(match[1]) is None:
                 return config_lib.unknown_field(config_lib.default(), match[1])
-    return text
+    known = (AttributeError, KeyError, flags.Error, OSError, TypeError, ValueError)
+    return text if isinstance(error, known) else None
+
+
+def _inside_file(path: str | None, error: BaseException | None) -> str | None:
+    """The sentence for an exception raised in the config file, with its line; else None."""
+    if path is None:
+        return None
+    file = pathlib.Path(path.partition(":")[0]).resolve()
+    # ml_collections raises some errors anew; the original is then the context.
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if pathlib.Path(f.filename).resolve() == file]
+        if isinstance(error, SyntaxError) and error.filename:
+            lines += [error.lineno] if pathlib.Path(error.filename).resolve() == file else []
+        original = error.__context__
+        if lines and not (original and "Traceback" in str(error)):
+            reason = error.msg if isinstance(error, SyntaxError) else first_line(error)
+            if isinstance(error, UserError):
+                return f"--config={path}: {reason}"
+            return f"--config={path}, line {lines[-1]}: {type(error).__name__}: {reason}"
+        error = original
+    return None
+
+
+def _unknown_flag(name: str, argv: list[str], values) -> str:
+    """The sentence about a flag that does not exist: a config field without --config., or a typo."""
+    fields = config_lib.flatten(config_lib.default().to_dict())
+    ends = [f for f in fields if f == name] or [f for f in fields if f.endswith(f".{name}")]
+    given = next((arg for arg in argv if re.match(rf"--?{re.escape(name)}(=|$)", arg)), "")
+    if ends:
+        value = given.partition("=")[2] or "VALUE"
+        return f"unknown flag --{name}; did you mean --config.{ends[0]}={value}?"
+    known = [flag for flag in values if not flag.startswith("config.")]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = (
+        f"did you mean --{close[0]}?" if close else "config fields are written --config.KEY=VALUE"
+    )
+    return f"unknown flag --{name}; {hint}"
 
 
 def _known(name: str):

@@ -65,7 +65,7 @@ def standard_plan(plan: DepthPlan) -> DepthPlan:
 
 def flops_text(cost: dict) -> str:
     """The table of `loopjax flops`."""
-    head = ["steps", "plan", "by", "parameters", "GFLOPs/token", "PFLOPs"]
+    head = ["steps", "plan", "operator", "parameters", "GFLOPs/token", "PFLOPs"]
     per_step = cost["tokens"] // cost["steps"]
     rows = [
         [
@@ -98,11 +98,11 @@ class Machine:
     """Devices to plan for.
 
     Attributes:
-      devices: how many.
-      memory: bytes of each; 0 where that is not asked.
-      peak_flops: FLOP/s of each.
-      mfu: the share of it that training is taken to reach.
-      platform: "gpu", "tpu" or "cpu": attention is implemented differently.
+      devices: number of devices.
+      memory: bytes per device; 0 if it is not to be checked.
+      peak_flops: FLOP/s per device.
+      mfu: model FLOPs utilization: the fraction of the peak that training reaches.
+      platform: "gpu", "tpu" or "cpu", which differ in the implementation of attention.
     """
 
     devices: int
@@ -183,18 +183,18 @@ def plan_text(plan: dict) -> str:
     """The tables of `loopjax plan`."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
     lines = [
-        f"{plan['devices']} devices ({mesh}); each step {plan['sequences_per_device']} sequences of "
-        f"{plan['seq_len']:,} tokens a device, in {plan['microbatches']} part(s), "
-        f"remat={plan['remat']}",
+        f"{plan['devices']} devices ({mesh}); per step and device {plan['sequences_per_device']} "
+        f"sequences of {plan['seq_len']:,} tokens in {plan['microbatches']} microbatch"
+        f"{'es' * (plan['microbatches'] > 1)}, remat={plan['remat']}",
         "",
     ]
-    rows = [["parameter", "dtype", "shape", "axes", "a device"]]
+    rows = [["parameter", "dtype", "shape", "axes", "per device"]]
     for leaf in plan["shardings"]:
         axes = ", ".join("+".join(a) if isinstance(a, list) else a or "-" for a in leaf["axes"])
         shapes = (" x ".join(map(str, leaf[key])) for key in ("shape", "shape_per_device"))
         shape, per_device = shapes
         rows.append([leaf["path"], leaf["dtype"], shape, axes, per_device])
-    lines += [*aligned(rows, left=5), "", "bytes on each device, in GB:"]
+    lines += [*aligned(rows, left=5), "", "memory per device, in GB:"]
     parts = ("parameters", "optimizer", "gradients", "activations", "peak")
     rows = [["from step", "plan", *parts, "s/step", "hours"]]
     for row in [*plan["phases"], {**plan["standard"], "start": "standard"}]:
@@ -206,20 +206,20 @@ def plan_text(plan: dict) -> str:
     lines += [
         "",
         f"{plan['hours']:.3g} hours for {plan['tokens']:,} tokens, at {plan['mfu']:.0%} of "
-        f"{plan['peak_flops'] / 1e12:g} TFLOP/s a device: {plan['hours'] / standard['hours']:.1%} "
+        f"{plan['peak_flops'] / 1e12:g} TFLOP/s per device: {plan['hours'] / standard['hours']:.1%} "
         f"of the standard model's time, {plan['peak'] / standard['peak']:.1%} of its memory",
     ]
     if plan["memory"]:
-        of = f"the peak is {plan['peak'] / 1e9:.3g} GB of {plan['memory'] / 1e9:.3g} GB"
+        peak = f"the peak is {plan['peak'] / 1e9:.3g} GB of {plan['memory'] / 1e9:.3g} GB"
         fits = plan["peak"] <= plan["memory"]
-        lines.append(f"fits: {of}" if fits else f"does NOT fit: {of}; {_more_room(plan)}")
+        lines.append(f"fits: {peak}" if fits else f"does NOT fit: {peak}; {_more_room(plan)}")
     return "\n".join(lines)
 
 
 def _more_room(plan: dict) -> str:
-    """What there is to try."""
+    """Changes that may make the run fit."""
     if plan["microbatches_that_fit"]:
         return f"config.microbatches={plan['microbatches_that_fit']} fits"
     ways = ["config.model.remat=full"] if plan["remat"] != "full" else []
-    ways += ["more of config.mesh.fsdp"] if plan["mesh"]["data"] > 1 else []
-    return "no number of microbatches does; try " + ", ".join([*ways, "more devices"])
+    ways += ["a larger config.mesh.fsdp"] if plan["mesh"]["data"] > 1 else []
+    return "no number of microbatches fits; try " + ", ".join([*ways, "more devices"])

@@ -18,6 +18,14 @@ settings.register_profile("loopjax", deadline=None, max_examples=40, derandomize
 settings.load_profile("loopjax")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="rewrite the golden files of expected text instead of comparing with them",
+    )
+
+
 def tiny_run():
     """A run of 12 steps that a test can afford: 3 stages by LIDAS, a mixture switch, p-hop."""
     config = default()

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import time
 
 import pytest
 
+from loopjax import config as config_lib
 from loopjax import config_flags
 from loopjax.cli import main as cli
-from loopjax.errors import UserError
+from loopjax.errors import MissingPackage, UserError, require
 from loopjax.files import read_rows
 from loopjax.progress import duration
 
@@ -71,7 +73,7 @@ def wait_for_step(process, workdir, step):
 
 
 @pytest.mark.slow
-def test_killed_without_warning_the_run_goes_on_to_the_bit(whole, tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
     for step in (7, 23):
         process = start(train_command(tmp_path))
         wait_for_step(process, tmp_path, step)
@@ -85,7 +87,7 @@ def test_killed_without_warning_the_run_goes_on_to_the_bit(whole, tmp_path):
     assert ends[0]["heldout"] == ends[1]["heldout"]
 
 
-def test_sigterm_saves_exits_cleanly_and_the_run_goes_on(whole, tmp_path):
+def test_sigterm_saves_and_exits_and_the_run_resumes(whole, tmp_path):
     process = start(train_command(tmp_path, "--config.checkpoint_every=1000"))
     wait_for_step(process, tmp_path, 15)
     process.send_signal(signal.SIGTERM)
@@ -118,7 +120,7 @@ def test_two_processes_make_the_losses_of_one(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
+def test_two_processes_stop_together_and_one_process_resumes(whole, tmp_path):
     pair = start_pair(tmp_path, "--config.checkpoint_every=1000")
     wait_for_step(pair[0], tmp_path, 15)
     for process in pair:
@@ -133,7 +135,7 @@ def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["trian"], "there is no verb 'trian'; did you mean train?"),
+        (["trian"], "unknown command 'trian'; did you mean train?"),
         (["train"], "--config is missing"),
         (["train", f"--config={TINY}"], "--workdir is missing"),
         (["train", f"--config={TINY}:grown", "--workdir=w"], "variant 'grown' of configs/tiny.py"),
@@ -144,7 +146,15 @@ def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
         ),
         (["train", f"--config={TINY}", "--workdir=w", "--config.steps=many"], "config.steps"),
         (["train", f"--config={TINY}", "--workdir=w", "--config.depth=12x"], "config.depth"),
-        (["train", f"--config={TINY}", "--workdir=w", "--wrokdir=x"], "wrokdir"),
+        (["train", f"--config={TINY}", "--workdir=w", "--wrokdir=x"], "did you mean --workdir?"),
+        (
+            ["train", f"--config={TINY}", "--workdir=w", "--steps=3"],
+            "unknown flag --steps; did you mean --config.steps=3?",
+        ),
+        (
+            ["train", f"--config={TINY}", "--workdir=w", "--d_model=64"],
+            "unknown flag --d_model; did you mean --config.model.d_model=64?",
+        ),
         (["train", f"--config={TINY}", "--workdir=w", "stray"], "'stray' is not a flag"),
         (["prepare", "--input", "none.txt", "--output", "w"], "input none.txt is not a file"),
         (["prepare", "--output", "w"], "give exactly one of --input, --dataset and --recipe"),
@@ -153,11 +163,11 @@ def test_two_processes_stop_together_and_one_goes_on(whole, tmp_path):
         (["data", "none"], "none has no data written by loopjax prepare"),
         (
             ["report", "out.html", "w"],
-            "w is not the directory of a run, a checkpoint (DIR or DIR@STEP), nor results",
+            "w is not the directory of a run, a checkpoint (DIR or DIR@STEP), or results",
         ),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence_with_exit_code_2(
+def test_a_mistake_is_reported_in_one_sentence_with_exit_code_2(
     argv, says, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -192,11 +202,11 @@ def test_durations_read_like_a_clock():
     assert [duration(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
 
 
-def test_an_interrupt_is_told_in_a_sentence_and_ends_cleanly(tmp_path):
+def test_an_interrupt_is_reported_in_one_sentence(tmp_path):
     """Also while JAX compiles: no traceback, no crash, the code that shells expect."""
     script = (
         "import signal, sys, loopjax.cli.main as cli\n"
-        # Who starts in the background ignores the signal.
+        # A process started in the background ignores the signal.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def interrupted(argv):\n"
         "    import jax, threading, _thread\n"
@@ -204,12 +214,99 @@ def test_an_interrupt_is_told_in_a_sentence_and_ends_cleanly(tmp_path):
         "    threading.Timer(0.5, _thread.interrupt_main).start()\n"
         "    f(jax.numpy.ones((8, 8)))\n"
         "    import time; time.sleep(60)\n"
-        "cli._flops = interrupted\n"
+        "cli.Command.run = lambda command, argv: interrupted(argv)\n"
         "sys.argv = ['loopjax', 'flops']\n"
         "cli.run()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         130,
-        "loopjax flops: stopped; what is written is kept\n",
+        "loopjax flops: interrupted; files already written are kept\n",
     )
+
+
+def test_help_lists_every_command_in_two_columns_without_jax():
+    script = (
+        "import sys, loopjax.cli.main as cli\n"
+        "assert cli.main(['--help']) == 0\n"
+        "assert not {'jax', 'absl', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert [row.split()[0] for row in rows] == list(cli.COMMANDS)
+    assert {len(re.match(r"  \S+ +", row)[0]) for row in rows} == {13}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_flag_has_a_help_text_that_stands_alone(name, capsys):
+    """Flags may be sorted: no text may continue another one."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    lines = re.sub(r"\n {6,}", "  ", capsys.readouterr().out).splitlines()
+    flags = [re.match(r"  (-{1,2}\w[^ ]*(?: [^ ]+)*)(?:  +(.*))?$", line) for line in lines]
+    texts = {match[1]: match[2] or "" for match in flags if match}
+    assert texts
+    for flag, text in texts.items():
+        assert re.match(r"(?!of |that |which |its? |where |if |instead|at |how )[\w\d]", text), flag
+
+
+def test_help_config_lists_every_field_with_default_and_comment(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help-config"])
+    text = capsys.readouterr().out
+    rows = dict(re.findall(r"^  ([\w.]+) = (\S+)", text, re.M))
+    config = config_lib.default()
+    fields = config_lib.flatten({**config.to_dict(), "mixture": 0})
+    fields["cooldown.mixture"] = {}
+    assert set(rows) == set(fields)
+    assert rows["growth.block"] == "4" and rows["mesh.data"] == "-1"
+    assert re.search(r"growth\.block = 4 +layers added per stage\n", text)
+    assert re.search(r"\n\nLearning rate[^\n]*\n  learning_rate = 0.0005", text)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("config.steps = stpes", "line 4: NameError: name 'stpes' is not defined"),
+        ("config.steps = 1 // 0", "line 4: ZeroDivisionError: "),
+        ("config.steps = int('many')", "line 4: ValueError: invalid literal"),
+        ("config.steps = (1", "line 4: SyntaxError: '(' was never closed"),
+        ("import no_such_module", "line 4: ModuleNotFoundError: "),
+    ],
+)
+def test_an_exception_in_a_config_file_is_reported_with_its_line(line, says, tmp_path, capsys):
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from loopjax import config as config_lib\n"
+        "def get_config():\n"
+        "    config = config_lib.default()\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    assert cli.main(["flops", f"--config={file}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"loopjax flops: --config={file}, {says}") and err.count("\n") == 1
+
+
+def test_a_config_file_cannot_add_a_field(tmp_path, capsys):
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from loopjax import config as config_lib\n"
+        "def get_config():\n"
+        "    config = config_lib.default()\n"
+        "    config.growth.blok = 2\n"
+        "    return config\n"
+    )
+    assert cli.main(["flops", f"--config={file}"]) == 2
+    assert capsys.readouterr().err == (
+        "loopjax flops: config.growth.blok does not exist; did you mean config.growth.block?\n"
+    )
+
+
+def test_a_missing_package_is_reported_with_the_extra_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(MissingPackage) as error:
+        require("lm_eval.tasks", "eval")
+    assert str(error.value) == "needs pip install 'loopjax[eval]' (lm_eval is not installed)"

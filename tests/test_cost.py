@@ -162,5 +162,5 @@ def test_sizes_are_read_with_their_unit():
         2**31,
     ]
     for text in ("80", "GB", "-1GB", "nanGB"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is no size; write 80GB"):
+        with pytest.raises(argparse.ArgumentTypeError, match="invalid size .*80GB"):
             arguments.size(text)

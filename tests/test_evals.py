@@ -123,7 +123,7 @@ class Plain(LoopjaxLM):
 TASKS = ["copying_real", "var_assign_code_1"]
 
 
-def test_tasks_at_two_plans_in_one_file_that_goes_on(place, tmp_path):
+def test_tasks_at_two_plans_in_one_file_resume(place, tmp_path):
     output = tmp_path / "out" / "eval.json"
     argv = ["eval", "--checkpoint", str(place / "bytes"), "--max-length", "300", "--limit", "3",
             "--num-fewshot", "1", "--output", str(output)]  # fmt: skip

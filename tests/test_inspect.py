@@ -505,7 +505,8 @@ def test_mistakes_are_told_in_one_sentence(run, tmp_path, capsys, monkeypatch):
         assert said(capsys, *args) == f"loopjax inspect: {sentence}\n"
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert said(capsys, run, "--plot", "p.png") == (
-        "loopjax inspect: a picture needs matplotlib: pip install 'loopjax[report]'\n"
+        "loopjax inspect: a figure needs pip install 'loopjax[report]' "
+        "(matplotlib is not installed)\n"
     )
 
 

@@ -401,7 +401,7 @@ MEASURED = """
 import resource, sys
 import jax
 from loopjax.cli import main as cli
-from loopjax.cli import interop
+from loopjax.interop import export_hf, import_hf
 jax.config.update("jax_platforms", "cpu")
 jax.devices()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -650,12 +650,12 @@ def test_places_and_packages_that_are_not_there(sound, tmp_path, monkeypatch, sa
         )) == f"{tmp_path}/full/file/new cannot be written: Not a directory"  # fmt: skip
     monkeypatch.setitem(sys.modules, "safetensors", None)
     assert said("import-hf", sound, new) == (
-        "reading weights needs the package safetensors: pip install 'loopjax[hf]'"
+        "reading weights needs pip install 'loopjax[hf]' (safetensors is not installed)"
     )
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert said("import-hf", "some/model", new) == (
-        "some/model is not a directory, and the Hugging Face hub needs the package "
-        "huggingface_hub: pip install 'loopjax[hf]'"
+        "some/model is not a directory, and downloading it needs pip install 'loopjax[hf]' "
+        "(huggingface_hub is not installed)"
     )
     assert not new.exists()
 
@@ -665,7 +665,7 @@ EXPORTS = [
     ("no plan", ["--depth=2y"], "--depth: depth plan '2y' is not readable: write segments L or LxR (L layers, run R times) of positive whole numbers joined by \"-\", like \"24\", \"4x6\" or \"4-4x4-4\""),
     ("a loop that must not be untied", ["--depth=2x3", "--no-untie"], "plan 2x3 executes 2 layers as 6, which requires writing 6 layers (remove --no-untie)"),
     ("no step", ["--step=9"], "PLACE/run/checkpoints has no checkpoint at step 9; there are 4"),
-    ("no size", ["--shard-size=5"], "argument --shard-size: '5' is no size; write 80GB, say (kB, MB, MiB, GB, GiB, TB)"),
+    ("no size", ["--shard-size=5"], "argument --shard-size: invalid size '5': use e.g. 80GB (units: kB, MB, MiB, GB, GiB, TB)"),
 ]  # fmt: skip
 
 

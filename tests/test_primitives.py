@@ -1,4 +1,4 @@
-"""The reasoning primitives: what they ask has one answer, and none of it was trained on."""
+"""Reasoning primitives: every question has one answer, and no item is in the training data."""
 
 import collections
 import itertools
@@ -45,7 +45,7 @@ def solve(prompt: str) -> tuple[str, list[str]]:
 
 
 def depth_of(prompt: str) -> int:
-    """How many references lie between the variable that is asked and its value."""
+    """Number of references between the queried variable and its value."""
     value = dict(re.findall(r"^([a-z]) ?= ?(\w+)$", prompt, re.M))
     asked = re.search(r"value of ([a-z])\?|^([a-z])=___", prompt, re.M)
     return len(list(itertools.takewhile(str.isalpha, iterates(value, asked[1] or asked[2])))) - 1

@@ -140,7 +140,7 @@ def test_buckets_waste_at_most_half(n):
     assert n <= bucket(n, least=1) <= 1.5 * n + 0.5
 
 
-def test_a_continuation_longer_than_the_context_is_told():
+def test_a_continuation_longer_than_the_context_is_a_mistake():
     with pytest.raises(UserError, match="a continuation of 49 tokens is longer than the context"):
         score.make_rows([([1], [2] * 49)], 48)
 
@@ -238,7 +238,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning():
     assert made[0].tokens == decode.generate(LM, [prompt[22:]], 10)[0].tokens
 
 
-def test_mistakes_in_decoding_are_told():
+def test_mistakes_in_decoding_are_reported():
     with pytest.raises(UserError, match=r"--max-new-tokens 48 must lie within 1\.\.47"):
         decode.generate(LM, [[1]], 48)
     with pytest.raises(UserError, match="--temperature -1 must be at least 0"):

@@ -253,14 +253,14 @@ def test_the_argument_of_the_command_line_is_for_points_that_name_none(tmp_path)
          "--config.seed contradicts the sweep, whose point seed=0 sets config.seed"),
         ("    add(arg='2')", ["--config={}:1"], "contradicts the sweep, whose points set arg"),
         ("    add(seed=0)", ["--config.sede=1"], "config.sede does not exist"),
-        ("    add(seed=0)", ["--jbos=2"], "'--jbos=2' is not a flag"),
+        ("    add(seed=0)", ["--jbos=2"], "unknown flag '--jbos=2'"),
         ("    add(seed=0)", ["--jobs=0"], "--jobs: '0' must be a whole number of at least 1"),
         ("    add(seed=0)", ["--launcher=pbs"], "invalid choice: 'pbs'"),
         ("    add(seed=0)", ["--launcher=slurm"], "--slurm timeout_min=MINUTES (a whole number) is required"),
         ("    add(seed=0)", ["--launcher=slurm", "--slurm", "timeout_min=5"], "srun was not found"),
         ("    add(seed=0)", ["--launcher=slurm", "--slurm", "fast"], "'fast' must be KEY=VALUE"),
         ("    add(seed=0)", ["--slurm", "nodes=2"], "--slurm goes with --launcher=slurm"),
-        ("    add(seed=0)", ["--jobs=2", "--gpus=0,1,2"], "as many for each of 2 jobs"),
+        ("    add(seed=0)", ["--jobs=2", "--gpus=0,1,2"], "the same number for each of 2 jobs"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_any_point_is_told_before_the_first_starts(
@@ -280,9 +280,7 @@ def test_a_launcher_that_is_not_installed_is_told(tmp_path, capsys, monkeypatch)
     path = config_file(tmp_path, THREE)
     arguments = [f"--config={path}", f"--workdir={tmp_path / 'runs'}", "--launcher=slurm"]
     assert cli.main(["sweep", *arguments, "--slurm", "timeout_min=5"]) == 2
-    assert (
-        "--launcher=slurm needs submitit: pip install 'loopjax[sweep]'" in capsys.readouterr().err
-    )
+    assert "--launcher=slurm needs pip install 'loopjax[sweep]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -512,7 +510,7 @@ def test_mistakes_about_results_are_told_in_one_sentence(scored, flags, says, ca
 
 def test_without_matplotlib_the_tables_are_there_all_the_same(scored, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert cli.main(["results", str(scored)]) == 2
+    assert cli.main(["results", str(scored)]) == 0
     said = capsys.readouterr()
     assert "pip install 'loopjax[report]'" in said.err and "| seed=1 " in said.out
     assert sorted(p.name for p in scored.glob("results*")) == ["results.csv", "results.md"]

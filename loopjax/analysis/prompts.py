@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from loopjax.data.instances import instance_rng
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 from loopjax.evals import primitives
 from loopjax.evals.raw_files import Files
 
@@ -263,13 +263,7 @@ def _rows(what: str, path: pathlib.Path) -> list[dict]:
 
 def _from_hub(name: str) -> tuple[str, list[dict]]:
     """(where, rows) of a repository."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"prompts {name} from the Hugging Face hub need the package datasets: pip install "
-            "'loopjax[data]'"
-        ) from None
+    datasets = require("datasets", "data", f"downloading the prompts {name}")
     datasets.disable_progress_bars()
     repository, subset, split = SOURCES[name].hub
     try:

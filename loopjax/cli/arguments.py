@@ -1,8 +1,10 @@
-"""Command lines without a config: argparse whose mistakes are `UserError`s."""
+"""Parts shared by the commands: argparse whose mistakes are `UserError`s, and types of values."""
 
 import argparse
 import inspect
+import json
 import re
+import sys
 
 from loopjax.errors import UserError
 
@@ -14,12 +16,28 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parser(verb: str, text: str) -> argparse.ArgumentParser:
-    """The parser of `loopjax VERB`; `text` is its help."""
-    keep_lines = argparse.RawDescriptionHelpFormatter
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32)
+
+
+def parser(command: str, text: str) -> argparse.ArgumentParser:
+    """The parser of `loopjax COMMAND`; `text` is the description in its help."""
     return _Parser(
-        prog=f"loopjax {verb}", description=inspect.cleandoc(text), formatter_class=keep_lines
+        prog=f"loopjax {command}", description=inspect.cleandoc(text), formatter_class=_Help
     )
+
+
+def say(text: str) -> None:
+    """Prints a message to standard error; standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def use_cpu() -> None:
+    """Keeps this process off the accelerators, which may belong to a run on this machine."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def size(text: str) -> int:
@@ -27,7 +45,7 @@ def size(text: str) -> int:
     match = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})", text)
     if not match:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no size; write 80GB, say ({', '.join(UNITS)})"
+            f"invalid size {text!r}: use e.g. 80GB (units: {', '.join(UNITS)})"
         )
     return round(float(match[1]) * UNITS[match[2]])
 
@@ -37,3 +55,21 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
+
+
+def positives(text: str) -> list[int]:
+    """Whole numbers of at least 1, joined by commas; each once, in ascending order."""
+    return sorted({positive(part) for part in text.split(",")})
+
+
+def mixture(text: str | None) -> dict | None:
+    """The weights of a data mixture from JSON; None for None."""
+    if text is None:
+        return None
+    try:
+        weights = json.loads(text)
+        if weights and all(isinstance(w, int | float) and w > 0 for w in weights.values()):
+            return weights
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f'--mixture {text!r} must be like \'{{"web": 0.7, "math": 0.3}}\'')

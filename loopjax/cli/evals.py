@@ -1,38 +1,80 @@
-"""Command lines of `loopjax generate`, `eval`, `icl` and `nll`."""
+"""Command lines of `loopjax eval`, `icl`, `nll` and `generate`."""
 
-import json
 import pathlib
-import sys
 import time
 
-from loopjax.cli.arguments import parser, positive
-from loopjax.errors import UserError
-from loopjax.files import write_json
-from loopjax.plots import accuracy, figure
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+from loopjax.cli.arguments import mixture, parser, positive, say
+from loopjax.errors import UserError, require
 
 
 def add_model(add) -> None:
-    """The flags that say what is evaluated."""
-    add("--checkpoint", metavar="DIR[@STEP]", required=True, help="of a run, or imported")
+    """Flags that name a model."""
+    add("--checkpoint", metavar="DIR[@STEP]", required=True, help="run or checkpoint to load")
     add("--dtype", choices=("float32", "bfloat16"), help="compute type (default: as trained)")
-    add("--mesh", default="", metavar="AXIS=N,...", help="devices: data, fsdp, tensor")
+    add("--mesh", default="", metavar="AXIS=N,...", help="devices per mesh axis data, fsdp, tensor")
+
+
+def add_plan(add) -> None:
+    """Flag of a plan other than that of training."""
+    add("--depth", metavar="PLAN", help="depth plan of the model (default: as trained)")
+
+
+def add_plans(add) -> None:
+    """Flag of several plans."""
+    add("--depth", metavar="PLAN,...", help="depth plans of the model (default: as trained)")
 
 
 def add_text(add) -> None:
-    """... and how its text is read."""
+    """Flags for models of text."""
     add("--max-length", type=int, metavar="N", help="context in tokens (default: as trained)")
-    add("--tokenizer", metavar="PATH|ID", help="if not the one beside the checkpoint")
+    add(
+        "--tokenizer",
+        metavar="bytes|PATH|ID",
+        help="tokenizer of the model (default: tokenizer.json in the run's directory)",
+    )
 
 
-def add_tasks(add) -> None:
-    """... and how tasks are evaluated."""
-    add("--limit", type=positive, metavar="N", help="the first N items of each task")
-    add("--data-dir", metavar="DIR", help="read the tasks' files from here, not from the hub")
-    add("--batch-tokens", type=positive, metavar="N", help="tokens of a batch")
+def add_tasks(add, default: str | None = None, shots: bool = True) -> None:
+    """Flags for tasks, and the output; without a default --tasks is required."""
+    named = f" (default {default})" if default else ""
+    add(
+        "--tasks",
+        required=not default,
+        default=default,
+        metavar="NAME,...",
+        help=f"tasks or groups to evaluate{named}",
+    )
+    if shots:
+        add(
+            "--num-fewshot",
+            type=int,
+            metavar="N",
+            help="number of few-shot examples (default: the task's)",
+        )
+    add("--limit", type=positive, metavar="N", help="number of items per task (default: all)")
+    add("--data-dir", metavar="DIR", help="directory of local task files (default: the hub)")
+    add("--batch-tokens", type=positive, metavar="N", help="tokens per batch (default: automatic)")
+    add("--output", required=True, metavar="FILE.json", help="file of results to write or extend")
+
+
+def task_options(args) -> dict:
+    """The flags of `add_tasks` that all evaluations of tasks take as keyword arguments."""
+    return {
+        "limit": args.limit,
+        "data_dir": args.data_dir,
+        "batch_tokens": args.batch_tokens,
+        "say": say,
+    }
+
+
+def need_harness() -> None:
+    """Raises MissingPackage, before a model is loaded, where tasks cannot be evaluated."""
+    require("lm_eval.tasks", "eval")
+
+
+def need_figures() -> None:
+    """Raises MissingPackage, before anything is computed, where no figure can be drawn."""
+    require("matplotlib.figure", "report", "a figure")
 
 
 def open_named(args, depth: str | None, **kwargs):
@@ -40,120 +82,83 @@ def open_named(args, depth: str | None, **kwargs):
     from loopjax.lm.loaded_model import open_model
 
     return open_model(
-        args.checkpoint, depth, dtype=args.dtype, mesh=args.mesh, context=args.max_length,
-        tokenizer=args.tokenizer, **kwargs,
-    )  # fmt: skip
-
-
-def generate(argv: list[str]) -> int:
-    """Continue a text. It goes to standard output, everything else to standard error."""
-    args = _generate_parser().parse_args(argv)
-    import jax
-
-    from loopjax.lm import decode
-
-    sampling = decode.Sampling(args.temperature, args.top_p, args.seed)
-    # One prompt does not fill several devices: one will do, unless a mesh is asked for.
-    devices = None if args.mesh else jax.devices()[:1]
-    lm = open_named(args, args.depth, devices=devices)
-    prompt = lm.tokenizer.encode(args.prompt) or [lm.tokenizer.bos_id]
-    # A prompt that fits is kept whole, whatever room it leaves.
-    room = lm.context - len(prompt)
-    new = min(args.max_new_tokens, room if room > 0 else lm.context // 2)
-    begun = time.monotonic()
-    made = decode.generate(lm, [prompt], new, stop=args.stop, sampling=sampling)[0]
-    seconds = time.monotonic() - begun
-    before = lm.tokenizer.decode(prompt, special=False)
-    whole = lm.tokenizer.decode([*prompt, *made.tokens], special=False)
-    print(whole if args.echo else whole.removeprefix(before))
-    cut = f", the prompt lost {made.truncated} tokens" if made.truncated else ""
-    say(
-        f"plan {lm.plan}: {len(made.tokens)} tokens in {seconds:.1f} s (with compilation), "
-        f"ended by {made.ended}{cut}"
+        args.checkpoint,
+        depth,
+        dtype=args.dtype,
+        mesh=args.mesh,
+        context=args.max_length,
+        tokenizer=args.tokenizer,
+        **kwargs,
     )
-    return 0
 
 
-def _generate_parser():
-    made = parser("generate", generate.__doc__)
-    add = made.add_argument
-    add_model(add)
-    add("--depth", metavar="PLAN", help="run it by this plan (default: as trained)")
-    add_text(add)
-    add("--prompt", default="", metavar="TEXT", help="what is continued")
-    add("--max-new-tokens", type=positive, default=128, metavar="N", help="(default 128)")
-    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
-    add("--top-p", type=float, default=1.0, metavar="P", help="of the probability (default 1)")
-    add("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
-    add("--stop", nargs="+", default=[], metavar="TEXT", help="end before any of these")
-    add("--no-echo", dest="echo", action="store_false", help="the continuation alone")
-    return made
+def split_plans(text: str | None) -> list[str | None]:
+    """Plans joined by commas; None stands for the plan that the checkpoint was trained with."""
+    if text is None:
+        return [None]
+    plans = text.split(",")
+    if not all(plans):
+        raise UserError(f"--depth {text!r} holds an empty plan")
+    return plans
 
 
 def evaluate(argv: list[str]) -> int:
-    """Run tasks of lm-evaluation-harness on a checkpoint, at one plan or several.
+    """Run tasks of lm-evaluation-harness on a checkpoint, at one depth plan or several.
 
-    The paper's suite is --tasks paper_suite. Results are written after every task; the same
-    command goes on where it was stopped.
+    Results are written after every task; rerun the same command to resume.
+
+    Example (the suite of the paper, at two depths):
+      loopjax eval --checkpoint runs/loop --tasks paper_suite --depth 4x6,4x12 --output eval.json
     """
-    made = parser("eval", evaluate.__doc__)
-    add = made.add_argument
-    add_model(add)
-    add("--depth", metavar="PLAN,...", help="plans, joined by commas (default: as trained)")
-    add_text(add)
-    add("--tasks", required=True, metavar="NAME,...", help="tasks or groups")
-    add("--num-fewshot", type=int, metavar="N", help="(default: as the task says)")
-    add_tasks(add)
-    add("--output", required=True, metavar="FILE.json")
-    args = made.parse_args(argv)
-    from loopjax.evals import evaluate as run
+    args = _evaluate_parser().parse_args(argv)
+    need_harness()
+    from loopjax.evals import evaluate as evaluation
 
-    depths = _depths(args.depth)
+    depths = split_plans(args.depth)
     lm = open_named(args, None)
-    run.evaluate(
-        lm, [depth or str(lm.plan) for depth in depths], args.tasks.split(","),
-        args.output, num_fewshot=args.num_fewshot, limit=args.limit, data_dir=args.data_dir,
-        batch_tokens=args.batch_tokens, say=say,
-    )  # fmt: skip
+    evaluation.evaluate(
+        lm,
+        [depth or str(lm.plan) for depth in depths],
+        args.tasks.split(","),
+        args.output,
+        num_fewshot=args.num_fewshot,
+        **task_options(args),
+    )
     print(args.output)
     return 0
 
 
-def _depths(text: str | None) -> list[str | None]:
-    """Plans joined by commas; None is the one that the checkpoint was trained with."""
-    if text is None:
-        return [None]
-    if not all(depths := text.split(",")):
-        raise UserError(f"--depth {text!r} holds an empty plan")
-    return depths
+def _evaluate_parser():
+    command = parser("eval", evaluate.__doc__)
+    add = command.add_argument
+    add_model(add)
+    add_plans(add)
+    add_text(add)
+    add_tasks(add)
+    return command
 
 
 def icl(argv: list[str]) -> int:
-    """Accuracy against the number of examples in the prompt, up to what the context holds."""
-    made = parser("icl", icl.__doc__)
-    add = made.add_argument
-    add_model(add)
-    add("--depth", metavar="PLAN", help="run it by this plan (default: as trained)")
-    add_text(add)
-    add("--tasks", default="reasoning_primitives", metavar="NAME,...", help="tasks or groups")
-    add("--shots", metavar="N,...", help="(default: 0,1,2,4,5, multiples of 8, and the most)")
-    add_tasks(add)
-    add("--output", required=True, metavar="FILE.json")
-    add("--plot", metavar="FILE.png", help="draw the curves")
-    args = made.parse_args(argv)
+    """Measure accuracy against the number of shots, up to the most that fit the context.
+
+    Results are written after every number of shots; rerun the same command to resume.
+    """
+    args = _icl_parser().parse_args(argv)
     shots = None
     if args.shots:
         if not all(part.isdecimal() for part in args.shots.split(",")):
             raise UserError(f"--shots {args.shots!r} must be whole numbers joined by commas")
         shots = sorted({int(part) for part in args.shots.split(",")})
-    if args.plot:
-        figure.new(1, 1)  # is matplotlib there?
-    from loopjax.evals import icl as run
+    need_harness()
+    from loopjax.evals import icl as evaluation
+    from loopjax.plots import accuracy, figure
 
-    result = run.sweep(
-        open_named(args, args.depth), args.tasks.split(","), args.output, shots=shots,
-        limit=args.limit, data_dir=args.data_dir, batch_tokens=args.batch_tokens, say=say,
-    )  # fmt: skip
+    if args.plot:
+        need_figures()
+    lm = open_named(args, args.depth)
+    result = evaluation.sweep(
+        lm, args.tasks.split(","), args.output, shots=shots, **task_options(args)
+    )
     if args.plot:
         about = result["model"]
         label = f"step {about['step']:,}, plan {about['depth']}"
@@ -162,40 +167,143 @@ def icl(argv: list[str]) -> int:
     return 0
 
 
-def nll(argv: list[str]) -> int:
-    """Held-out negative log-likelihood by source: nats per token, bits per byte, accuracy."""
-    made = parser("nll", nll.__doc__)
-    add = made.add_argument
+def _icl_parser():
+    command = parser("icl", icl.__doc__)
+    add = command.add_argument
     add_model(add)
-    add("--max-length", type=positive, metavar="N", help="of a sequence (default: as trained)")
-    add("--all", action="store_true", help="all checkpoints of the run")
-    add("--depth", metavar="PLAN,...", help="plans, joined by commas (default: as trained)")
-    add("--mixture", metavar="JSON", help="{source: weight} (default: as trained last)")
-    add("--data-dir", metavar="DIR", help="where the sources are (default: as trained)")
-    add("--batches", type=positive, default=16, metavar="N", help="at most, a source (default 16)")
-    add("--batch-size", type=positive, default=32, metavar="N", help="sequences (default 32)")
-    add("--output", metavar="FILE.json")
-    args = made.parse_args(argv)
-    from loopjax.evals import nll as run
+    add_plan(add)
+    add_text(add)
+    add(
+        "--shots",
+        metavar="N,...",
+        help="numbers of shots (default: 0,1,2,4,5, multiples of 8, and the most that fit)",
+    )
+    add_tasks(add, default="reasoning_primitives", shots=False)
+    add("--plot", metavar="FILE.png", help="figure of accuracy against the number of shots")
+    return command
 
-    result = run.measure(
-        args.checkpoint, all_steps=args.all, depths=_depths(args.depth),
-        mixture=mixture_of(args.mixture), data_dir=args.data_dir, batches=args.batches,
-        batch_size=args.batch_size, mesh=args.mesh, dtype=args.dtype, context=args.max_length,
+
+def nll(argv: list[str]) -> int:
+    """Measure held-out negative log-likelihood by source: nats per token, bits per byte, accuracy.
+
+    Example (all checkpoints of a run):
+      loopjax nll --checkpoint runs/lidas --all --output runs/lidas/nll.json
+    """
+    args = _nll_parser().parse_args(argv)
+    from loopjax.evals import nll as evaluation
+    from loopjax.files import write_json
+
+    result = evaluation.measure(
+        args.checkpoint,
+        all_steps=args.all,
+        depths=split_plans(args.depth),
+        mixture=mixture(args.mixture),
+        data_dir=args.data_dir,
+        batches=args.batches,
+        batch_size=args.batch_size,
+        mesh=args.mesh,
+        dtype=args.dtype,
+        context=args.max_length,
         say=print,
-    )  # fmt: skip
+    )
     if args.output:
         write_json(pathlib.Path(args.output), result)
     return 0
 
 
-def mixture_of(text: str | None) -> dict | None:
-    if text is None:
-        return None
-    try:
-        weights = json.loads(text)
-        if all(isinstance(w, int | float) and w > 0 for w in weights.values()) and weights:
-            return weights
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f'--mixture {text!r} must be like \'{{"web": 0.7, "math": 0.3}}\'')
+def _nll_parser():
+    command = parser("nll", nll.__doc__)
+    add = command.add_argument
+    add_model(add)
+    add_plans(add)
+    add("--max-length", type=positive, metavar="N", help="sequence length (default: as trained)")
+    add("--all", action="store_true", help="measure all checkpoints of the run")
+    add(
+        "--mixture",
+        metavar="JSON",
+        help='data mixture, like \'{"web": 0.7, "math": 0.3}\' (default: the last of training)',
+    )
+    add("--data-dir", metavar="DIR", help="directory of the data (default: as trained)")
+    add(
+        "--batches",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="most batches per source (default 16)",
+    )
+    add(
+        "--batch-size",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="sequences per batch (default 32)",
+    )
+    add("--output", metavar="FILE.json", help="file of results to write (default: none)")
+    return command
+
+
+def generate(argv: list[str]) -> int:
+    """Generate text from a prompt. Standard output has the text alone.
+
+    Example:
+      loopjax generate --checkpoint runs/lidas --prompt "Once upon a time" --temperature 0.8
+    """
+    args = _generate_parser().parse_args(argv)
+    import jax
+
+    from loopjax.lm import decode
+
+    sampling = decode.Sampling(args.temperature, args.top_p, args.seed)
+    # One prompt does not fill several devices: use one, unless a mesh is asked for.
+    devices = None if args.mesh else jax.devices()[:1]
+    lm = open_named(args, args.depth, devices=devices)
+    prompt = lm.tokenizer.encode(args.prompt) or [lm.tokenizer.bos_id]
+    # A prompt that fits the context is kept whole, however few tokens can follow.
+    room = lm.context - len(prompt)
+    new_tokens = min(args.max_new_tokens, room if room > 0 else lm.context // 2)
+    start = time.monotonic()
+    generation = decode.generate(lm, [prompt], new_tokens, stop=args.stop, sampling=sampling)[0]
+    seconds = time.monotonic() - start
+    before = lm.tokenizer.decode(prompt, special=False)
+    whole = lm.tokenizer.decode([*prompt, *generation.tokens], special=False)
+    print(whole if args.echo else whole.removeprefix(before))
+    cut = f", prompt cut by {generation.truncated} tokens" if generation.truncated else ""
+    say(
+        f"plan {lm.plan}: {len(generation.tokens)} tokens in {seconds:.1f} s (with compilation), "
+        f"ended by {generation.ended}{cut}"
+    )
+    return 0
+
+
+def _generate_parser():
+    command = parser("generate", generate.__doc__)
+    add = command.add_argument
+    add_model(add)
+    add_plan(add)
+    add_text(add)
+    add("--prompt", default="", metavar="TEXT", help="prompt text (default: empty)")
+    add(
+        "--max-new-tokens",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="most tokens to generate (default 128)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="sampling temperature (default 0: greedy)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="nucleus sampling threshold (default 1)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="sampling seed (default 0)")
+    add("--stop", nargs="+", default=[], metavar="TEXT", help="stop strings (default: none)")
+    add("--no-echo", dest="echo", action="store_false", help="print without the prompt")
+    return command

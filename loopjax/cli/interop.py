@@ -1,23 +1,30 @@
-"""`loopjax import-hf` and `loopjax export-hf`."""
-
-import jax
+"""Command lines of `loopjax import-hf` and `loopjax export-hf`."""
 
 from loopjax.cli import arguments
-from loopjax.interop import export_hf as exporting
-from loopjax.interop import import_hf as importing
-from loopjax.model_config import DTYPES
 
 
 def import_hf(argv: list[str]) -> int:
-    """Runs `loopjax import-hf`."""
-    parser = arguments.parser("import-hf", importing.__doc__)
+    """Convert a Hugging Face model to a checkpoint of step 0, without optimizer state.
+
+    Weights are copied block by block, which takes a part of the model's memory only.
+
+    Example:
+      loopjax import-hf HuggingFaceTB/SmolLM2-135M checkpoints/smollm2
+    """
+    parser = arguments.parser("import-hf", import_hf.__doc__)
     add = parser.add_argument
-    add("source", metavar="DIR|ID", help="config.json, safetensors and tokenizer; or on the hub")
-    add("directory", metavar="CHECKPOINT_DIR", help="a new directory")
-    add("--revision", metavar="COMMIT", help="of the repository on the hub (default the newest)")
-    add("--no-tokenizer", action="store_true", help="leave the tokenizer out, or do without one")
+    add(
+        "source",
+        metavar="DIR|ID",
+        help="directory with config.json, safetensors and tokenizer, or repository on the hub",
+    )
+    add("directory", metavar="CHECKPOINT_DIR", help="new directory of the checkpoint")
+    add("--revision", metavar="COMMIT", help="commit of the repository (default: the newest)")
+    add("--no-tokenizer", action="store_true", help="import without the tokenizer")
     args = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # weights go from file to file
+    arguments.use_cpu()
+    from loopjax.interop import import_hf as importing
+
     meta = importing.import_hf(
         args.source,
         args.directory,
@@ -33,19 +40,33 @@ def import_hf(argv: list[str]) -> int:
 
 
 def export_hf(argv: list[str]) -> int:
-    """Runs `loopjax export-hf`."""
-    parser = arguments.parser("export-hf", exporting.__doc__)
+    """Convert a checkpoint to a Hugging Face model: config.json, safetensors, tokenizer.
+
+    A layer that the plan runs several times is written as often: the exported model has no loops.
+
+    Example:
+      loopjax export-hf runs/lidas exported/lidas
+    """
+    from loopjax.model_config import DTYPES
+
+    parser = arguments.parser("export-hf", export_hf.__doc__)
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT_DIR", help="a run's directory; DIR@STEP too")
-    add("directory", metavar="DIR", help="a new directory")
-    add("--step", type=int, metavar="N", help="the checkpoint of this step (default the newest)")
-    add("--depth", metavar="PLAN", help="run by another plan of as many unique layers")
+    add("checkpoint", metavar="DIR[@STEP]", help="directory of a run or of a checkpoint")
+    add("directory", metavar="DIR", help="new directory of the exported model")
+    add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
+    add("--depth", metavar="PLAN", help="plan to export (default: as trained)")
     add("--no-untie", action="store_true", help="refuse a plan that loops")
-    add("--dtype", choices=DTYPES, help="of the weights (default: as imported, else float32)")
-    add("--shard-size", type=arguments.size, metavar="SIZE", help="of a file of weights (default 5GB)",
-        default=exporting.SHARD_SIZE)  # fmt: skip
+    add("--dtype", choices=DTYPES, help="type of the weights (default: as imported, else float32)")
+    add(
+        "--shard-size",
+        type=arguments.size,
+        metavar="SIZE",
+        help="largest size of a file of weights (default 5GB)",
+    )
     args = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # weights go from file to file
+    arguments.use_cpu()
+    from loopjax.interop import export_hf as exporting
+
     config = exporting.export_hf(
         args.checkpoint,
         args.directory,
@@ -53,7 +74,7 @@ def export_hf(argv: list[str]) -> int:
         depth=args.depth,
         untie=not args.no_untie,
         dtype=args.dtype,
-        shard_size=args.shard_size,
+        shard_size=args.shard_size or exporting.SHARD_SIZE,
     )
     print(
         f"{args.directory}: {config['architectures'][0]} of {config['num_hidden_layers']} layers, "

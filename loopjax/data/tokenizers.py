@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -52,12 +52,7 @@ class FileTokenizer:
     """
 
     def __init__(self, path, eos: str | None = None, bos: str | None = None):
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError(
-                "reading a tokenizer file needs the package tokenizers: pip install 'loopjax[data]'"
-            ) from None
+        tokenizers = require("tokenizers", "data", "reading a tokenizer file")
         self.path = pathlib.Path(path)
         if not self.path.is_file():
             raise UserError(f"tokenizer {str(path)!r} must be 'bytes' or an existing file")
@@ -122,13 +117,8 @@ def copy(source: pathlib.Path, directory: pathlib.Path, eos: str, bos: str | Non
 
 
 def _from_hub(repository: str) -> pathlib.Path:
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        raise UserError(
-            f"tokenizer {repository!r} is no file, and the Hugging Face hub needs the package "
-            "huggingface_hub: pip install 'loopjax[data]'"
-        ) from None
+    what = f"tokenizer {repository!r} is not a file, and downloading it"
+    hub = require("huggingface_hub", "data", what)
     try:
         path = hub.hf_hub_download(repository, FILE)
         try:

@@ -1,6 +1,6 @@
-"""What a task reads out of a document: its accepted answers, the turns of a dialogue."""
+"""Gold answers of dataset rows, and the turns of dialogues."""
 
-NO_ANSWER = "unanswerable"  # as the harness's squadv2 says it
+NO_ANSWER = "unanswerable"  # the wording of the harness's squadv2
 QUAC_NO_ANSWER = "CANNOTANSWER"  # the last word of every passage of QuAC
 
 
@@ -10,12 +10,12 @@ def triviaqa(doc: dict) -> list[str]:
 
 
 def squad(doc: dict) -> list[str]:
-    """The accepted answers of SQuAD and TyDi QA; for a question without one, that and nothing."""
+    """The accepted answers of SQuAD and TyDi QA; without one, `NO_ANSWER` and the empty string."""
     return doc["answers"]["text"] or [NO_ANSWER, ""]
 
 
 def coqa(doc: dict) -> list[str]:
-    """The accepted answers to the last question about a story, the first annotator's first."""
+    """The accepted answers to the last question about a story, starting with the first annotator."""
     last = len(doc["questions"]["input_text"]) - 1
     answers = [doc["answers"]["input_text"][last]]
     for annotator in (doc["additional_answers"] or {}).values():
@@ -26,16 +26,16 @@ def coqa(doc: dict) -> list[str]:
 
 
 def quac(answers: list[str]) -> list[str]:
-    """The accepted ones of the annotators' answers to a question of QuAC.
+    """The accepted answers among those of the annotators of QuAC.
 
-    Whether there is an answer is decided by the majority, as by QuAC's own scorer.
+    The majority decides whether a question has an answer, as in QuAC's own scorer.
     """
     spans = [answer for answer in answers if answer != QUAC_NO_ANSWER]
     return spans if 2 * len(spans) > len(answers) else [QUAC_NO_ANSWER]
 
 
 def quac_turns(dataset):
-    """A document for each question of each dialogue: what was said before it, and its answers."""
+    """One document per question of each dialogue, with the turns before it and its answers."""
     return dataset.map(_turns, batched=True, remove_columns=dataset.column_names)
 
 
@@ -57,7 +57,7 @@ def tydiqa_english(dataset):
 
 
 def math_answer(doc: dict) -> str:
-    """The answer of SVAMP, ASDiv (without its unit) or MAWPS, as it would be written."""
+    """The answer of SVAMP, ASDiv (without its unit) or MAWPS, as text."""
     if "answer" in doc:
         return doc["answer"].split(" (")[0]
     number = doc["target"] if "target" in doc else doc["Answer"]

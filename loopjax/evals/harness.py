@@ -11,14 +11,24 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from loopjax import model
+from loopjax.errors import require
 from loopjax.lm import decode, score
 from loopjax.lm.loaded_model import LanguageModel, open_model
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ModuleNotFoundError:
+    # Analyses without tasks import this module too; `LoopjaxLM` reports the missing extra.
+    TemplateLM = object
+
+    def register_model(name: str):
+        return lambda cls: cls
+
 
 MAX_GEN_TOKENS = 256
 PROBE = "The quick brown fox jumps over the lazy dog."
@@ -26,14 +36,15 @@ PROBE = "The quick brown fox jumps over the lazy dog."
 
 @register_model("loopjax")
 class LoopjaxLM(TemplateLM):
-    """A `LanguageModel` as the harness wants it; all devices belong to one model.
+    """A `LanguageModel` with the interface of the harness; all devices serve one model.
 
     Args:
       checkpoint: DIR or DIR@STEP, or a `LanguageModel`.
-      depth: plan to run it by; the one it was trained with by default.
-      dtype, max_length, tokenizer, mesh: as `open_model` takes them.
-      batch_tokens: tokens of a batch that is scored; generation_batch: prompts of one decoded.
-      batch_size, max_batch_size, device: what the harness passes to every model; not used.
+      depth: plan that the model runs by (default: the plan it was trained with).
+      dtype, max_length, tokenizer, mesh: arguments of `open_model`.
+      batch_tokens: tokens per scoring batch.
+      generation_batch: prompts per decoding batch.
+      batch_size, max_batch_size, device: ignored; the harness passes them to every model.
     """
 
     def __init__(
@@ -50,6 +61,7 @@ class LoopjaxLM(TemplateLM):
         max_batch_size=None,
         device=None,
     ):
+        require("lm_eval.api", "eval", "evaluating tasks")
         super().__init__()
         if not isinstance(checkpoint, LanguageModel):
             depth = None if depth is None else str(depth)
@@ -57,13 +69,14 @@ class LoopjaxLM(TemplateLM):
                 checkpoint, depth, dtype=dtype, context=max_length, tokenizer=tokenizer, mesh=mesh
             )
         self.lm: LanguageModel = checkpoint
-        self.batch_tokens, self.generation_batch = batch_tokens, generation_batch
-        self.truncated = 0  # requests that lost tokens from the left
-        self.shown = True  # whether there is a progress bar
+        self.batch_tokens = batch_tokens
+        self.generation_batch = generation_batch
+        self.truncated = 0  # requests cut on the left to fit the context
+        self.shown = True  # whether a progress bar is shown
         self.check()
 
     def check(self) -> None:
-        """Holds the scoring of a known text against one plain forward pass."""
+        """Compares the score of a known text with one plain forward pass."""
         lm = self.lm
         ids = [self.prefix_token_id, *self.tok_encode(PROBE, add_special_tokens=False)]
         ids = ids[: lm.context]
@@ -75,11 +88,11 @@ class LoopjaxLM(TemplateLM):
         expected = float(jnp.sum(logprobs[jnp.arange(len(ids) - 1), jnp.array(ids[1:])]))
         # Two requests of one context: the scoring with branches is checked too.
         requests = [(ids[:1], ids[1:]), (ids[:1], ids[2:])]
-        found = score.log_likelihoods(lm, requests, batch_tokens=self.batch_tokens).logprobs[0]
+        scored = score.log_likelihoods(lm, requests, batch_tokens=self.batch_tokens).logprobs[0]
         per_token = 1e-4 if lm.cfg.dtype == "float32" else 0.05
-        if not math.isfinite(expected) or abs(found - expected) > per_token * len(ids):
+        if not math.isfinite(expected) or abs(scored - expected) > per_token * len(ids):
             raise RuntimeError(
-                f"scoring gives log p = {found} for a text whose forward pass gives {expected}"
+                f"scoring gives log p = {scored} for a text whose forward pass gives {expected}"
             )
 
     @property
@@ -112,7 +125,7 @@ class LoopjaxLM(TemplateLM):
         return {"loopjax": self.lm.describe()}
 
     def loglikelihood(self, requests, disable_tqdm: bool = False):
-        # The harness's bar for its tokenising is not worth a line; that of the scoring is.
+        # Tokenizing is quick: the progress bar is for scoring alone.
         self.shown = not disable_tqdm
         return super().loglikelihood(requests, disable_tqdm=True)
 
@@ -124,9 +137,9 @@ class LoopjaxLM(TemplateLM):
             progress=f"scoring at {self.lm.plan}" if self.shown else "",
         )
         self.truncated += scores.truncated
-        found = zip(scores.logprobs.tolist(), scores.greedy.tolist(), strict=True)
+        pairs = zip(scores.logprobs.tolist(), scores.greedy.tolist(), strict=True)
         answers = []
-        for (key, _, _), answer in zip(requests, found, strict=True):
+        for (key, _, _), answer in zip(requests, pairs, strict=True):
             answers.append(answer)
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answer)
@@ -147,8 +160,8 @@ class LoopjaxLM(TemplateLM):
         sums = [0.0] * len(requests)
         for number, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             sums[number] += logprob
-        for request, found in zip(requests, sums, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found)
+        for request, logprob in zip(requests, sums, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, logprob)
         return sums
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
@@ -156,7 +169,7 @@ class LoopjaxLM(TemplateLM):
         for settings, numbers in _by_settings(requests, self.max_gen_toks).items():
             until, max_tokens, sampling = settings
             prompts = [self.tok_encode(requests[i].args[0]) for i in numbers]
-            made = decode.generate(
+            generations = decode.generate(
                 self.lm,
                 [prompt or [self.prefix_token_id] for prompt in prompts],
                 max_tokens,
@@ -165,7 +178,7 @@ class LoopjaxLM(TemplateLM):
                 batch_size=self.generation_batch,
                 progress="" if disable_tqdm else f"decoding at {self.lm.plan}",
             )
-            for i, generation in zip(numbers, made, strict=True):
+            for i, generation in zip(numbers, generations, strict=True):
                 texts[i] = generation.text
                 self.truncated += generation.truncated > 0
                 self.cache_hook.add_partial("generate_until", requests[i].args, generation.text)
@@ -173,7 +186,7 @@ class LoopjaxLM(TemplateLM):
 
 
 def _by_settings(requests, default_max_tokens: int) -> dict:
-    """Numbers of the requests by (stop strings, most new tokens, sampling)."""
+    """Indices of the requests by (stop strings, maximum of new tokens, sampling)."""
     groups: dict = {}
     for number, request in enumerate(requests):
         kwargs = normalize_gen_kwargs(request.args[1], default_max_tokens)

@@ -1,14 +1,13 @@
-"""How an answer is scored: F1 over words, exact match of numbers.
+"""Scores of generated answers: F1 over words, exact match of numbers.
 
-The functions that the harness calls take one document and [what the model said], and give
-{metric: value}. Of what was said the first line counts.
+The functions that the harness calls take one document and [generated text], and return
+{metric: value}. Only the first line of the generated text counts.
 
-Math word problems are scored by the number that the model generates after five answered problems,
-all six sets alike. The harness has ASDiv only, and scores it by whether the gold answer is the
-likeliest continuation token by token: where a tokenizer cuts numbers into digits that takes 12 for
-1, and it allows one way of writing only (0.5, but not .50). What follows the number does not count,
-so a unit does no harm. Where the answer is no number, which is so for 6% of ASDiv ("Mrs. Hilt",
-"12:50", "3:5"), the line has to be the answer.
+Math word problems (all six sets) are scored by the number generated after five solved problems. The
+harness has ASDiv only, and scores it by whether the gold answer is the greedy continuation: with a
+tokenizer that splits numbers into digits, 12 is then accepted for 1, and only one notation is
+accepted (0.5, but not .50). Text after the number is ignored, so units do no harm. If the gold
+answer is not a number, as for 6% of ASDiv ("Mrs. Hilt", "12:50", "3:5"), the whole line must match.
 """
 
 import collections
@@ -24,17 +23,18 @@ CLOSE = 1e-3  # decimals such as 0.667 for two thirds
 
 
 def words(text: str) -> list[str]:
-    """The words that SQuAD compares: lower case, without punctuation and articles."""
+    """Words as SQuAD compares them: lower case, without punctuation and articles."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
-def f1(said: str, gold: str) -> float:
-    """The harmonic mean of precision and recall of the words, as bags. Nothing matches nothing."""
-    said, gold = words(said), words(gold)
-    if not said or not gold:
-        return float(said == gold)
-    common = sum((collections.Counter(said) & collections.Counter(gold)).values())
-    return 2 * common / (len(said) + len(gold))
+def f1(prediction: str, gold: str) -> float:
+    """Harmonic mean of precision and recall of the bags of words; 1 if both are empty."""
+    predicted = words(prediction)
+    accepted = words(gold)
+    if not predicted or not accepted:
+        return float(predicted == accepted)
+    common = sum((collections.Counter(predicted) & collections.Counter(accepted)).values())
+    return 2 * common / (len(predicted) + len(accepted))
 
 
 def number(text: str) -> float | None:
@@ -43,11 +43,11 @@ def number(text: str) -> float | None:
     return float(match[0].replace(",", "")) if match else None
 
 
-def same_number(said: str, gold: str) -> bool:
-    """Whether the first number said is the gold one; whether the texts agree if that is none."""
+def same_number(prediction: str, gold: str) -> bool:
+    """Whether the first predicted number is the gold number, or the texts agree if gold is none."""
     if not _NUMBER.fullmatch(gold):
-        return said.lower().strip(" .") == gold.lower().strip(" .")
-    first = number(said)
+        return prediction.lower().strip(" .") == gold.lower().strip(" .")
+    first = number(prediction)
     return first is not None and abs(first - number(gold)) < CLOSE
 
 
@@ -55,11 +55,11 @@ def _line(results: list[str]) -> str:
     return results[0].strip().split("\n")[0]
 
 
-def _best(said: str, golds: list[str]) -> dict[str, float]:
-    """The scores against the gold answer that fits best."""
+def _best(prediction: str, golds: list[str]) -> dict[str, float]:
+    """The scores against the best-matching gold answer."""
     return {
-        "f1": max(f1(said, gold) for gold in golds),
-        "exact_match": max(float(words(said) == words(gold)) for gold in golds),
+        "f1": max(f1(prediction, gold) for gold in golds),
+        "exact_match": max(float(words(prediction) == words(gold)) for gold in golds),
     }
 
 
@@ -82,10 +82,11 @@ def squad(doc: dict, results: list[str]) -> dict[str, float]:
 
 
 def coqa(doc: dict, results: list[str]) -> dict[str, float]:
-    """The mean over the annotators of the best score against the others, as the harness has it."""
-    said, golds = _line(results), gold.coqa(doc)
+    """Mean over annotators of the best score against the other annotators, as in the harness."""
+    prediction = _line(results)
+    golds = gold.coqa(doc)
     others = [golds[:i] + golds[i + 1 :] for i in range(len(golds))] if golds[1:] else [golds]
-    scores = [_best(said, some) for some in others]
+    scores = [_best(prediction, some) for some in others]
     return {metric: sum(s[metric] for s in scores) / len(scores) for metric in scores[0]}
 
 

@@ -1,10 +1,9 @@
-"""Evaluation documents from local files: public files as they are given out, and JSON lines.
+"""Evaluation documents from local files: public files as published, and JSON lines.
 
-A reader gives the documents of a file with the fields of the hub's dataset that the task uses. A
-task's documents are read from `<task>.jsonl` (those fields, an object a line) if it is there, else
-from the first public file in the order of its row below; all may be gzipped. The examples of a
-few-shot prompt come from `<task>.fewshot.jsonl`, else from the public training file, else from the
-documents themselves.
+A reader returns the documents of a file with the fields of the hub's dataset that the task uses. A
+task's documents are read from `<task>.jsonl` (those fields, one object per line) if it exists, else
+from the first public file in the order of its row below; all may be gzipped. Shots come from
+`<task>.fewshot.jsonl`, else from the public training file, else from the documents themselves.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ def _open(path: pathlib.Path):
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
-    """One JSON object a line."""
+    """Documents of a file with one JSON object per line."""
     with _open(path) as file:
         return [json.loads(line) for line in file if line.strip()]
 
@@ -42,7 +41,7 @@ def _json(path: pathlib.Path):
 
 
 def _asdiv(path):
-    """The XML file of ASDiv."""
+    """Documents of the XML file of ASDiv."""
     with _open(path) as file:
         problems = xml.etree.ElementTree.parse(file).getroot().iter("Problem")
         tags = ("Body", "Question", "Solution-Type", "Answer", "Formula")
@@ -53,7 +52,7 @@ def _asdiv(path):
 
 
 def _lambada(path):
-    """`text`, or a text and its last word apart."""
+    """Rows with `text`, or with the text and its last word as two fields."""
     return [
         row if "text" in row else {"text": f"{row['context']} {row['continuation']}"}
         for row in _rows(path)
@@ -63,8 +62,8 @@ def _lambada(path):
 def _hellaswag(path):
     """The original rows, or rows with the two parts of the context joined.
 
-    Where the joined context ends in the middle of a sentence, as a caption does, that beginning of
-    a sentence is the second part.
+    If the joined context ends in the middle of a sentence, as a caption does, that unfinished
+    sentence is the second part.
     """
 
     def parts(context):
@@ -94,26 +93,26 @@ def _webqs(path):
 
 
 def _squad(path):
-    """SQuAD's format, which TyDi QA GoldP has too."""
+    """Documents in the format of SQuAD, also used by TyDi QA GoldP."""
     return [
         {
-            "id": asked["id"],
+            "id": qa["id"],
             "title": article.get("title", ""),
             "context": paragraph["context"],
-            "question": asked["question"],
+            "question": qa["question"],
             "answers": {
-                "text": [answer["text"] for answer in asked["answers"]],
-                "answer_start": [answer["answer_start"] for answer in asked["answers"]],
+                "text": [answer["text"] for answer in qa["answers"]],
+                "answer_start": [answer["answer_start"] for answer in qa["answers"]],
             },
         }
         for article in _json(path)["data"]
         for paragraph in article["paragraphs"]
-        for asked in paragraph["qas"]
+        for qa in paragraph["qas"]
     ]
 
 
 def _tydiqa(path):
-    """The English documents of GoldP, or those that GoldP makes of the primary task's rows."""
+    """The English documents of GoldP, or those derived from rows of the primary task."""
     if ".jsonl" not in path.name:
         return [document for document in _squad(path) if document["id"].startswith("english-")]
     rows = [row for row in _rows(path) if row["language"] == "english"]
@@ -121,9 +120,9 @@ def _tydiqa(path):
 
 
 def _gold_passage(row: dict) -> dict | None:
-    """The passage with the first minimal answer, and all minimal answers in it; None without one.
+    """The passage with the first minimal answer, and all minimal answers in it; None without answer.
 
-    Positions are counted in bytes.
+    Positions in the row are in bytes.
     """
 
     def span(place):
@@ -152,22 +151,22 @@ def _gold_passage(row: dict) -> dict | None:
 def _drop(path):
     """The original file, or prompts ("Passage: ...\\nQuestion: ...\\nAnswer:") with their answers.
 
-    Prompts no longer tell the spans of an answer apart: each accepted answer counts as one span.
+    Prompts do not separate the spans of an answer: each accepted answer counts as one span.
     """
     if ".jsonl" in path.name:
         return [_drop_prompt(number, row) for number, row in enumerate(_rows(path))]
     return [
         {
-            "query_id": asked["query_id"],
+            "query_id": qa["query_id"],
             "passage": section["passage"],
-            "question": asked["question"],
-            "answer": _drop_answer(asked["answer"]),
+            "question": qa["question"],
+            "answer": _drop_answer(qa["answer"]),
             "validated_answers": _columns(
-                [_drop_answer(a) for a in asked.get("validated_answers", [])], _drop_answer({})
+                [_drop_answer(a) for a in qa.get("validated_answers", [])], _drop_answer({})
             ),
         }
         for section in _json(path).values()
-        for asked in section["qa_pairs"]
+        for qa in section["qa_pairs"]
     ]
 
 
@@ -187,7 +186,11 @@ def _drop_answer(answer: dict) -> dict:
 
 
 def _columns(rows: list[dict], like: dict) -> dict[str, list]:
-    """A list of objects as the object of lists that the hub's datasets have, by the keys of one."""
+    """A list of objects as an object of lists, the form of the hub's datasets.
+
+    Args:
+      like: an object with the keys of every row.
+    """
     return {key: [row[key] for row in rows] for key in like}
 
 
@@ -215,9 +218,9 @@ def _quac(path):
         {
             "dialogue_id": paragraph["id"],
             "context": paragraph["context"],
-            "questions": [asked["question"] for asked in paragraph["qas"]],
-            "answers": {"texts": [[a["text"] for a in q["answers"]] for q in paragraph["qas"]]},
-            "orig_answers": {"texts": [asked["orig_answer"]["text"] for asked in paragraph["qas"]]},
+            "questions": [qa["question"] for qa in paragraph["qas"]],
+            "answers": {"texts": [[a["text"] for a in qa["answers"]] for qa in paragraph["qas"]]},
+            "orig_answers": {"texts": [qa["orig_answer"]["text"] for qa in paragraph["qas"]]},
         }
         for article in _json(path)["data"]
         for paragraph in article["paragraphs"]
@@ -226,7 +229,14 @@ def _quac(path):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Public files of a task: names (patterns) without .gz, below a folder of that name if any."""
+    """Public files of a task.
+
+    Attributes:
+      read: reader of one file.
+      files: patterns of file names, without .gz; the first match is read.
+      train: patterns of the files of shots.
+      folder: name of a folder that the files must lie in; empty: any folder.
+    """
 
     read: Callable[[pathlib.Path], list[dict]]
     files: tuple[str, ...]
@@ -262,7 +272,7 @@ SOURCES = {
 
 
 class Files:
-    """The files below a directory. Raises UserError where that is none."""
+    """The files below a directory; raises UserError if it does not exist."""
 
     def __init__(self, data_dir):
         self.root = pathlib.Path(data_dir)
@@ -271,18 +281,19 @@ class Files:
         self.paths = sorted(path for path in self.root.rglob("*") if path.is_file())
 
     def documents(self, task: str) -> list[dict]:
-        """The documents of a task. Raises UserError where its file is missing or not readable."""
-        source, own = SOURCES[task], f"{task}.jsonl"
+        """The documents of a task; raises UserError if its file is missing or unreadable."""
+        source = SOURCES[task]
+        own = f"{task}.jsonl"
         path = self._find([own]) or self._find(source.files, source.folder)
         if not path:
             names = " or ".join(dict.fromkeys([own, *source.files]))
-            below = f" (below a folder {source.folder})" if source.folder else ""
-            raise UserError(f"task {task}: no file {names}{below} is below {self.root}")
+            folder = f" in a folder {source.folder}" if source.folder else ""
+            raise UserError(f"task {task}: {self.root} has no file {names}{folder}")
         public = own in source.files or path.name.removesuffix(".gz") != own
         return _read(task, source.read if public else _rows, path)
 
     def examples(self, task: str) -> list[dict] | None:
-        """The documents that few-shot examples come from, None if there is no file of them."""
+        """The documents that shots are drawn from; None if there is no file of them."""
         source = SOURCES[task]
         if path := self._find([f"{task}.fewshot.jsonl"]):
             return _read(task, _rows, path)
@@ -290,7 +301,7 @@ class Files:
         return _read(task, source.read, path) if path else None
 
     def _find(self, patterns, folder: str = "") -> pathlib.Path | None:
-        """The first file of the first pattern that has one."""
+        """The first file that matches the first pattern with a match; None if there is none."""
         for pattern, path in itertools.product(patterns, self.paths):
             name = path.name.removesuffix(".gz")
             if not fnmatch.fnmatchcase(name, pattern):
@@ -306,8 +317,8 @@ def _read(task: str, read, path: pathlib.Path) -> list[dict]:
     try:
         documents = read(path)
     except _UNREADABLE as error:
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"task {task}: {path} is not readable as its documents: {told}") from None
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"task {task}: {path} cannot be read as its documents: {reason}") from None
     if not documents:
-        raise UserError(f"task {task}: {path} holds no document of it")
+        raise UserError(f"task {task}: {path} has no documents")
     return documents

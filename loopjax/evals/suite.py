@@ -3,10 +3,10 @@
     loaded = suite.load(["paper_suite"], data_dir="eval-data")
     lm_eval.evaluator.evaluate(model, loaded)
 
-A task is the harness's own where it has one with the paper's metric, else one of the YAML files in
-`tasks/`, which `lm_eval --include_path` reads too. Documents come from the Hugging Face hub, or
-from local files (`raw_files.py`) with the same prompts. Zero-shot unless the YAML says otherwise.
-Every other task of the harness can be named too; its documents come from the hub.
+Tasks whose metric in the harness is that of the paper are used unmodified; the others are the YAML
+files in `tasks/`, which `lm_eval --include_path` reads too. Documents come from the Hugging Face
+hub, or from local files (`raw_files.py`) with the same prompts. Tasks are zero-shot unless their
+YAML sets `num_fewshot`. Every other task of the harness can be used as well, from the hub only.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from collections.abc import Sequence
 
 import yaml
 
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 from loopjax.evals import primitives, raw_files
 
 TASKS = pathlib.Path(__file__).parent / "tasks"
-# The harness's own tasks, unmodified, and the folders that it keeps them in.
+# Tasks of the harness used unmodified, and their folders in it.
 HARNESS = {
     "drop": "drop",
     "gsm8k": "gsm8k",
@@ -31,11 +31,10 @@ HARNESS = {
     "tydiqa_goldp_en": "tydiqa",
 }
 
-
 _CONFIGS = [yaml.safe_load(path.read_text()) for path in sorted(TASKS.glob("group_*.yaml"))]
-# The members of every group (those of paper_suite are groups), and the paper's metric where its
-# tasks share one.
+# Members of each group; the members of paper_suite are groups themselves.
 GROUPS = {config["group"]: tuple(config["task"]) for config in _CONFIGS}
+# Metric of each group whose tasks share one in the paper.
 METRICS = {
     config["group"]: config["aggregate_metric_list"][0]["metric"]
     for config in _CONFIGS
@@ -44,7 +43,7 @@ METRICS = {
 
 
 def names() -> list[str]:
-    """Every group and every task that `load` knows."""
+    """All groups and tasks of the paper's suite."""
     files = {path.stem for path in TASKS.glob("[!_]*.yaml")}
     own = {name for name in files if not name.startswith("group_")}
     return sorted(own | set(GROUPS) | set(HARNESS))
@@ -59,12 +58,17 @@ def load(
 ) -> dict:
     """Tasks and groups, ready for `lm_eval.evaluator.evaluate`.
 
-    `data_dir` holds the documents; without it they come from the hub. `num_fewshot` is for all
-    tasks, else each has its own. `fewshot_seed` draws their examples, `primitives_seed` the items
-    of the primitives. Returns the harness's TaskDict: `tasks`, `groups`, `group_map`.
+    Args:
+      names: names of tasks and groups.
+      data_dir: directory of the documents (default: the Hugging Face hub).
+      num_fewshot: number of shots of every task (default: that of each task).
+      primitives_seed: seed of the items of reasoning primitives.
+      fewshot_seed: seed of the choice of shots.
 
-    Raises UserError for an unknown name, a file that is missing or not readable, documents that
-    the hub does not give, too few documents for the examples, and where the harness is missing.
+    Returns the harness's TaskDict: `tasks`, `groups`, `group_map`.
+
+    Raises UserError for an unknown name, a missing or unreadable file, documents that cannot be
+    downloaded, too few documents for the shots, and a missing harness.
     """
     known = [name for name in names if _known(name)]
     others = [name for name in names if not _known(name)]
@@ -85,28 +89,29 @@ def load(
 
 
 def check_metric(tasks: dict, metric: str) -> None:
-    """Raises UserError for a task that is not scored by a metric ("acc")."""
+    """Raises UserError for a task that does not have a metric ("acc")."""
     for name, task in tasks.items():
         metrics = [entry["metric"] for entry in task.config.metric_list or []]
         if metric not in metrics:
-            raise UserError(f"task {name} has no {metric}; it has {', '.join(metrics) or 'none'}")
+            known = ", ".join(metrics) or "none"
+            raise UserError(f"task {name} has no metric {metric}; its metrics: {known}")
 
 
 def _known(name: str) -> bool:
-    """Whether it is a task or a group of this suite; raises UserError where there is none at all."""
+    """Whether a task or group is of this suite; raises UserError if the harness has none either."""
     own = names()
     if name in own:
         return True
     index = _everything().task_index
     if name not in index:
         close = difflib.get_close_matches(name, own, n=1) or difflib.get_close_matches(name, index)
-        hint = f"did you mean {close[0]}?" if close else f"the paper's are {', '.join(own)}"
+        hint = f"did you mean {close[0]}?" if close else f"tasks of the paper: {', '.join(own)}"
         raise UserError(f"task {name!r} does not exist; {hint}")
     return False
 
 
 def _leaves(name: str) -> list[str]:
-    """The tasks of a group, or the task itself."""
+    """Names of the tasks of a group, or the name of the task itself."""
     if name in GROUPS:
         return [leaf for member in GROUPS[name] for leaf in _leaves(member)]
     return [name]
@@ -114,7 +119,7 @@ def _leaves(name: str) -> list[str]:
 
 @functools.cache
 def _manager():
-    """The harness's index of these tasks. All that it finds in itself would take seconds."""
+    """The harness's index of the tasks of this suite; an index of all tasks takes seconds."""
     tasks = _harness()
     folder = pathlib.Path(tasks.__file__).parent
     return tasks.TaskManager(
@@ -125,33 +130,28 @@ def _manager():
 
 @functools.cache
 def _everything():
-    """The harness's index of all of its own tasks."""
+    """The harness's index of all its tasks."""
     return _harness().TaskManager()
 
 
 def _harness():
     """The module `lm_eval.tasks`."""
-    try:
-        import datasets
-        import lm_eval.tasks
-    except ImportError:
-        raise UserError(
-            "evaluation needs the package lm-eval: pip install 'loopjax[eval]'"
-        ) from None
-    datasets.disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
-    return lm_eval.tasks
+    tasks = require("lm_eval.tasks", "eval", "evaluating tasks")
+    require("datasets", "eval", "evaluating tasks").disable_progress_bars()
+    # The harness warns of the overrides that this suite makes on purpose.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return tasks
 
 
 def _of_the_harness(
     names: list[str], files: raw_files.Files | None, num_fewshot: int | None
 ) -> dict:
-    """Tasks that are not of this suite, by name, as the harness has them."""
+    """{name: task} of tasks outside this suite, as the harness defines them."""
     if names and files:
-        raise UserError(f"task {names[0]} is not read from files; leave the data_dir out")
+        raise UserError(f"task {names[0]} cannot be read from local files; omit data_dir")
     tasks = {}
     for name in names:
-        with _told(name, None, instead=""):
+        with _as_user_error(name, None, hint=""):
             tasks |= _everything().load([name])["tasks"]
     for task in tasks.values():
         shots = task.get_config("num_fewshot") if num_fewshot is None else num_fewshot
@@ -168,26 +168,27 @@ def _task(manager, name: str, files: raw_files.Files | None, num_fewshot: int | 
     elif files:
         changes |= _local(name, config, files, shots)
     elif not shots:
-        # Nothing of the training split would be read, and it can be long.
+        # The training split is not needed, and it can be long.
         changes |= {"training_split": None, "fewshot_split": None}
-    # The harness lays changes over a task's YAML where the task is a member of a group.
-    with _told(name, files):
+    # The harness applies changes to a task's YAML only if the task is a member of a group.
+    with _as_user_error(name, files):
         loaded = manager.load({"group": "one", "task": [changes]})
     task = loaded["tasks"][name]
     pool = len(task.sampler.df)
-    needed = shots + (task.fewshot_cfg.split == task.config.test_split)  # one may be that asked
+    # A document is never its own shot.
+    needed = shots + (task.fewshot_cfg.split == task.config.test_split)
     if shots and pool < needed:
         raise UserError(
-            f"task {name}: num_fewshot={shots} needs {needed} documents to draw from, not {pool}"
+            f"task {name}: num_fewshot={shots} needs {needed} documents to draw from, there are {pool}"
         )
     return task
 
 
 def _local(name: str, config: dict, files: raw_files.Files, shots: int) -> dict:
-    """The changes of a task's YAML that give it documents of local files.
+    """The changes to a task's YAML that read its documents from local files.
 
-    Without a file of examples they are drawn from the documents, where the harness leaves out the
-    one that is asked if the split of the examples is the test split (or neither is named).
+    Without a file of shots they are drawn from the documents. The harness then excludes the document
+    under evaluation, if the split of the shots is the test split (or neither is named).
     """
     test = config.get("test_split")
     splits = {test or config["validation_split"]: files.documents(name)}
@@ -205,23 +206,25 @@ def _local(name: str, config: dict, files: raw_files.Files, shots: int) -> dict:
 
 
 @contextlib.contextmanager
-def _told(name: str, files: raw_files.Files | None, instead: str = "; name a data_dir"):
-    """Turns whatever the hub, the network or documents of another form raise into one sentence."""
+def _as_user_error(name: str, files: raw_files.Files | None, hint: str = "; or set a data_dir"):
+    """Turns any error of the hub, the network or malformed documents into one sentence."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         if files:
-            told = f"the documents below {files.root} do not have the fields that it uses ({told})"
+            problem = f"the documents below {files.root} lack fields of this task ({reason})"
         else:
-            told = f"the Hugging Face hub does not give its documents ({told}){instead}"
-        raise UserError(f"task {name}: {told}") from error
+            problem = (
+                f"its documents cannot be downloaded from the Hugging Face hub ({reason}){hint}"
+            )
+        raise UserError(f"task {name}: {problem}") from error
 
 
 def _group(manager, name: str, tasks: dict, groups: dict):
-    """The task, or the group with its members, which is entered into `groups`."""
+    """The task, or the group with its members; groups are added to `groups`."""
     if name in tasks:
         return tasks[name]
     from lm_eval.api.group import Group

@@ -12,7 +12,7 @@ import tempfile
 
 from loopjax import files
 from loopjax.data import tokenizers
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 
 # Files beside the weights and config.json; copied if they exist.
 TOKENIZER = (tokenizers.FILE, tokenizers.CONFIG, "special_tokens_map.json", "chat_template.jinja")
@@ -26,13 +26,7 @@ def find(source: str, revision: str | None = None) -> pathlib.Path:
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.exists():
         raise UserError(f"{source} is neither a directory nor an ID of the Hugging Face hub")
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        raise UserError(
-            f"{source} is not a directory, and the Hugging Face hub needs the package "
-            "huggingface_hub: pip install 'loopjax[hf]'"
-        ) from None
+    hub = require("huggingface_hub", "hf", f"{source} is not a directory, and downloading it")
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     try:
         copy = hub.snapshot_download(

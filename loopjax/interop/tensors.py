@@ -15,7 +15,7 @@ import struct
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 from loopjax.interop.files import read_json
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -70,12 +70,7 @@ def open_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _tensors(path: pathlib.Path) -> dict[str, Tensor]:
-    try:
-        import safetensors
-    except ImportError:
-        raise UserError(
-            "reading weights needs the package safetensors: pip install 'loopjax[hf]'"
-        ) from None
+    safetensors = require("safetensors", "hf", "reading weights")
     tensors = {}
     try:
         # Read, not mapped: mapped pages count as memory of the process until the file is closed.

@@ -1,4 +1,4 @@
-"""Prompts as padded rows, and how many rows of a computation fit into memory."""
+"""Padded batches of prompts, and how many rows of a computation fit into memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,13 +7,14 @@ import numpy as np
 
 from loopjax.lm.loaded_model import LanguageModel
 
-# The fewest and the most of a batch on a device. A CPU is busy with few; more leave its caches.
-CPU_TOKENS, TOKENS = (512, 2048), (8192, 16_384)
-HOST_BYTES = 2**31  # of activations at a time where a device does not tell its memory
+# Fewest and most tokens per batch and device. Few keep a CPU busy; more do not fit its caches.
+CPU_TOKENS = (512, 2048)
+TOKENS = (8192, 16_384)
+HOST_BYTES = 2**31  # activations at a time, where a device does not report its memory
 
 
 def bucket(n: int, least: int = 32) -> int:
-    """The smallest of 32, 48, 64, 96, 128, 192, ... that holds n; with least=1 of 1, 2, 3, 4, 6, ..."""
+    """The smallest of 32, 48, 64, 96, 128, 192, ... that is at least n (1, 2, 3, 4, 6, ... for least=1)."""
     size = least
     while size < n:
         size = (size * 3 + 1) // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -21,13 +22,13 @@ def bucket(n: int, least: int = 32) -> int:
 
 
 def default_batch_tokens(lm: LanguageModel) -> int:
-    """As many tokens as keep the devices busy, and their logits and attention small."""
+    """Tokens per batch that keep the devices busy while logits and attention stay small."""
     cpu = lm.mesh.devices.flat[0].platform == "cpu"
     return 4096 if cpu else 16_384 * lm.batch_parts
 
 
 def padded(prompt: Sequence[int]) -> np.ndarray:
-    """int32 [1, T] with zeros behind the prompt, T one of a few lengths; they change nothing."""
+    """int32 [1, T]: the prompt and padding of zeros, which has no effect; T is one of few lengths."""
     row = np.zeros((1, bucket(len(prompt))), np.int32)
     row[0, : len(prompt)] = prompt
     return row
@@ -36,13 +37,14 @@ def padded(prompt: Sequence[int]) -> np.ndarray:
 def rows_at_once(lm: LanguageModel, T: int, bytes_per_row: int, most: int, cost) -> int:
     """How many rows of T tokens to compute at once, over all devices; at least 2.
 
-    Of the numbers that keep the devices busy and fit into memory (no more than `most`) it is the one
-    whose `cost(rows)`, the work of all batches, is least. It depends on nothing that was computed
-    before, so that a computation that goes on makes the batches that it would have made.
+    The result minimizes `cost(rows)`, the work of all batches, among the numbers that keep the
+    devices busy and fit into memory (at most `most`). It does not depend on earlier results, so a
+    resumed computation has the same batches.
     """
-    parts, cpu = lm.batch_parts, lm.mesh.devices.flat[0].platform == "cpu"
+    parts = lm.batch_parts
+    cpu = lm.mesh.devices.flat[0].platform == "cpu"
     few, many = CPU_TOKENS if cpu else TOKENS
-    # A row of a batch may be one that erases nothing: it must not be every second one.
+    # One row of a batch may be a baseline that ablates nothing: small batches would waste half.
     largest = min(max(5, many // T), max(1, _free(lm) // bytes_per_row), -(-most // parts))
     least = 1 if parts > 1 else 2
     sizes = range(max(least, min(few // T, largest)), max(least, largest) + 1)
@@ -50,7 +52,7 @@ def rows_at_once(lm: LanguageModel, T: int, bytes_per_row: int, most: int, cost)
 
 
 def _free(lm: LanguageModel) -> int:
-    """Bytes of a device for rows: half of what the parameters leave, where it tells its memory."""
+    """Bytes per device for rows: half of what is free beside the parameters, if it is known."""
     device = lm.mesh.devices.flat[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None:
@@ -60,6 +62,6 @@ def _free(lm: LanguageModel) -> int:
 
 
 def chunks(n: int, size: int) -> Iterator[np.ndarray]:
-    """0 .. n - 1 in arrays of `size`; the last one is filled up with its last number."""
+    """0 .. n - 1 in arrays of `size`; the last array is padded with n - 1."""
     for start in range(0, n, size):
         yield np.minimum(np.arange(start, start + size), n - 1)

@@ -1,18 +1,18 @@
 """Log-likelihoods of continuations: few shapes, little padding, no context computed twice.
 
-Requests of one context become one row. Its tokens are the context and, behind it, the
-continuations as *branches*: each sees the context and itself, at the positions that it would have
+Requests with the same context become one row. Its tokens are the context followed by the
+continuations as *branches*: each attends to the context and itself, at the positions it would have
 alone. So ten options for one prompt cost about one forward pass, and a continuation of one token,
-which is read off the end of the context, costs nothing.
+which is read at the end of the context, costs nothing.
 
     tokens      c0 c1 c2 | a0 a1 | b0        continuations a0 a1 a2 and b0 b1
     positions    0  1  2 |  3  4 |  3
-    branch       0  0  0 |  1  1 |  2        a token sees branch 0 and its own, no later token
+    branch       0  0  0 |  1  1 |  2        a token attends to branch 0 and its own, up to itself
     read at            c2  a0 a1               a0, a1, a2
                        c2  b0                  b0, b1
 
-Rows are sorted by length and padded to one of a few lengths; a batch holds about the same number of
-tokens whatever their length.
+Rows are sorted by length and padded to one of few lengths; all batches have about the same number
+of tokens.
 """
 
 import dataclasses
@@ -30,15 +30,17 @@ from loopjax.lm.batching import bucket, default_batch_tokens
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import Progress
 
-READ_CHUNK = 64  # positions whose logits are held at a time, per row
+READ_CHUNK = 64  # positions per row whose logits are in memory at a time
 
 
 @dataclasses.dataclass
 class Row:
-    """One sequence of a batch, and what is read of it.
+    """One sequence of a batch.
 
     Attributes:
-      tokens, positions, branches: of each of its tokens.
+      tokens: token ids.
+      positions: position of each token.
+      branches: branch of each token; 0 is the context.
       reads: (slot, target token, request) for each token of each continuation.
     """
 
@@ -54,9 +56,15 @@ class Row:
 
 @dataclasses.dataclass
 class Scores:
-    """For each request: sum of the log-probabilities, whether greedy decoding gives it; counts.
+    """Scores of all requests.
 
-    With exits both are [E + 1, requests], the last row the model's own.
+    Attributes:
+      logprobs: sum of the log-probabilities of each continuation, [requests]; with exits
+        [E + 1, requests], the last row for the model itself.
+      greedy: whether greedy decoding generates the continuation, of the same shape.
+      truncated: number of requests cut to the context.
+      rows: number of sequences computed.
+      tokens: number of tokens computed.
     """
 
     logprobs: np.ndarray
@@ -76,13 +84,13 @@ def log_likelihoods(
 ) -> Scores:
     """log p(continuation | context) of (context, continuation) pairs of token ids.
 
-    A request longer than the model's context loses tokens from the left, as in
-    lm-evaluation-harness; `truncated` counts them. A context must have at least one token.
+    A request longer than the model's context is cut on the left, as in lm-evaluation-harness;
+    `truncated` counts such requests. A context must have at least one token.
 
     Args:
-      batch_tokens: tokens per batch, over all devices; by default what suits the platform.
-      progress: what the progress bar says; empty for none.
-      exits: an `analysis.lens.Lens`, to score by all its exits at once.
+      batch_tokens: tokens per batch, over all devices (default: chosen by platform).
+      progress: label of the progress bar; empty for none.
+      exits: an `analysis.lens.Lens`, to score at all its exits at once.
     """
     rows, truncated = make_rows(requests, lm.context)
     shape = (len(requests),) if exits is None else (lm.plan.n_effective + 1, len(requests))
@@ -91,17 +99,19 @@ def log_likelihoods(
         score = _scorer(lm.cfg, lm.plan)
         for batch, branched in _batches(rows, lm, batch_tokens or default_batch_tokens(lm)):
             arrays = _arrays(batch, lm)
-            found, best = jax.device_get(score(lm.params, lm.put(arrays), exits, branched=branched))
+            scored, best = jax.device_get(
+                score(lm.params, lm.put(arrays), exits, branched=branched)
+            )
             for r, row in enumerate(batch):
                 for n, (_, _, request) in enumerate(row.reads):
-                    logprobs[..., request] += found[..., r, n]
+                    logprobs[..., request] += scored[..., r, n]
                     greedy[..., request] &= best[..., r, n]
             shown.update(len({request for row in batch for *_, request in row.reads}))
     return Scores(logprobs, greedy, truncated, len(rows), sum(len(row.tokens) for row in rows))
 
 
 def make_rows(requests, context: int) -> tuple[list[Row], int]:
-    """(rows, how many requests were cut); requests of one context share rows."""
+    """(rows, number of truncated requests); requests with the same context share rows."""
     options: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
     truncated = 0
     for number, (before, after) in enumerate(requests):
@@ -119,7 +129,7 @@ def make_rows(requests, context: int) -> tuple[list[Row], int]:
 
 
 def _rows_of(context: tuple, options: dict, limit: int):
-    """Rows of a context and its continuations, none much longer than the model's context."""
+    """Rows of a context and its continuations, of at most about twice the model's context."""
     row = None
     for continuation, numbers in options.items():
         inputs = continuation[:-1]
@@ -146,7 +156,7 @@ def _unbranched(row: Row) -> Row:
 
 
 def _batches(rows: list[Row], lm: LanguageModel, batch_tokens: int):
-    """(rows, whether any is branched), the longest first, of one padded length each."""
+    """Batches of rows of one padded length, longest first, each with whether rows are branched."""
 
     def shape(row):
         return bucket(len(row.tokens)), row.branched
@@ -160,7 +170,7 @@ def _batches(rows: list[Row], lm: LanguageModel, batch_tokens: int):
 
 
 def _arrays(batch: list[Row], lm: LanguageModel) -> dict:
-    """int32 [B, T] and [B, N], both padded so that few shapes are compiled."""
+    """int32 arrays [B, T] and [B, N], padded so that few shapes are compiled."""
     parts = lm.batch_parts
     B = parts * bucket(-(-len(batch) // parts), least=1)
     T = bucket(max(len(row.tokens) for row in batch))
@@ -171,7 +181,7 @@ def _arrays(batch: list[Row], lm: LanguageModel) -> dict:
     for r, row in enumerate(batch):
         for name in names:
             out[name][r, : len(row.tokens)] = getattr(row, name)
-        # Padding is a branch of its own: nobody sees it.
+        # Padding is a branch of its own: no token attends to it.
         out["branches"][r, len(row.tokens) :] = -1
         out["slots"][r, : len(row.reads)] = [slot for slot, _, _ in row.reads]
         out["targets"][r, : len(row.reads)] = [target for _, target, _ in row.reads]
@@ -188,7 +198,8 @@ def _score(params, batch, exits, *, cfg, plan, branched: bool):
 
     With exits both are [E + 1, B, N].
     """
-    placement, targets_BN = _placement(batch) if branched else None, batch["targets"]
+    placement = _placement(batch) if branched else None
+    targets_BN = batch["targets"]
     if exits is None:
         x_BTD = model.residual(params, batch["tokens"], cfg, plan, placement)
         x_BND = jnp.take_along_axis(x_BTD, batch["slots"][..., None], axis=1)
@@ -198,16 +209,16 @@ def _score(params, batch, exits, *, cfg, plan, branched: bool):
 
 
 def _read(params, x_BND, targets_BN, cfg):
-    """Log-probability of each target from the residual that it is read off, and whether it is best."""
+    """Log-probability of each target given the residual it is read from, and whether it is best."""
 
     def read(args):
         x_BnD, target_Bn = args
         logits_BnV = model.unembed(params, x_BnD, cfg)
         logprobs_BnV = jax.nn.log_softmax(logits_BnV)
-        found_Bn = jnp.take_along_axis(logprobs_BnV, target_Bn[..., None], axis=-1)[..., 0]
-        return found_Bn, jnp.argmax(logits_BnV, axis=-1) == target_Bn
+        logprob_Bn = jnp.take_along_axis(logprobs_BnV, target_Bn[..., None], axis=-1)[..., 0]
+        return logprob_Bn, jnp.argmax(logits_BnV, axis=-1) == target_Bn
 
-    # Logits are [..., V]: of a few positions of each row at a time.
+    # Logits are [..., V]: compute those of few positions per row at a time.
     B, N = targets_BN.shape
     chunk = next(c for c in range(min(N, READ_CHUNK), 0, -1) if N % c == 0)
     chunks = tuple(

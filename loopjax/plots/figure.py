@@ -3,7 +3,7 @@
 import io
 import pathlib
 
-from loopjax.errors import UserError
+from loopjax.errors import UserError, require
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
 INK, PALE = "#1f2937", "#e5e7eb"
@@ -20,11 +20,10 @@ def installed() -> bool:
 
 def new(width: float, height: float):
     """An empty figure, in inches; raises UserError if matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("a picture needs matplotlib: pip install 'loopjax[report]'") from None
+    require("matplotlib.figure", "report", "a figure")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
     return fig

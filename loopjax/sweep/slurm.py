@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 from loopjax.files import write_json
 from loopjax.sweep.local import start, stop_signals, summary, trainer_of
 from loopjax.sweep.points import Point, read_if_complete
@@ -125,14 +125,11 @@ def _submitit():
     before = os.environ.get(name)
     os.environ[name] = "NOCONFIG"
     try:
-        import submitit
-    except ImportError:
-        raise UserError("--launcher=slurm needs submitit: pip install 'loopjax[sweep]'") from None
+        return require("submitit", "sweep", "--launcher=slurm")
     finally:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
-    return submitit
 
 
 def _setting(text: str) -> tuple[str, object]:

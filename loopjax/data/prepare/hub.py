@@ -8,7 +8,7 @@ import itertools
 import pathlib
 
 from loopjax.data.prepare import pieces
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 
 SAVED = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
 
@@ -136,12 +136,7 @@ class StreamPart:
 
 
 def _library():
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            "reading a dataset needs the package datasets: pip install 'loopjax[data]'"
-        ) from None
+    datasets = require("datasets", "data", "reading a dataset")
     datasets.disable_progress_bars()
     return datasets
 

@@ -13,7 +13,7 @@ import json
 import pathlib
 import zlib
 
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 
 TEXT_DOCUMENT = 2**16  # bytes; a longer plain-text file is cut into documents of this size
 BUFFER = 2**20  # bytes; lines are often longer than Python's default buffer
@@ -156,14 +156,9 @@ def _unpacked(raw, path: str):
 
 
 def pyarrow(what):
-    """The module; a UserError where it is not installed."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            f"reading {what} needs the package pyarrow: pip install 'loopjax[data]'"
-        ) from None
-    return pyarrow
+    """The package with its reader of Parquet; raises UserError where it is not installed."""
+    require("pyarrow.parquet", "data", f"reading {what}")
+    return require("pyarrow", "data")
 
 
 @dataclasses.dataclass(frozen=True)
