@@ -546,5 +546,5 @@ def test_damage_is_told_in_one_sentence(run, tmp_path, capsys):
         json.dumps({**meta, "sha256": checkpoint._digest(meta)})
     )
     assert said(capsys, run, "--against", copy.parent) == (
-        f"loopjax inspect: checkpoint {copy} has format 99, this version reads 1\n"
+        f"loopjax inspect: checkpoint {copy} has format 99; this version reads format 1\n"
     )

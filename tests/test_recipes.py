@@ -91,7 +91,7 @@ def test_a_recipe_fills_a_folder_a_source_and_tells_the_mixture(tmp_path, monkey
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["b"]
     for flags, says in (
         (["--only", "c"], "--only c must be a source of small: a, b"),
-        (["--text-key", "x"], "--text-key does not go with --recipe, which settles it"),
+        (["--text-key", "x"], "--text-key does not go with --recipe, which sets it"),
     ):
         assert cli.main([*command, str(tmp_path / "no"), *flags]) == 2
         assert says in capsys.readouterr().err
