@@ -22,10 +22,10 @@ RUNTIME_FIELDS = (
 )  # fmt: skip
 # What may differ as long as phases and learning rates agree on the steps already done.
 FUTURE_FIELDS = ("steps", "patience", "depth", "growth", "cooldown", "mixture")
-# Where the fields of earlier versions are now.
-MOVED = {name: f"optimizer.{name}" for name in ("weight_decay", "beta1", "beta2", "eps")}
 INIT_FIELDS = ("init_from", "init", "init_operator")  # what a run was initialized from
 INITS = ("state", "weights", "moments")
+# Where the fields of earlier versions are now.
+MOVED = {name: f"optimizer.{name}" for name in ("weight_decay", "beta1", "beta2", "eps")}
 
 
 def default() -> ConfigDict:
@@ -37,81 +37,82 @@ def default() -> ConfigDict:
     # for a new run; "moments": parameters and optimizer moments, for a new run.
     config.init_from = ""
     config.init = "state"
-    config.init_operator = ""  # "midas", "lidas", "untie", "tie": to this depth; not with "state"
+    config.init_operator = ""  # growth operator, "untie" or "tie" that leads to config.depth
 
     # Length and depth of the run.
     config.steps = 200_000
     config.batch_size = 1024  # sequences per update, over all devices
     config.seq_len = 2048  # tokens per sequence, T
-    config.microbatches = 1  # gradient accumulation: parts of a batch, one after the other
-    config.depth = "24"  # plan: "24", "4x6", "4-4x4-4", ...; where growth ends
+    config.microbatches = 1  # gradient accumulation steps per batch
+    config.depth = "24"  # depth plan at the end of growth: "24", "4x6", "4-4x4-4", ...
     config.growth = ConfigDict()
     config.growth.operator = ""  # "midas", "lidas", "stack", "gstack"; empty: no growth
     config.growth.block = 4  # layers added per stage
-    config.growth.depths = ""  # or the layers of each stage, "4,8,24"; then block is not read
-    config.growth.transform = (
-        ""  # of new layers: "zero_output" (at first they add nothing), "noise"
-    )
-    config.growth.noise = 0.01  # of "noise": standard deviation, relative to each matrix's RMS
-    config.growth.moments = "copy"  # of the optimizer, at a step of growth: "copy", "reset"
+    config.growth.depths = ""  # layers of each stage, "4,8,24"; empty: one block more per stage
     config.growth.alpha = 1.0  # PROP-alpha: stage i gets steps in proportion to i^alpha
-    config.growth.steps = 0  # the stages fill this many; 0: all before the cooldown
+    config.growth.steps = 0  # steps of all stages together; 0: all steps before the cooldown
+    config.growth.transform = ""  # change of new layers: "zero_output", "noise"; empty: none
+    config.growth.noise = 0.01  # standard deviation of "noise", relative to each matrix's RMS
+    config.growth.moments = "copy"  # optimizer moments at a growth step: "copy", "reset"
     config.cooldown = ConfigDict()
-    config.cooldown.steps = 30_000  # the last steps: the rate decays; -1: 15% of all
-    config.cooldown.depth = ""  # plan from there on (retrofitted recurrence); empty: the same
-    config.cooldown.operator = ""  # "midas", "lidas", "untie", "tie": how the stack comes to it
-    config.cooldown.mixture = ConfigDict()  # data from there on; empty: the same
+    config.cooldown.steps = 30_000  # last steps, with a decaying learning rate; -1: 15% of all
+    config.cooldown.depth = ""  # plan in the cooldown (retrofitted recurrence); empty: unchanged
+    config.cooldown.operator = ""  # growth operator, "untie" or "tie" that leads to that plan
+    config.cooldown.mixture = ConfigDict()  # mixture in the cooldown; empty: unchanged
 
     # Data: weights of built-in sources and of folders in data_dir (`loopjax prepare`).
     config.mixture = ConfigDict({"stdlib": 1.0})
-    config.data_dir = ""
-    config.tokenizer = ""  # of text that is not prepared; empty: of prepared text, init_from; bytes
-    config.data_threads = 4
+    config.data_dir = ""  # directory of prepared data, and of files of prompts and completions
+    config.tokenizer = (
+        ""  # tokenizer of raw text; empty: that of prepared data, init_from, or bytes
+    )
+    config.data_threads = 4  # threads that read examples ahead, per process
 
     # Learning rate, the same for all parameters.
     config.learning_rate = 5e-4
     config.schedule = "trapezoid"  # "trapezoid", "cosine", "constant"
-    config.warmup_steps = 2000  # linear, from 0; -1: 1% of all
+    config.warmup_steps = 2000  # linear warm-up; -1: 1% of all steps
 
-    # Optimizer: each reads the fields that it has (`optim.OPTIMIZERS`).
-    config.clip_norm = 1.0  # of the gradient of all parameters
+    # Optimizer; each reads some of these fields and refuses the others (`optim.OPTIMIZERS`).
+    config.clip_norm = 1.0  # largest norm of the gradient of all parameters
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # "adamw", "muon" (matrices of the stack), "lion"
-    config.optimizer.weight_decay = 0.01  # of matrices and embeddings
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.95
-    config.optimizer.eps = 1e-8
-    config.optimizer.momentum = 0.95  # of muon's matrices
+    config.optimizer.name = "adamw"  # "adamw", "muon" (for the matrices of layers), "lion"
+    config.optimizer.weight_decay = 0.01  # decay of matrices and embeddings
+    config.optimizer.beta1 = 0.9  # decay rate of the first moment
+    config.optimizer.beta2 = 0.95  # decay rate of the second moment
+    config.optimizer.eps = 1e-8  # added to the root of the second moment
+    config.optimizer.momentum = 0.95  # momentum of muon
 
-    # What is written, and how often (in steps).
-    config.checkpoint_every = 1000
-    config.keep_last = 3  # newest checkpoints kept; 0: all
-    config.keep_every = 0  # checkpoints at multiples of this are kept for good; 0: none
-    config.eval_every = 0  # held-out evaluation; 0: only at the end
-    config.eval_batches = 16  # of batch_size sequences per source; 0: no evaluation
-    # Early stopping after this many evaluations without a better one, keeping the best; 0: off.
-    config.patience = 0
-    config.log_every = 10  # TensorBoard and W&B; metrics.jsonl gets a row for every step
+    # Output, and how often (in steps).
+    config.checkpoint_every = 1000  # steps between checkpoints; 0: only at the end
+    config.keep_last = 3  # newest checkpoints to keep; 0: all
+    config.keep_every = 0  # checkpoints at multiples of this step are kept permanently; 0: none
+    config.eval_every = 0  # steps between held-out evaluations; 0: only at the end
+    config.eval_batches = 16  # batches per source and evaluation; 0: no evaluation
+    config.patience = 0  # evaluations without improvement that end the run; 0: no early stopping
+    config.log_every = 10  # steps between rows in TensorBoard and W&B; metrics.jsonl has all
     config.wandb = ""  # Weights & Biases project; empty: off
 
-    # Architecture: the fields of model.ModelConfig. init_depth=0: the depth above.
+    # Architecture: the fields of `model_config.ModelConfig`.
     config.model = ConfigDict()
     config.model.vocab_size = 49_152
-    config.model.d_model = 2048
-    config.model.d_ff = 8192
-    config.model.n_heads = 32
-    config.model.n_kv_heads = 32
-    config.model.head_dim = 0  # 0: d_model / n_heads
-    config.model.rope_theta = 10_000.0
-    config.model.rope_scaling = ""  # "llama3:FACTOR:LOW:HIGH:ORIGINAL"
-    config.model.attention_bias = False  # of queries, keys and values (Qwen2)
+    config.model.d_model = 2048  # width of the residual stream
+    config.model.d_ff = 8192  # width of the SwiGLU hidden layer
+    config.model.n_heads = 32  # query heads
+    config.model.n_kv_heads = 32  # key/value heads; fewer than n_heads: grouped-query attention
+    config.model.head_dim = 0  # width of a head; 0: d_model / n_heads
+    config.model.rope_theta = 10_000.0  # base of the rotary frequencies
+    config.model.rope_scaling = ""  # "llama3:FACTOR:LOW:HIGH:ORIGINAL"; empty: none
+    config.model.attention_bias = False  # biases of queries, keys and values (Qwen2)
     config.model.qk_norm = False  # RMSNorm of query and key heads (Qwen3)
-    config.model.norm_eps = 1e-5
-    config.model.tie_embeddings = True
-    config.model.init_depth = 0
-    config.model.dtype = "bfloat16"  # compute; parameters are float32
-    config.model.attention = "auto"  # "auto", "xla", "cudnn"
-    config.model.remat = "none"  # "none", "dots", "full"
+    config.model.norm_eps = 1e-5  # epsilon of RMSNorm
+    config.model.tie_embeddings = True  # output head is the transposed embedding
+    config.model.init_depth = (
+        0  # executed layers that the initialization is scaled for; 0: of depth
+    )
+    config.model.dtype = "bfloat16"  # type of computation; parameters are float32
+    config.model.attention = "auto"  # implementation: "auto", "xla", "cudnn"
+    config.model.remat = "none"  # what the backward pass recomputes: "none", "dots", "full"
 
     # Devices per mesh axis (one may be -1: the rest), and the mesh axes of each logical axis.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
