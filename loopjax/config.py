@@ -63,9 +63,7 @@ def default() -> ConfigDict:
     # Data: weights of built-in sources and of folders in data_dir (`loopjax prepare`).
     config.mixture = ConfigDict({"stdlib": 1.0})
     config.data_dir = ""  # directory of prepared data, and of files of prompts and completions
-    config.tokenizer = (
-        ""  # tokenizer of raw text; empty: that of prepared data, init_from, or bytes
-    )
+    config.tokenizer = ""  # tokenizer of raw text; empty: of the data or init_from, else bytes
     config.data_threads = 4  # threads that read examples ahead, per process
 
     # Learning rate, the same for all parameters.
@@ -107,9 +105,7 @@ def default() -> ConfigDict:
     config.model.qk_norm = False  # RMSNorm of query and key heads (Qwen3)
     config.model.norm_eps = 1e-5  # epsilon of RMSNorm
     config.model.tie_embeddings = True  # output head is the transposed embedding
-    config.model.init_depth = (
-        0  # executed layers that the initialization is scaled for; 0: of depth
-    )
+    config.model.init_depth = 0  # executed layers that initialization is scaled for; 0: all
     config.model.dtype = "bfloat16"  # type of computation; parameters are float32
     config.model.attention = "auto"  # implementation: "auto", "xla", "cudnn"
     config.model.remat = "none"  # what the backward pass recomputes: "none", "dots", "full"
