@@ -13,7 +13,7 @@ from scales import MINI, Scale
 
 from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.cli.main import main
-from loopjax.data.hops import hop_question
+from loopjax.data.hops import hop_item
 from loopjax.files import read_json
 from loopjax.results import store
 
@@ -214,7 +214,7 @@ def _hop_prompts():
     """Strings of 100 letters with 4 and with 8 hops; the last 24 letters are the answer."""
     rng = np.random.default_rng(0)
     for p in (4, 8) * 10:
-        text, _ = hop_question(rng, p, 100)
+        text = hop_item(rng, p, 100).prompt
         yield {"prompt": text[:-24], "answer": text[-24:], "group": str(p)}
 
 

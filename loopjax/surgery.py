@@ -96,21 +96,10 @@ def untie(params, plan: DepthPlan):
     return reorder(params, plan.order)
 
 
-def tie(params, plan: DepthPlan, how: str = "first"):
-    """The inverse of `untie`: U shared layers from E executed ones.
-
-    Each unique layer becomes the "first" of the executed layers that it stands for, or their
-    "mean".
-    """
-    if how not in ("first", "mean"):
-        raise ValueError(f"how={how!r} must be 'first' or 'mean'")
+def tie(params, plan: DepthPlan):
+    """The inverse of `untie`: U shared layers, each the first of the E executed ones that it runs as."""
     _check_depth(params, plan.n_effective, f"plan {plan} executes {plan.n_effective} layers")
-    if how == "first":
-        return reorder(params, plan.first_uses)
-    uses = [[e for e, u in enumerate(plan.order) if u == unique] for unique in range(plan.n_unique)]
-    return map_stack(
-        lambda leaf: jnp.stack([leaf[jnp.asarray(use)].mean(axis=0) for use in uses]), params
-    )
+    return reorder(params, plan.first_uses)
 
 
 def _check_depth(tree, expected: int, why: str) -> None:

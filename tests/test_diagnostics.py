@@ -113,7 +113,7 @@ sys.exit(main.main(["report", "{tmp_path}/r.html", "{tmp_path}/norms-made.json"]
     done = in_a_process("matplotlib", code)
     assert done.returncode == 2, done.stderr
     assert done.stdout.count("pip install 'loopjax[report]'") == 1
-    assert "loopjax report: a report needs matplotlib: pip install 'loopjax[report]'" in done.stderr
+    assert "loopjax report: needs pip install 'loopjax[report]'" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["norms-made.json"]
 
 
@@ -127,7 +127,7 @@ except UserError as error:
 """
     done = in_a_process("lm_eval", code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("exit_accuracy needs pip install 'loopjax[eval]'\n")
+    assert "exit_accuracy needs pip install 'loopjax[eval]'" in done.stdout.splitlines()[-1]
     assert (tmp_path / "a" / "similarity.json").exists() and not (tmp_path / "b").exists()
 
 

@@ -65,7 +65,7 @@ def test_the_python_of_the_readme_runs(in_empty_folder):
 
     config = default()
     exec(options, {"config": config})
-    _, phases, _ = run.outline(config)
+    phases = run.outline(config).phases
     assert str(phases[-1].plan) == "8-4x2-12" and phases[0].plan.n_unique == 4
 
     points = []

@@ -142,7 +142,7 @@ def test_the_last_update_is_the_one_that_training_made(run):
     before, meta = checkpoint.load_params(run, 10)
     after, decays = checkpoint.load_params(run, 11)[0], by_name(decay_mask(before))
     before, after = by_name(before), by_name(after)
-    rate, decay = here["parameters"]["learning_rate"], meta["config"]["weight_decay"]
+    rate, decay = here["parameters"]["learning_rate"], meta["config"]["optimizer"]["weight_decay"]
     assert rate == float(make_optimizer(ConfigDict(meta["config"]))[1](10))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rate == rows[10]["learning_rate"] and rows[10]["step"] == 11

@@ -29,23 +29,12 @@ def assert_equal(a, b):
 
 @settings(max_examples=15)  # every example compiles
 @given(parts)
-def test_tie_undoes_untie_either_way(parts):
+def test_tie_undoes_untie(parts):
     plan = DepthPlan.of(parts)
     tree = small_tree(plan.n_unique)
     untied = surgery.untie(tree, plan)
     assert surgery.n_layers(untied) == plan.n_effective
-    assert_equal(surgery.tie(untied, plan, "first"), tree)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-        surgery.tie(untied, plan, "mean"),
-        tree,
-    )
-
-
-def test_tie_by_mean_averages_the_layers_that_become_one():
-    tree = small_tree(6)
-    tied = surgery.tie(tree, DepthPlan.parse("1-2x2-1"), "mean")
-    np.testing.assert_allclose(tied["layers"]["b"], [0, (1 + 3) / 2, (2 + 4) / 2, 5])
+    assert_equal(surgery.tie(untied, plan), tree)
 
 
 @given(st.integers(1, 6).flatmap(lambda n: st.permutations(range(n))))
@@ -76,8 +65,6 @@ def test_a_plan_that_does_not_fit_the_stack_is_refused():
         surgery.untie(small_tree(5), DepthPlan.parse("4x2"))
     with pytest.raises(ValueError, match="executes 8 layers, but the tree holds 5"):
         surgery.tie(small_tree(5), DepthPlan.parse("4x2"))
-    with pytest.raises(ValueError, match="'first' or 'mean'"):
-        surgery.tie(small_tree(4), DepthPlan.parse("2x2"), "last")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 
-from loopjax.errors import UserError
+from loopjax.errors import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Diagnostic:
       prompts: number of prompts from the start of the prompt set; 0 for none, None for all.
       settings: names of the options that the result depends on.
       needs_lens: whether options["lens"], a trained Tuned Lens, is needed.
-      extra: the optional dependencies of `run`, as in `pip install 'loopjax[eval]'`.
+      needs: (module, extra) that `run` needs beyond the base install, as in `errors.require`.
       shows: first paragraph of the section; of diagnostics that share one, the first row has it.
       look: what to look for, likewise.
       tables: (`report.collect.Collection`) -> list of tables below the figures.
@@ -59,7 +59,7 @@ class Diagnostic:
     prompts: int | None = None
     settings: tuple[str, ...] = ()
     needs_lens: bool = False
-    extra: str = ""
+    needs: tuple[str, str] | None = None
     shows: str = ""
     look: str = ""
     tables: str = ""
@@ -68,13 +68,14 @@ class Diagnostic:
         return _imported(self.result)
 
     def computation(self) -> Callable:
-        """`run`; raises UserError if its optional dependencies are not installed."""
-        try:
-            return _imported(self.run)
-        except ImportError:
-            if not self.extra:
-                raise
-            raise UserError(f"{self.name} needs pip install 'loopjax[{self.extra}]'") from None
+        """`run`; raises MissingPackage if its optional package is not installed."""
+        self.check_installed()
+        return _imported(self.run)
+
+    def check_installed(self) -> None:
+        """Raises MissingPackage if the optional package of `run` is not installed."""
+        if self.needs:
+            require(*self.needs, self.name)
 
     def draw(self, results: dict, colors: dict | None = None):
         """The figure of {label: result}."""
@@ -138,7 +139,7 @@ _ROWS = (
         prompts=0,
         settings=("training", "lens_data", "tasks", "limit", "data_dir"),
         needs_lens=True,
-        extra="eval",
+        needs=("lm_eval", "eval"),
     ),
     Diagnostic(
         name="norms",

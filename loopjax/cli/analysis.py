@@ -91,8 +91,10 @@ def analyze(argv: list[str]) -> int:
       loopjax analyze --checkpoint runs/lidas --output runs/lidas/signature
     """
     args = _analyze_parser().parse_args(argv)
-    if "exit_accuracy" in args.what.split(","):
-        need_harness()
+    names = diagnostics.defaults() if args.what == "all" else args.what.split(",")
+    for name in names:  # before a model is loaded
+        if row := diagnostics.DIAGNOSTICS.get(name):
+            row.check_installed()
     from loopjax.analysis import analyze as analysis
     from loopjax.analysis import early_exit, lens, prompts
 
@@ -103,7 +105,7 @@ def analyze(argv: list[str]) -> int:
         say(f"prompts {prompt_set.name}: {note}")
     analysis.analyze(
         lm,
-        diagnostics.defaults() if args.what == "all" else args.what.split(","),
+        names,
         cases,
         args.output,
         prompts={"name": prompt_set.name, "source": prompt_set.source},
