@@ -1,4 +1,4 @@
-"""Every knob there is, with its default: the SmolLM-1.7B recipe (Kapl et al. 2025, Appendix A).
+"""Every option with its default: the SmolLM-1.7B recipe (Kapl et al. 2025, Appendix A).
 
 A file in `configs/` starts from `default()` and changes what it wants; whatever is not named here
 cannot be set, and `--config.key=value` overrides from the command line. Dictionaries (a mixture,

@@ -63,7 +63,7 @@ def grow(state, phase, optimizer, seed: int):
     Args:
       phase: a `curriculum.Phase` with an order.
       optimizer: of the run; moments are those of the copied layers, or with `phase.moments` "reset"
-        all start at zero again, while the learning rate goes on with its schedule.
+        all start at zero again, while the learning rate continues its schedule.
       seed: of the run; noise depends on it and on the phase's first step alone.
     """
     state = surgery.grow(state, phase.order, donate=True)

@@ -97,7 +97,7 @@ def lion(schedule, fields) -> optax.GradientTransformation:
     )  # fmt: skip
 
 
-# The matrix of a stacked leaf [U, in, out]: each layer is orthogonalized by itself.
+# The matrix of a stacked leaf [U, in, out]: each layer is orthogonalized separately.
 _MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 _MUON_RMS = 0.2  # of an update: what AdamW's are found to have (Liu et al. 2025, section 2.2)
 
@@ -187,7 +187,7 @@ def rescheduled(opt_state):
 
 
 def reset(optimizer: optax.GradientTransformation, params, opt_state):
-    """A fresh optimizer state of `params` that goes on with the learning rate of `opt_state`."""
+    """A fresh optimizer state of `params` that keeps the schedule's position of `opt_state`."""
     fresh = optimizer.init(params)
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_schedule)
     step = next(node.count for node in nodes if _is_schedule(node))

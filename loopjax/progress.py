@@ -40,7 +40,7 @@ class Progress:
 
     Args:
       total: units of work.
-      text: what the line begins with; an empty text prints nothing at all.
+      text: start of the line; if it is empty, nothing is printed.
       done: units that an earlier start finished already; they do not count for the speed.
       in_bytes: whether the units are bytes, shown as GB and MB/s.
     """

@@ -1,17 +1,17 @@
-"""What erasing a layer does to later layers and to the output (Csordas et al. 2025; Kapl et al.).
+"""Effects of ablating a layer on later layers and on the output (Csordas et al. 2025; Kapl et al.).
 
 The entry [s, l] of a matrix is the relative change of the update of layer l when the update of
-layer s is erased at some tokens and l's is measured at some:
+layer s is ablated at some tokens:
 
     ||c_l - c~_l|| / max(||c_l||, 1e-6)          c_l = a_l + m_l
 
-    propagated  s is erased and everything after it computed anew
-    local       l alone sees what s did not add: it is fed h_l - c_s; nothing carries on past l
-    future      erased before a boundary t (tokens 1 .. t - 1), measured from t on
-    current     erased at tokens 1 .. T - 1, measured at all
+    propagated  s is ablated, and everything after it is recomputed
+    local       l is fed h_l - c_s, and nothing after l is computed: the direct effect of s on l
+    future      s is ablated before a boundary t (tokens 1 .. t - 1), l is measured from t on
+    current     s is ablated at tokens 1 .. T - 1, l is measured at all tokens
 
-Token 0 is never erased. The largest value over tokens, boundaries and prompts counts; it grows with
-their number, which has to be the same for all models that are compared.
+Token 0 is never ablated. The result is the maximum over tokens, boundaries and prompts. It grows
+with their number, so models can be compared only on the same prompts and boundaries.
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ READ_CHUNK = 64  # positions whose logits are held at a time, per row
 
 @dataclasses.dataclass(frozen=True)
 class Effects:
-    """Effects of erasing each executed layer.
+    """Effects of ablating each executed layer.
 
     Attributes:
-      matrix: the largest relative change, [E, E]: row s is erased, column l is measured.
-      mean: the mean over prompts of what is the largest within each.
+      matrix: the largest relative change, [E, E]; row s is ablated, column l is measured.
+      mean: mean over prompts of the largest change in each prompt, [E, E].
       output: the largest ||softmax(z) - softmax(z~)||_2 at the measured tokens, [E]; None if local.
-      prompts, boundaries: how many (0 boundaries: current).
+      prompts, boundaries: numbers of prompts and of boundaries (0: current).
     """
 
     matrix: np.ndarray
@@ -75,22 +75,23 @@ def propagated(
     sublayer: str = "layer",
     each=map,
 ) -> Effects:
-    """Effects when everything after the erased layer (or its attention, or its MLP) is recomputed.
+    """Effects when everything after the ablated layer (or its attention, or its MLP) is recomputed.
 
     Args:
-      boundaries: of each prompt, "future"; a prompt with an empty list is left out. None: "current".
-      sublayer: what is erased, of `SUBLAYERS`.
-      each: `results.Parts.each`, to keep what is done.
+      boundaries: boundaries of each prompt ("future"); a prompt without any is skipped. None:
+        "current".
+      sublayer: the ablated part of the layer, a key of `SUBLAYERS`.
+      each: a resumable `map` over prompts (`store.Parts.each`).
     """
 
     def of_prompt(case):
-        matrix, output = erase(lm, *case, sublayer)
+        matrix, output = ablate(lm, *case, sublayer)
         return {"matrix": matrix, "output": output}
 
     return _merged(each(of_prompt, _cases(prompts, boundaries)), boundaries)
 
 
-def erase(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = "layer"):
+def ablate(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = "layer"):
     """(largest relative changes [E, E], largest change of the output distribution [E]) of a prompt.
 
     `boundaries` are positions, or None for "current".
@@ -101,7 +102,7 @@ def erase(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = 
 
     def cost(rows):
         """Layers of each batch, from the first source on, and a head, which is like one."""
-        return rows * np.sum(E + 1 - pairs["source"][:: rows - 1])  # one erases nothing
+        return rows * np.sum(E + 1 - pairs["source"][:: rows - 1])  # one row ablates nothing
 
     run, size = _program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1])
     rows = rows_at_once(lm, tokens_1T.shape[1], size, n + 1, cost)
@@ -137,7 +138,7 @@ def _local(lm: LanguageModel, prompt, boundaries) -> np.ndarray:
     counts = per_source * np.arange(1, E)
 
     def cost(rows):
-        return rows * np.sum(-(-(counts + 1) // rows))  # one of them erases nothing
+        return rows * np.sum(-(-(counts + 1) // rows))  # one row ablates nothing
 
     run, size = _local_program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1], False)
     rows = rows_at_once(lm, tokens_1T.shape[1], size, counts.max(initial=0) + 1, cost)
@@ -151,13 +152,13 @@ def _local(lm: LanguageModel, prompt, boundaries) -> np.ndarray:
                 args = (lm.params, clean, reference, target, lm.put(batch), len(prompt))
                 change_B, reference = run(*args)
                 change_B = jax.device_get(change_B)
-                erased = batch["source"] >= 0
-                np.maximum.at(matrix[:, target], batch["source"][erased], change_B[erased])
+                ablated = batch["source"] >= 0
+                np.maximum.at(matrix[:, target], batch["source"][ablated], change_B[ablated])
     return matrix
 
 
 def _clean(lm: LanguageModel, tokens_1T) -> dict:
-    """Residuals [E + 1, 1, T, D] and updates [E, 1, T, D] of a prompt of which nothing is erased."""
+    """Residuals [E + 1, 1, T, D] and updates [E, 1, T, D] of a prompt without ablation."""
     tokens_BT = np.repeat(tokens_1T, lm.batch_parts, 0)
     return _clean_program(lm.cfg, lm.plan)(lm.params, lm.put(tokens_BT))
 
@@ -183,7 +184,7 @@ def _merged(per_prompt, boundaries) -> Effects:
 
 
 def _pairs(sources, boundaries, length: int) -> dict[str, np.ndarray]:
-    """Every source at every boundary: erased at tokens 1 .. until - 1, measured at since .. length - 1.
+    """All ablations: source s at tokens 1 .. until - 1, measured at tokens since .. length - 1.
 
     int32 [N] each, by ascending source.
     """
@@ -194,10 +195,10 @@ def _pairs(sources, boundaries, length: int) -> dict[str, np.ndarray]:
 
 
 def _batch(pairs: dict, chosen) -> dict:
-    """Some of the pairs; -1 is a row that erases nothing (source -1).
+    """Some of the pairs; -1 is a row without ablation (source -1).
 
-    What is measured is a difference to such a row: both come from one program, so that a layer that
-    changes nothing has an effect of exactly 0.
+    Changes are measured against such a row of the same batch. Both come from one program, so a layer
+    that changes nothing has an effect of exactly 0.
     """
     batch = {k: x[chosen] for k, x in pairs.items()}
     batch["source"][chosen < 0] = -1
@@ -206,14 +207,14 @@ def _batch(pairs: dict, chosen) -> dict:
 
 @functools.lru_cache(maxsize=16)
 def _program(cfg, plan):
-    erased = functools.partial(_erased, cfg=cfg, plan=plan)
-    return jax.jit(erased, static_argnames="sublayers")
+    ablated = functools.partial(_ablated, cfg=cfg, plan=plan)
+    return jax.jit(ablated, static_argnames="sublayers")
 
 
-def _erased(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
-    """(relative change [E, B], change of the output [B]), the largest over the measured tokens.
+def _ablated(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
+    """(relative change [E, B], change of the output [B]), maxima over the measured tokens.
 
-    Layers before `first`, the first that is erased, are not run: what they give is in `clean_X1TD`.
+    Layers before `first`, the first ablated one, are not run: their outputs are in `clean_X1TD`.
     """
     (B,), T, E = batch["source"].shape, clean_X1TD.shape[2], plan.n_effective
     hidden_BT, measured_BT = _where(batch, T, length)
@@ -242,23 +243,23 @@ def _context(clean_X1TD, cfg):
 
 
 def _run_layer(layers, e, x_BTD, context, cfg, plan):
-    """(the residual behind executed layer e, its update c in float32), [B, T, D] each."""
+    """(residual stream after executed layer e, its update c in float32), [B, T, D] each."""
     x_BTD, _, sown = model.run_layer(layers, e, x_BTD, context, cfg, plan)
     a, m = (sown[name].astype(jnp.float32) for name in SUBLAYERS["layer"])
     return x_BTD, a + m
 
 
 def _where(batch, T: int, length):
-    """(where each row is erased, where it is measured), bool [B, T]."""
+    """(tokens at which each row is ablated, tokens at which it is measured), bool [B, T]."""
     position_T, until, since = jnp.arange(T), batch["until"][:, None], batch["since"][:, None]
-    erased_BT = (position_T >= 1) & (position_T < until)
-    return erased_BT, (position_T >= since) & (position_T < length)
+    ablated_BT = (position_T >= 1) & (position_T < until)
+    return ablated_BT, (position_T >= since) & (position_T < length)
 
 
 def bytes_of_row(cfg, T: int, reads: bool = True) -> int:
-    """Of a program that erases, on top of the parameters: a layer at work, or logits if it `reads`.
+    """Bytes per row of an ablation, beside the parameters: one layer, or logits if it `reads` them.
 
-    Attention is counted as XLA computes it, all logits of a query at once, in chunks on a CPU.
+    Attention is counted as XLA computes it: all logits of a query at once, in chunks on a CPU.
     """
     queries = max(64, T // 8) if kernels.platform() == "cpu" else T
     layer = T * (6 * cfg.d_model + 2 * cfg.d_ff) + 2 * cfg.n_heads * min(queries, T) * T
@@ -305,22 +306,43 @@ def _clean_program(cfg, plan):
 
 @functools.lru_cache(maxsize=16)
 def _local_program(cfg, plan):
-    return jax.jit(functools.partial(_erased_for_one, cfg=cfg, plan=plan))
+    return jax.jit(functools.partial(_ablated_for_one, cfg=cfg, plan=plan))
 
 
-def _erased_for_one(params, clean, reference_TD, target, batch, length, *, cfg, plan):
-    """(relative change of the update of one layer that is fed h_l - c_s, [B]; its reference).
+def _ablated_for_one(params, clean, reference_TD, target, batch, length, *, cfg, plan):
+    """(relative change of the update of one layer that is fed h_l - c_s, [B]; the reference).
 
-    The reference is the update where nothing is erased: that of the first row if it is such a row,
-    else what an earlier batch gave.
+    The reference is the update without ablation: that of the first row if it is such a row, else the
+    one that an earlier batch returned.
     """
     T = clean["update"].shape[2]
     hidden_BT, measured_BT = _where(batch, T, length)
     hidden_BT &= (batch["source"] >= 0)[:, None]
-    erased_BTD = clean["update"][batch["source"], 0] * hidden_BT[..., None]
-    x_BTD = (clean["residual"][target] - erased_BTD).astype(cfg.dtype)
+    ablated_BTD = clean["update"][batch["source"], 0] * hidden_BT[..., None]
+    x_BTD = (clean["residual"][target] - ablated_BTD).astype(cfg.dtype)
     context = _context(clean["residual"], cfg)
     _, c_BTD = _run_layer(params["layers"], target, x_BTD, context, cfg, plan)
     reference_TD = jnp.where(batch["source"][0] < 0, c_BTD[0], reference_TD)
     change_BT = _relative(c_BTD, reference_TD[None])
     return jnp.where(measured_BT, change_BT, 0.0).max(-1), reference_TD
+
+
+# The diagnostics of `loopjax analyze` (`diagnostics.py`).
+
+
+def run_future_local(lm, cases, options, each) -> Effects:
+    prompts = _prompts(cases)
+    return local(lm, prompts, draw_boundaries(prompts), each=each)
+
+
+def run_future(lm, cases, options, each) -> Effects:
+    prompts = _prompts(cases)
+    return propagated(lm, prompts, draw_boundaries(prompts), each=each)
+
+
+def run_current_attention(lm, cases, options, each) -> Effects:
+    return propagated(lm, _prompts(cases), None, "attention", each)
+
+
+def _prompts(cases) -> list[list[int]]:
+    return [tokens for tokens, _, _ in cases]
