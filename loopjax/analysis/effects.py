@@ -101,10 +101,11 @@ def ablate(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str =
     n = len(pairs["source"])
 
     def cost(rows):
-        """Layers of each batch, from the first source on, and a head, which is like one."""
+        """Layers computed by all batches, each from its first source on; the head counts as one."""
         return rows * np.sum(E + 1 - pairs["source"][:: rows - 1])  # one row ablates nothing
 
-    run, size = _program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1])
+    run = _program(lm.cfg, lm.plan)
+    size = bytes_of_row(lm.cfg, tokens_1T.shape[1])
     rows = rows_at_once(lm, tokens_1T.shape[1], size, n + 1, cost)
     matrix, output = np.zeros((E, E)), np.zeros(E)
     with lm.on_mesh():
@@ -124,7 +125,7 @@ def local(
     boundaries: Sequence[Sequence[int]] | None = None,
     each=map,
 ) -> Effects:
-    """Effects of each layer on each later one alone; of whole layers."""
+    """Direct effects of each whole layer on each later layer."""
 
     def of_prompt(case):
         return {"matrix": _local(lm, *case)}
@@ -134,18 +135,20 @@ def local(
 
 def _local(lm: LanguageModel, prompt, boundaries) -> np.ndarray:
     E, tokens_1T = lm.plan.n_effective, padded(prompt)
-    pairs, per_source = _pairs(range(E), boundaries, len(prompt)), len(boundaries or [None])
+    pairs = _pairs(range(E), boundaries, len(prompt))
+    per_source = len(boundaries or [None])
     counts = per_source * np.arange(1, E)
 
     def cost(rows):
         return rows * np.sum(-(-(counts + 1) // rows))  # one row ablates nothing
 
-    run, size = _local_program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1], False)
+    run = _local_program(lm.cfg, lm.plan)
+    size = bytes_of_row(lm.cfg, tokens_1T.shape[1], False)
     rows = rows_at_once(lm, tokens_1T.shape[1], size, counts.max(initial=0) + 1, cost)
     matrix = np.zeros((E, E))
     with lm.on_mesh():
         clean = _clean(lm, tokens_1T)
-        reference = clean["update"][0, 0]  # of this form; the first row of each target is its own
+        reference = clean["update"][0, 0]  # placeholder; the first row of each target replaces it
         for target, n in enumerate(counts, 1):
             for chosen in chunks(n + 1, rows):
                 batch = _batch(pairs, chosen - 1)
@@ -164,7 +167,7 @@ def _clean(lm: LanguageModel, tokens_1T) -> dict:
 
 
 def _cases(prompts, boundaries) -> list[tuple]:
-    """(prompt, its boundaries or None) of the prompts that are not left out."""
+    """(prompt, its boundaries or None); prompts without boundaries are skipped."""
     if boundaries is None:
         return [(prompt, None) for prompt in prompts]
     return [(prompt, cuts) for prompt, cuts in zip(prompts, boundaries, strict=True) if cuts]
@@ -172,8 +175,8 @@ def _cases(prompts, boundaries) -> list[tuple]:
 
 def _merged(per_prompt, boundaries) -> Effects:
     per_prompt = list(per_prompt)
-    matrices = np.stack([found["matrix"] for found in per_prompt])
-    outputs = [found["output"] for found in per_prompt if "output" in found]
+    matrices = np.stack([part["matrix"] for part in per_prompt])
+    outputs = [part["output"] for part in per_prompt if "output" in part]
     return Effects(
         matrix=matrices.max(0),
         mean=matrices.mean(0),
@@ -189,8 +192,8 @@ def _pairs(sources, boundaries, length: int) -> dict[str, np.ndarray]:
     int32 [N] each, by ascending source.
     """
     cuts = [(length, 0)] if boundaries is None else [(t, t) for t in boundaries]
-    found = [(source, *cut) for source in sources for cut in cuts]
-    columns = np.array(found, np.int32).reshape(-1, 3).T
+    rows = [(source, *cut) for source in sources for cut in cuts]
+    columns = np.array(rows, np.int32).reshape(-1, 3).T
     return dict(zip(("source", "until", "since"), columns, strict=True))
 
 
@@ -216,7 +219,9 @@ def _ablated(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
 
     Layers before `first`, the first ablated one, are not run: their outputs are in `clean_X1TD`.
     """
-    (B,), T, E = batch["source"].shape, clean_X1TD.shape[2], plan.n_effective
+    (B,) = batch["source"].shape
+    T = clean_X1TD.shape[2]
+    E = plan.n_effective
     hidden_BT, measured_BT = _where(batch, T, length)
     context = _context(clean_X1TD, cfg)
 
@@ -237,7 +242,7 @@ def _ablated(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
 
 
 def _context(clean_X1TD, cfg):
-    """The context of layers that are run one by one on a prompt; its embeddings are h_0."""
+    """The context for running layers one by one on a prompt, whose embeddings are h_0."""
     embedded_1TD = clean_X1TD[0].astype(cfg.dtype)
     return model.context_of(cfg, jnp.arange(clean_X1TD.shape[2]), embedded_1TD)
 
@@ -279,14 +284,14 @@ def _output_change(params, x_BTD, measured_BT, cfg):
     def distance(chunk):
         x_BtD, measured_Bt = chunk
         q_BtV = jax.nn.softmax(model.unembed(params, x_BtD, cfg))
-        found_Bt = jnp.linalg.norm(q_BtV - q_BtV[:1], axis=-1)
-        return jnp.where(measured_Bt, found_Bt, 0.0).max(-1)
+        distance_Bt = jnp.linalg.norm(q_BtV - q_BtV[:1], axis=-1)
+        return jnp.where(measured_Bt, distance_Bt, 0.0).max(-1)
 
     def distance_if_measured(chunk):
         nothing_B = jnp.zeros(len(measured_BT))
         return jax.lax.cond(jnp.any(chunk[1]), distance, lambda _: nothing_B, chunk)
 
-    # Logits are [..., V]: of a few positions of each row at a time.
+    # Logits are [..., V]: compute those of a few positions per row at a time.
     T = x_BTD.shape[1]
     n = next(c for c in range(min(T, READ_CHUNK), 0, -1) if T % c == 0)
     parts = tuple(
@@ -298,8 +303,8 @@ def _output_change(params, x_BTD, measured_BT, cfg):
 @functools.lru_cache(maxsize=16)
 def _clean_program(cfg, plan):
     def clean(params, tokens_BT):
-        found = activations(params, tokens_BT, cfg, plan)
-        return {"residual": found.residual[:, :1], "update": found.update[:, :1]}
+        acts = activations(params, tokens_BT, cfg, plan)
+        return {"residual": acts.residual[:, :1], "update": acts.update[:, :1]}
 
     return jax.jit(clean)
 
@@ -312,8 +317,8 @@ def _local_program(cfg, plan):
 def _ablated_for_one(params, clean, reference_TD, target, batch, length, *, cfg, plan):
     """(relative change of the update of one layer that is fed h_l - c_s, [B]; the reference).
 
-    The reference is the update without ablation: that of the first row if it is such a row, else the
-    one that an earlier batch returned.
+    The reference is the update without ablation: that of the first row if it has no ablation, else
+    the reference of an earlier batch.
     """
     T = clean["update"].shape[2]
     hidden_BT, measured_BT = _where(batch, T, length)
