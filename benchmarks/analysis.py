@@ -53,12 +53,12 @@ class Loop:
 
     def __init__(self, lm: LanguageModel):
         self.lm, cfg, plan = lm, lm.cfg, lm.plan
-        self.erased = jax.jit(self._erased, static_argnames="sublayers")
+        self.ablated = jax.jit(self._ablated, static_argnames="sublayers")
         self.block = jax.jit(self._block)
         self.plain = jax.jit(functools.partial(activations, cfg=cfg, plan=plan))
         self.at_exit = jax.jit(self._at_exit)
 
-    def _erased(self, params, tokens_1T, source, hidden_T, sublayers):
+    def _ablated(self, params, tokens_1T, source, hidden_T, sublayers):
         """(updates [E, T, D], distributions [T, V]) without one layer at some tokens."""
         cfg, plan = self.lm.cfg, self.lm.plan
         x_1TD = model.outside_stack(params, cfg, tokens_1T, "embedded")
@@ -119,7 +119,7 @@ class Loop:
 
             def run(source, hidden, tokens=tokens):
                 args = (self.lm.params, tokens, np.int32(source), hidden)
-                return jax.device_get(self.erased(*args, sublayers=sublayers))
+                return jax.device_get(self.ablated(*args, sublayers=sublayers))
 
             clean, clean_q = run(-1, hidden_at(tokens, n))
             for t in cuts:

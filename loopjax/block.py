@@ -1,7 +1,7 @@
-"""One layer of the transformer: what a researcher changes to change the model.
+"""One layer of the transformer; change it here to change the model.
 
-Shape letters are those of `model.py`. A layer gets the residual stream and a `Context`; whatever
-else it should know (its place in the plan, the embeddings) it asks for by `Block.reads`.
+Shape letters are those of `model.py`. A layer reads the residual stream and a `Context`. Optional
+fields of the context (the place in the plan, the embeddings) are requested in `Block.reads`.
 """
 
 import flax
@@ -14,7 +14,7 @@ from loopjax import kernels, rope
 from loopjax.depth import ExecutedLayer
 from loopjax.model_config import ModelConfig
 
-# In a scan its numbers are traced.
+# A pytree, since its fields are traced in a scan.
 jax.tree_util.register_dataclass(
     ExecutedLayer, data_fields=("unique", "segment", "iteration"), meta_fields=()
 )
@@ -22,7 +22,7 @@ jax.tree_util.register_dataclass(
 
 @flax.struct.dataclass
 class KVCache:
-    """Rotated keys, and values, of S slots; [B, K, S, C]. Every executed layer has its own."""
+    """Rotated keys and values of one executed layer, in S slots; [B, K, S, C] each."""
 
     key: jax.Array
     value: jax.Array
@@ -30,13 +30,13 @@ class KVCache:
 
 @flax.struct.dataclass
 class Placement:
-    """Where the T tokens of a call stand, when they are not positions 0..T-1 seen causally.
+    """Positions and mask of the T tokens of a call, if not 0..T-1 with a causal mask.
 
     Attributes:
-      positions_BT: int, for the rotary embedding.
-      mask_BTS: which slots of the cache a token sees; without a cache, which of the T tokens, of
-        those up to itself.
-      slot: int [], the first of the T slots that the tokens take in the cache.
+      positions_BT: position of each token for the rotary embedding, int.
+      mask_BTS: cache slots that each token attends to; without a cache, which of the T tokens (later
+        tokens are always masked).
+      slot: int [], first of the T cache slots that the tokens are written to.
     """
 
     positions_BT: jax.Array
@@ -46,14 +46,14 @@ class Placement:
 
 @flax.struct.dataclass
 class Context:
-    """What a layer reads beside the residual stream.
+    """The inputs of a layer besides the residual stream.
 
     Attributes:
       angles: `rope.tables` of the positions of the tokens.
-      placement: where the tokens stand; None for positions 0..T-1 seen causally.
-      gates: {"attention", "mlp"}, [B, T] each, that multiply the output of the sublayer; None for 1.
-      place: which executed layer of the plan this is; only for a block that reads it.
-      embedded_BTD: the embeddings of the tokens; only for a block that reads them.
+      placement: positions and mask; None for positions 0..T-1 with a causal mask.
+      gates: factors of the sublayers' outputs, {"attention", "mlp"}, [B, T] each; None for 1.
+      place: executed layer of the plan; None unless `Block.reads` names it.
+      embedded_BTD: embeddings of the tokens; None unless `Block.reads` names them.
     """
 
     angles: tuple[jax.Array, jax.Array]
@@ -73,14 +73,14 @@ class Block(nn.Module):
     It sows its input ("residual"), the outputs of attention and MLP ("attention", "mlp"), and "key"
     and "value" [B, T, K, C] as a cache holds them, into "intermediates" (see `intermediates`). A
     scalar sown into "losses" is an auxiliary loss: `outputs` sums it over the executed layers, and
-    training adds it to the loss as it is.
+    training adds it to the loss unscaled.
     """
 
     cfg: ModelConfig
 
-    # Which of "place" and "embedded_BTD" of the context the layer reads. Per-iteration weights read
-    # the place, input injection the embeddings; what is not named here is not computed, so the
-    # compiled program of a plain layer has no trace of either.
+    # Optional fields of the context that the layer reads: "place" (per-iteration weights) and
+    # "embedded_BTD" (input injection). Fields not named here are not computed, so the compiled
+    # program of a plain layer contains neither.
     reads = ()
 
     @nn.compact
@@ -122,7 +122,8 @@ class Block(nn.Module):
 
     def heads(self, name, x_BTD, axis, n):
         """Queries, keys or values, [B, T, n, C], before the rotary embedding."""
-        cfg, (B, T, _) = self.cfg, x_BTD.shape
+        cfg = self.cfg
+        B, T, _ = x_BTD.shape
         out_BTN = self.linear(name, x_BTD, ("embed", axis), n * cfg.head_size)
         if cfg.attention_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
@@ -146,7 +147,7 @@ class Block(nn.Module):
         scale = 1.0 / (2 * self.cfg.init_depth) if axes[-1] == "embed" else 1.0
         init = nn.with_logical_partitioning(fan_in_normal(scale), axes)
         kernel = self.param(name, init, (x.shape[-1], features))
-        # The name is what remat="dots" keeps.
+        # remat="dots" saves the values with this name.
         return checkpoint_name(kernels.matmul(x, kernel.astype(x.dtype)), "linear")
 
     def norm(self, name, x):
@@ -162,7 +163,7 @@ def rms_norm(x, scale, eps):
 
 
 def _written(cache: KVCache, new: KVCache, slot) -> KVCache:
-    """The cache with [B, T, K, C] written to its slots from `slot` on."""
+    """The cache with new keys and values [B, T, K, C] written to the slots from `slot` on."""
 
     def write(old_BKSC, new_BTKC):
         return jax.lax.dynamic_update_slice(old_BKSC, new_BTKC.swapaxes(1, 2), (0, 0, slot, 0))

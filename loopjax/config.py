@@ -1,8 +1,8 @@
-"""Every knob there is, with its default: the SmolLM-1.7B recipe (Kapl et al. 2025, Appendix A).
+"""Every option with its default: the SmolLM-1.7B recipe (Kapl et al. 2025, Appendix A).
 
-A file in `configs/` starts from `default()` and changes what it wants; whatever is not named here
-cannot be set, and `--config.key=value` overrides from the command line. Dictionaries (a mixture,
-say) are overridden whole: `--config.mixture='{"web": 0.7, "math": 0.3}'`.
+A file in `configs/` starts from `default()` and changes some of the options; on the command line,
+`--config.key=value` sets an option. Options not listed here are rejected. Dictionaries such as a
+mixture are replaced as a whole: `--config.mixture='{"web": 0.7, "math": 0.3}'`.
 """
 
 import difflib
@@ -14,17 +14,17 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
 from loopjax.model_config import ModelConfig
 
-# What a resumed run may change and still be the same run.
+# Fields that a resumed run may change.
 RUNTIME_FIELDS = (
     "checkpoint_every", "keep_last", "keep_every", "eval_every", "eval_batches", "log_every",
     "data_dir", "tokenizer", "data_threads", "microbatches", "mesh", "model.attention", "model.remat",
     "wandb",
 )  # fmt: skip
-# What may differ as long as phases and learning rates agree on the steps already done.
+# Fields that may change if phases and learning rates agree on the steps already done.
 FUTURE_FIELDS = ("steps", "patience", "depth", "growth", "cooldown", "mixture")
 INIT_FIELDS = ("init_from", "init", "init_operator")  # what a run was initialized from
 INITS = ("state", "weights", "moments")
-# Where the fields of earlier versions are now.
+# Current names of the fields of earlier versions.
 MOVED = {name: f"optimizer.{name}" for name in ("weight_decay", "beta1", "beta2", "eps")}
 
 
@@ -32,7 +32,7 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # Checkpoint to initialize from, DIR or DIR@STEP, and what is taken from it. "state": everything,
+    # Checkpoint to initialize from, DIR or DIR@STEP, and what to load from it. "state": everything,
     # the run branches off at that step (e.g. with another cooldown); "weights": parameters only,
     # for a new run; "moments": parameters and optimizer moments, for a new run.
     config.init_from = ""
@@ -63,7 +63,7 @@ def default() -> ConfigDict:
     # Data: weights of built-in sources and of folders in data_dir (`loopjax prepare`).
     config.mixture = ConfigDict({"stdlib": 1.0})
     config.data_dir = ""  # directory of prepared data, and of files of prompts and completions
-    config.tokenizer = ""  # tokenizer of raw text; empty: of the data or init_from, else bytes
+    config.tokenizer = ""  # tokenizer of raw text; empty: the data's or init_from's, else bytes
     config.data_threads = 4  # threads that read examples ahead, per process
 
     # Learning rate, the same for all parameters.
@@ -71,7 +71,7 @@ def default() -> ConfigDict:
     config.schedule = "trapezoid"  # "trapezoid", "cosine", "constant"
     config.warmup_steps = 2000  # linear warm-up; -1: 1% of all steps
 
-    # Optimizer; each reads some of these fields and refuses the others (`optim.OPTIMIZERS`).
+    # Optimizer; each uses some of these fields and rejects the others (`optim.OPTIMIZERS`).
     config.clip_norm = 1.0  # largest norm of the gradient of all parameters
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # "adamw", "muon" (for the matrices of layers), "lion"
@@ -106,7 +106,7 @@ def default() -> ConfigDict:
     config.model.norm_eps = 1e-5  # epsilon of RMSNorm
     config.model.tie_embeddings = True  # output head is the transposed embedding
     config.model.init_depth = 0  # executed layers that initialization is scaled for; 0: all
-    config.model.dtype = "bfloat16"  # type of computation; parameters are float32
+    config.model.dtype = "bfloat16"  # compute type; parameters are float32
     config.model.attention = "auto"  # implementation: "auto", "xla", "cudnn"
     config.model.remat = "none"  # what the backward pass recomputes: "none", "dots", "full"
 
@@ -128,9 +128,9 @@ def default() -> ConfigDict:
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
-    """A copy in which the values that follow from others (-1) are filled in.
+    """A copy in which lengths of -1 are replaced by fractions of `steps`.
 
-    The defaults are the shares of the paper: 1% warm-up, 15% cooldown.
+    The fractions are those of the paper: 1% warm-up, 15% cooldown.
     """
     config = ConfigDict(config.to_dict())
     if config.warmup_steps == -1:
@@ -151,7 +151,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for values that no run can have."""
+    """Raises UserError for invalid values."""
     if config.init not in INITS:
         raise UserError(f"config.init={config.init!r} must be one of {', '.join(INITS)}")
     if config.init_operator and (config.init == "state" or not config.init_from):
@@ -200,12 +200,12 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 
 def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[str]:
-    """The fields in which two configs (as nested dicts) describe different runs, as "name: a, b".
+    """The fields in which two configs (nested dicts) describe different runs, with both values.
 
-    Fields that may change on a resumed run are not compared, nor those that the phases determine;
-    nor, with `branch`, what the run was initialized from.
+    Fields that a resumed run may change are not compared, nor those that determine the phases, nor,
+    with `branch`, those that determine the initialization.
     """
-    # A field that did not exist at the time had its default value.
+    # A field that the saved config lacks had its default value.
     saved = flatten(default().to_dict()) | flatten(upgraded(saved))
     current = flatten(current)
     free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(INIT_FIELDS if branch else ()))
@@ -218,7 +218,7 @@ def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[
 
 
 def upgraded(saved: dict) -> dict:
-    """A config that an earlier version saved, as nested dicts, with its fields where they are now."""
+    """A saved config (nested dicts) in which fields of earlier versions have their current names."""
     out = {key: value for key, value in saved.items() if key not in MOVED}
     for key in saved.keys() & MOVED.keys():
         group, _, name = MOVED[key].partition(".")
@@ -227,7 +227,7 @@ def upgraded(saved: dict) -> dict:
 
 
 def from_saved(saved: dict) -> ConfigDict:
-    """The config of a saved run; fields that it knew nothing of have their defaults."""
+    """The config of a saved run; fields that it lacks have their defaults."""
 
     def filled(known: dict, given: dict) -> dict:
         out = dict(given)
@@ -242,9 +242,9 @@ def from_saved(saved: dict) -> ConfigDict:
 
 
 def unknown_field(config: ConfigDict, name: str) -> str:
-    """One sentence about an override of a field that does not exist."""
+    """The error message for an override of a field that does not exist."""
     if name in MOVED:
-        return f"config.{name} does not exist; it is config.{MOVED[name]} now"
+        return f"config.{name} does not exist; use config.{MOVED[name]}"
     known = [*flatten(config.to_dict()), *config.keys()]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"config.{name} does not exist" + (f"; did you mean config.{close[0]}?" if close else "")

@@ -1,6 +1,6 @@
-"""What a run will cost, before it is started: `loopjax flops` and `loopjax plan`.
+"""The cost of a run before it starts: `loopjax flops` and `loopjax plan`.
 
-Nothing is allocated or compiled, and no data is opened; the devices need not be there.
+Nothing is allocated or compiled, no data is opened, and the devices need not exist.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from loopjax.text_table import aligned
 
 
 def flops_of(config) -> dict:
-    """Parameters and FLOPs of a config's curriculum, beside the standard model's.
+    """Parameters and FLOPs of a config's curriculum, compared with the standard model's.
 
-    The standard model has as many layers as `config.depth` executes, each its own, trained at
-    full depth for all steps. Keys are those of `loopjax flops --json`; FLOPs by the formula of
+    The standard model has as many unique layers as `config.depth` executes, and trains at full depth
+    for all steps. Keys are those of `loopjax flops --json`; FLOPs follow the formula in
     `flops.training_flops_per_token`.
     """
     outline = run.outline(config)
@@ -59,7 +59,7 @@ def flops_of(config) -> dict:
 
 
 def standard_plan(plan: DepthPlan) -> DepthPlan:
-    """The plan of the standard model that a plan is compared with: as many layers, all unique."""
+    """The plan of the standard model: as many executed layers as `plan`, all unique."""
     return DepthPlan.of([(plan.n_effective, 1)])
 
 
@@ -99,7 +99,7 @@ class Machine:
 
     Attributes:
       devices: number of devices.
-      memory: bytes per device; 0 if it is not to be checked.
+      memory: bytes per device; 0 to skip the check.
       peak_flops: FLOP/s per device.
       mfu: model FLOPs utilization: the fraction of the peak that training reaches.
       platform: "gpu", "tpu" or "cpu", which differ in the implementation of attention.
@@ -162,7 +162,7 @@ def plan_of(config, machine: Machine) -> dict:
 
 
 def _finer(microbatches: int, sequences: int):
-    """Microbatches as given, doubled, ... as long as each device keeps whole sequences."""
+    """`microbatches` and its doublings, as long as they divide the sequences per device."""
     while sequences % microbatches == 0:
         yield microbatches
         microbatches *= 2

@@ -1,4 +1,4 @@
-"""A run is a list of phases: until which step, which plan, reached how, on which data."""
+"""A run as a list of phases: their steps, depth plans, growth operators and data mixtures."""
 
 import dataclasses
 import math
@@ -16,14 +16,14 @@ class Phase:
     Attributes:
       start: updates done before the phase begins.
       stop: updates done when it ends.
-      plan: in which order the layers run.
+      plan: order in which the layers run.
       operator: how the plan was reached: "init"; a growth operator, "untie" or "tie" (the stack is
         gathered by `order`); "retrofit" (other plan, same stack); "data" (only the mixture changes).
-      order: old index of each unique layer where the stack is gathered; else None.
+      order: old index of each unique layer if the stack is gathered; else None.
       mixture: sampling weight of each data source.
-      transform: what is done to new layers after the gather, of `growth.TRANSFORMS`; "" for nothing.
+      transform: change of new layers after the gather, a key of `growth.TRANSFORMS`; "" for none.
       noise: relative standard deviation of the transform "noise".
-      moments: "copy" (with their layers) or "reset".
+      moments: optimizer moments at a growth step: "copy" (along with the layers) or "reset".
     """
 
     start: int
@@ -40,7 +40,7 @@ class Phase:
         out = {"start": self.start, "stop": self.stop, "plan": str(self.plan)}
         order = None if self.order is None else list(self.order)
         out |= {"operator": self.operator, "order": order, "mixture": dict(self.mixture)}
-        # Only where they are set: phases are compared with those that earlier versions saved.
+        # Only if they are set: phases are compared with those saved by earlier versions.
         defaults = {"transform": "", "noise": 0.0, "moments": "copy"}
         return out | {k: v for k in defaults if (v := getattr(self, k)) != defaults[k]}
 
@@ -73,7 +73,9 @@ def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
             f"{', '.join(GROWTH_OPERATORS)}, or empty for no growth"
         )
     if plan.is_looped:
-        raise UserError(f"config.depth={config.depth!r} is looped; growth ends in a plain depth")
+        raise UserError(
+            f"config.depth={config.depth!r} is looped; growth requires a plan without loops"
+        )
     for name, allowed in (("transform", ("", *TRANSFORMS)), ("moments", MOMENTS)):
         if growth[name] not in allowed:
             raise UserError(
@@ -86,14 +88,14 @@ def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
     if not 1 <= total <= cooldown_start:
         raise UserError(
             f"config.growth.steps={growth.steps} must lie within 1..{cooldown_start}, the steps "
-            "before the cooldown (0 takes them all)"
+            "before the cooldown (0: all of them)"
         )
     with field("growth.alpha"):
         lengths = prop_schedule(total, len(depths), growth.alpha)
     if min(lengths) < 1:
         raise UserError(
-            f"config.growth.steps={total} are too few for {len(depths)} stages: they would "
-            f"get {lengths} steps"
+            f"config.growth.steps={total} is too small for {len(depths)} stages: they would get "
+            f"{lengths} steps"
         )
     plans = [DepthPlan.of([(depth, 1)]) for depth in depths]
     phases = [Phase(0, lengths[0], plans[0], "init", None, mixture)]
@@ -124,14 +126,14 @@ def _stage_depths(growth, depth: int) -> list[int]:
     growing = all(a < b for a, b in zip([0, *depths], depths, strict=False))
     if len(depths) < len(parts) or not growing or depths[-1] != depth:
         raise UserError(
-            f"config.growth.depths={growth.depths!r} must be whole numbers that grow and end in "
+            f"config.growth.depths={growth.depths!r} must be increasing whole numbers ending in "
             f"config.depth={depth}, like '4,8,{depth}'"
         )
     return depths
 
 
 def _with_cooldown(config, phases, start) -> list[Phase]:
-    """Splits the last phase where the cooldown begins, if it changes the plan or the data."""
+    """Splits the last phase at the cooldown, if the cooldown changes the plan or the data."""
     last, cooldown = phases[-1], config.cooldown
     plan, mixture = last.plan, last.mixture
     if cooldown.depth:
@@ -145,7 +147,7 @@ def _with_cooldown(config, phases, start) -> list[Phase]:
         return phases
     if cooldown.steps < 1:
         raise UserError(
-            "config.cooldown.steps=0, but the cooldown changes the depth or the mixture"
+            "config.cooldown.steps=0 must be positive: the cooldown changes the depth or the mixture"
         )
     if start == last.start:
         raise UserError(
@@ -157,30 +159,31 @@ def _with_cooldown(config, phases, start) -> list[Phase]:
 
 
 def _mixture(name: str, weights) -> dict[str, float]:
-    """Positive weights by source, as given; a weight of 0 leaves its source out."""
-    weights, numbers = dict(weights), (int, float)
+    """The positive weights by source, not normalized; sources with weight 0 are left out."""
+    weights = dict(weights)
+    numbers = (int, float)
     bad = {k: v for k, v in weights.items() if not isinstance(v, numbers) or not 0 <= v < math.inf}
     if bad or not any(weights.values()):
         raise UserError(
-            f"config.{name}={bad or weights} must hold weights of at least 0, one of them positive"
+            f"config.{name}={bad or weights} must map sources to weights of at least 0, not all of them 0"
         )
     return {key: float(value) for key, value in sorted(weights.items()) if value > 0}
 
 
 def past(phases: list[Phase], step: int) -> list[dict]:
-    """What the phases say about the first `step` updates, as JSON; equal for equal pasts."""
+    """The phases of the first `step` updates, as JSON; equal for runs that agree on these updates."""
     return [
         {**phase.to_json(), "stop": min(phase.stop, step)} for phase in phases if phase.start < step
     ]
 
 
 def mixture_at(phases: list[Phase], step: int) -> Mapping[str, float]:
-    """The mixture of the batch that follows after `step` updates."""
+    """The mixture of the next batch after `step` updates."""
     return next((p.mixture for p in phases if step < p.stop), phases[-1].mixture)
 
 
 def lineage(phases: list[Phase], step: int) -> list[dict]:
-    """Where the stack of a checkpoint at `step` comes from, oldest first."""
+    """Changes of the plan, the stack or the data up to `step`, oldest first."""
     keys = ("start", "operator", "plan", "order", "transform", "moments")
     events = [
         {key: phase[key] for key in keys if key in phase} for phase in past(phases, max(step, 1))

@@ -1,8 +1,8 @@
 """Depth as integer arithmetic: plans, growth orders and stage lengths. No JAX here.
 
-A model is a stack of U *unique* layers and a plan that says in which order they run. A plan
-is written as segments joined by "-"; a segment is "L" (L layers, once) or "LxR" (L layers,
-R times in a row):
+A model is a stack of U *unique* layers and a plan, the order in which they run. A plan is
+written as segments joined by "-"; a segment is "L" (L layers, once) or "LxR" (L layers, R times
+in a row):
 
     plan       unique U   effective E   order of execution
     24         24         24            0..23
@@ -10,9 +10,9 @@ R times in a row):
     4-4x4-4    12         24            0..3, (4..7) four times, 8..11
     8-4x2-12   24         28            0..7, 8..11, 8..11, 12..23
 
-A growth operator (MIDAS, LIDAS) is an *order* too: the tuple of old layer indices that the
-grown stack is gathered from. So is an intervention (swap, skip, reverse, repeat): the tuple of
-*executed* layers that are executed instead.
+A growth operator (MIDAS, LIDAS) is an *order* too: for each layer of the grown stack, the index of
+the old layer that it copies. An intervention (swap, skip, reverse, repeat) is an order of *executed*
+layers, which replaces 0 .. E - 1.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class ExecutedLayer:
-    """Where an executed layer stands in its plan.
+    """The position of an executed layer in its plan.
 
     Attributes:
       unique: index of its weights in the stack, 0..U-1.
@@ -56,10 +56,10 @@ class ExecutedLayer:
 
 @dataclasses.dataclass(frozen=True)
 class DepthPlan:
-    """In which order the unique layers of a stack are executed ("4-4x4-4").
+    """The order in which the unique layers of a stack are executed, such as "4-4x4-4".
 
-    Neighboring segments that run once are one segment ("4-4-4" is "12"), so plans that
-    execute the same order are equal, hash equally and print the same text.
+    Adjacent segments that run once are merged ("4-4-4" is "12"), so plans with the same order of
+    execution are equal, hash equally and print the same text.
     """
 
     segments: tuple[Segment, ...]
@@ -70,8 +70,8 @@ class DepthPlan:
         matches = [_SEGMENT.fullmatch(part) for part in str(text).split("-")]
         if not isinstance(text, str) or not all(matches):
             raise ValueError(
-                f"depth plan {text!r} is not readable: write segments L or LxR (L layers, run R "
-                'times) of positive whole numbers joined by "-", like "24", "4x6" or "4-4x4-4"'
+                f"invalid depth plan {text!r}: write segments L or LxR (L layers, run R times), positive "
+                'whole numbers, joined by "-", like "24", "4x6" or "4-4x4-4"'
             )
         return cls.of((int(m[1]), int(m[2] or 1)) for m in matches)
 
@@ -114,7 +114,7 @@ class DepthPlan:
 
     @property
     def first_uses(self) -> tuple[int, ...]:
-        """For each unique layer, the first executed layer that it is, [U]."""
+        """The index of the first executed layer that uses each unique layer, [U]."""
         return tuple(self.order.index(i) for i in range(self.n_unique))
 
     @property
@@ -134,7 +134,7 @@ def _check_block(n_layers: int, block: int) -> None:
 
 
 def midas(n_layers: int, block: int) -> tuple[int, ...]:
-    """Old layer indices after one MIDAS step: the middle *block* is copied, right after itself.
+    """Old layer indices after one MIDAS step: a copy of the middle *block* follows it.
 
     Of n = L/b blocks the copied one is m = ceil(n/2) - 1 (Saunshi et al. 2024; Kapl et al.
     2026, section 2).
@@ -149,8 +149,8 @@ def lidas(n_layers: int, block: int) -> tuple[int, ...]:
     """Old layer indices after one LIDAS step: the `block` *layers* around the middle are copied.
 
     With c = ceil(L/2) the copied layers are c - ceil(b/2) .. c + floor(b/2) - 1, inserted right
-    after the last of them (Kapl et al. 2026, section 2; its figure and text give b layers, the
-    closed interval of its formula one more). For an odd number of blocks this is MIDAS.
+    after the last of them (Kapl et al. 2026, section 2: b layers in the figure and the text, while
+    the closed interval in the formula has b + 1). For an odd number of blocks this is MIDAS.
     """
     _check_block(n_layers, block)
     start = math.ceil(n_layers / 2) - math.ceil(block / 2)
@@ -160,26 +160,26 @@ def lidas(n_layers: int, block: int) -> tuple[int, ...]:
 def stack(n_layers: int, block: int) -> tuple[int, ...]:
     """Old layer indices after one step of gradual stacking: the last `block` layers are copied on top.
 
-    Gong et al. 2019 copy the whole stack (block = L); Reddi et al. 2023 the last layers.
+    Gong et al. 2019 copy the whole stack (block = L), Reddi et al. 2023 only the last layers.
     """
     _check_block(n_layers, block)
     return _duplicate(n_layers, n_layers - block, block)
 
 
 def gstack(n_layers: int, added: int) -> tuple[int, ...]:
-    """Old layer indices after the whole stack was copied on top of itself until `added` are new.
+    """Old layer indices after copies of the whole stack, `added` layers in all, were stacked on top.
 
     G_stack with growth factor g = (L + added) / L (Du et al. 2024).
     """
     if not isinstance(added, int) or added < 1 or added % n_layers:
         raise ValueError(
-            f"added={added!r} layers are no multiple of the depth of {n_layers} layers"
+            f"added={added!r} must be a positive multiple of the depth of {n_layers} layers"
         )
     return (*range(n_layers),) * (1 + added // n_layers)
 
 
-# (layers of the old stack, layers that it gains) -> order. A row here is a growth operator that
-# configs can name, in `growth.operator`, `cooldown.operator`, `init_operator` and as a variant.
+# (layers of the old stack, layers to add) -> order. The names can be used in configs: in
+# `growth.operator`, `cooldown.operator`, `init_operator` and as a variant.
 GROWTH_OPERATORS = {"midas": midas, "lidas": lidas, "stack": stack, "gstack": gstack}
 
 
@@ -192,43 +192,43 @@ OPERATORS = (*GROWTH_OPERATORS, "untie", "tie")
 
 
 def restack(operator: str, before: DepthPlan, after: DepthPlan) -> tuple[int, ...] | None:
-    """Old index of each layer of the stack that `after` runs, made of the one that `before` runs.
+    """The order that turns the stack of plan `before` into the stack of plan `after`.
 
-    A growth operator adds the layers by which `after` has more; "untie" gives each executed layer of
-    `before` weights of its own; "tie" keeps of an untied stack the first of the layers that
-    `after` makes one. Without an operator the stack stays as it is, and None is returned. Raises
-    ValueError where the plans do not fit.
+    A growth operator adds the layers that `after` has more than `before`; "untie" gives each executed
+    layer of `before` its own weights; "tie" keeps the first of the untied layers that share weights
+    in `after`. An empty operator leaves the stack unchanged and returns None. Raises ValueError if
+    the plans do not fit.
     """
     old, new = before.n_unique, after.n_unique
     if operator and operator not in OPERATORS:
         raise ValueError(f"{operator!r} must be one of {', '.join(OPERATORS)}, or empty for none")
     if operator in GROWTH_OPERATORS:
         if new <= old:
-            raise ValueError(f"{operator} adds layers, but {old} are to become {new}")
+            raise ValueError(
+                f"{operator} adds layers, but plan {after} has {new} and the stack {old}"
+            )
         return GROWTH_OPERATORS[operator](old, new - old)
     if operator == "untie":
         if new != before.n_effective:
             raise ValueError(
-                f"untied, plan {before} has {before.n_effective} layers, but plan {after} has {new}"
+                f"untying plan {before} gives {before.n_effective} layers, but plan {after} has {new}"
             )
         return before.order
     if operator == "tie":
         if before.is_looped or old != after.n_effective:
             raise ValueError(
-                f"tie makes plan {after} of {after.n_effective} untied layers, not of plan {before}"
+                f"tying to plan {after} requires {after.n_effective} untied layers, not plan {before}"
             )
         return after.first_uses
     if new != old:
-        raise ValueError(
-            f"plan {after} has {new} unique layers, but the stack that it is to run has {old}"
-        )
+        raise ValueError(f"plan {after} has {new} unique layers, but the stack has {old}")
     return None
 
 
 def starts(op: str, n_layers: int, size: int) -> range:
-    """Where an intervention on a sub-block of `size` executed layers can begin; maybe nowhere.
+    """Valid starts of an intervention on a sub-block of `size` executed layers; may be empty.
 
-    A swap needs two sub-blocks, and a skip must leave a layer.
+    A swap needs two sub-blocks, and a skip must leave at least one layer.
     """
     for name, value in (("n_layers", n_layers), ("size", size)):
         if not isinstance(value, int) or value < 1:
@@ -242,16 +242,16 @@ def starts(op: str, n_layers: int, size: int) -> range:
 def _check_start(op: str, n_layers: int, start: int, size: int) -> None:
     valid = starts(op, n_layers, size)
     if start not in valid:
-        allowed = f"it must lie within 0..{valid[-1]}" if valid else "no start does"
+        allowed = f"start must lie within 0..{valid[-1]}" if valid else "no start fits"
         raise ValueError(
             f"{op} of size={size} at start={start!r} does not fit {n_layers} layers: {allowed}"
         )
 
 
 def swap(n_layers: int, start: int, size: int) -> tuple[int, ...]:
-    """The executed layers with two neighboring sub-blocks exchanged, the first from `start` on.
+    """The executed layers with two adjacent sub-blocks exchanged, the first beginning at `start`.
 
-    Inside a sub-block the order stays (Kapl et al. 2025, Figures 3, 9, 16; Kapl et al. 2026,
+    The order within a sub-block does not change (Kapl et al. 2025, Figures 3, 9, 16; Kapl et al. 2026,
     Figures 5, 11).
     """
     _check_start("swap", n_layers, start, size)
@@ -266,14 +266,14 @@ def skip(n_layers: int, start: int, size: int) -> tuple[int, ...]:
 
 
 def reverse(n_layers: int, start: int, size: int) -> tuple[int, ...]:
-    """The executed layers, a sub-block from its end to its start (Kapl et al. 2025, Figures 6, 11)."""
+    """The executed layers with a sub-block reversed (Kapl et al. 2025, Figures 6, 11)."""
     _check_start("reverse", n_layers, start, size)
     stop = start + size
     return (*range(start), *reversed(range(start, stop)), *range(stop, n_layers))
 
 
 def repeat(n_layers: int, start: int, size: int, times: int) -> tuple[int, ...]:
-    """The executed layers, a sub-block `times` more (Kapl et al. 2026, Figures 6, 12); 0 is none."""
+    """The executed layers with `times` more repetitions of a sub-block (Kapl et al. 2026, Fig. 6, 12)."""
     _check_start("repeat", n_layers, start, size)
     if not isinstance(times, int) or times < 0:
         raise ValueError(f"times={times!r} must be a whole number of at least 0")
@@ -288,7 +288,7 @@ def prop_schedule(total_steps: int, n_stages: int, alpha: float = 1.0) -> tuple[
     """PROP-alpha: stage i of k trains for T_i = T i^alpha / sum_j j^alpha steps.
 
     Rounded by largest remainder, so the stages sum to `total_steps`; ties go to the earlier
-    stage. A stage may come out as 0 steps when `total_steps` is small.
+    stage. A stage can get 0 steps if `total_steps` is small.
     """
     for name, value in (("total_steps", total_steps), ("n_stages", n_stages)):
         if not isinstance(value, int) or value < 1:

@@ -1,6 +1,6 @@
 """Reading and writing the small files of the project: text, JSON, JSON lines, arrays.
 
-A file is written in one go: a reader sees the old file or the new one, never a part of it.
+Writes are atomic: a reader sees the old file or the new one, never a partial file.
 """
 
 import json
@@ -46,8 +46,9 @@ def read_json(path):
 
 
 def read_rows(path) -> list[dict]:
-    """The rows of a JSON lines file; stops at a last line that a crash cut short."""
-    path, rows = pathlib.Path(path), []
+    """The rows of a JSON lines file; stops at a line truncated by a crash."""
+    path = pathlib.Path(path)
+    rows = []
     if path.is_file():
         for line in path.read_text().splitlines():
             try:

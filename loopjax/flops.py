@@ -42,8 +42,8 @@ def training_flops_per_token(cfg: ModelConfig, plan: DepthPlan, seq_len: int) ->
     """6 P + 12 E D T (Kapl et al. 2025, Table 7).
 
     P: matrix parameters executed (each executed layer, and the output head once); E: executed
-    layers; D: width; T: context, not halved for causality. Forward and backward; what
-    rematerialization recomputes is not counted.
+    layers; D: width; T: context, not halved for causality. Forward and backward pass;
+    recomputation (remat) is not counted.
     """
     E = plan.n_effective
     P = E * layer_params(cfg) + cfg.vocab_size * cfg.d_model
@@ -57,6 +57,6 @@ def training_flops(cfg: ModelConfig, plan: DepthPlan, config) -> int:
 
 
 def peak_flops(device) -> float | None:
-    """Peak FLOP/s of a device at bfloat16, None where it is not known."""
+    """Peak FLOP/s of a device at bfloat16, None if unknown."""
     matches = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
     return PEAK_FLOPS[max(matches, key=len)] if matches else None

@@ -1,7 +1,7 @@
-"""A step of growth: the layers are gathered by an order, then the new ones are changed if asked.
+"""A growth step: layers are gathered by an order, then the new ones are optionally transformed.
 
-Whether a layer is new is read off the order: of several copies of an old layer all but the first
-are. A new way to change them is a function and a row of `TRANSFORMS`.
+Which layers are new follows from the order: all copies of an old layer except the first. To add a
+transform, write a function and add it to `TRANSFORMS`.
 """
 
 import jax
@@ -15,15 +15,15 @@ OUTPUTS = ("output", "down")
 
 
 def new_layers(order) -> np.ndarray:
-    """Which layers of the grown stack are copies of one before them; bool [U]."""
+    """Whether each layer of the grown stack is a copy of an earlier one; bool [U]."""
     return np.array([layer in order[:i] for i, layer in enumerate(order)])
 
 
 def zero_output(params, new_U, key, noise: float):
-    """New layers add nothing to the residual stream: the grown model computes what it did before.
+    """Zeroes the output matrices of new layers, so that the grown model computes the same function.
 
-    The zeroed matrices receive gradients at once; the others follow (cf. Net2Net, Chen et al. 2016;
-    bert2BERT, Chen et al. 2022).
+    The zeroed matrices receive gradients from the first step on, the other matrices of these layers
+    once those are nonzero (cf. Net2Net, Chen et al. 2016; bert2BERT, Chen et al. 2022).
     """
 
     def zeroed(path, leaf):
@@ -35,12 +35,12 @@ def zero_output(params, new_U, key, noise: float):
 
 
 def add_noise(params, new_U, key, noise: float):
-    """Normal noise on the matrices of new layers, `noise` times the RMS of each, so that copies part."""
+    """Adds normal noise, `noise` times the RMS of each matrix, so that copied layers differ."""
 
     def noisy(path, leaf):
         if not (surgery.on_stack(path) and leaf.ndim == 3):
             return leaf
-        # By name: the draws of a matrix depend on no other.
+        # Keyed by name: the noise of a matrix does not depend on which others exist.
         own = jax.random.fold_in(key, sum(map(ord, path[-1].key)))
         rms_U11 = jnp.sqrt(jnp.mean(jnp.square(leaf), axis=(1, 2), keepdims=True))
         moved = leaf + noise * rms_U11 * jax.random.normal(own, leaf.shape, leaf.dtype)
@@ -58,13 +58,13 @@ MOMENTS = ("copy", "reset")
 
 
 def grow(state, phase, optimizer, seed: int):
-    """The train state that a phase of growth starts from, on the devices; `state` is used up.
+    """The train state at the start of a growth phase, computed on the devices; `state` is donated.
 
     Args:
       phase: a `curriculum.Phase` with an order.
-      optimizer: of the run; moments are those of the copied layers, or with `phase.moments` "reset"
-        all start at zero again, while the learning rate goes on with its schedule.
-      seed: of the run; noise depends on it and on the phase's first step alone.
+      optimizer: optimizer of the run. Moments are copied with their layers, or all set to zero if
+        `phase.moments` is "reset"; the learning rate continues its schedule either way.
+      seed: seed of the run; the noise depends only on it and on the first step of the phase.
     """
     state = surgery.grow(state, phase.order, donate=True)
     if not phase.transform and phase.moments == "copy":

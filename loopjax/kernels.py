@@ -7,8 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Queries of one chunk on the CPU: long enough to keep the matrix products large, short enough
-# that the keys after a chunk (which its queries must not see) are worth not touching.
+# Queries per chunk on the CPU: enough for large matrix products, few enough that skipping the keys
+# after a chunk (masked for all its queries) saves time.
 _CPU_CHUNK = 64
 _CPU_MAX_CHUNKS = 8
 
@@ -16,13 +16,13 @@ _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": what programs are traced for."""
+    """The platform that programs are traced for: "cpu", "gpu" or "tpu"."""
     return _PLATFORM.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def traced_for(name: str):
-    """Within it programs are traced, not run, for a platform that need not be here."""
+    """A context in which programs are traced, but not run, for a platform that need not exist."""
     token = _PLATFORM.set(name)
     try:
         yield
@@ -31,7 +31,7 @@ def traced_for(name: str):
 
 
 def matmul(x, kernel, dtype=None):
-    """[..., in] x [in, out] -> [..., out] of `dtype`, by default that of x."""
+    """[..., in] x [in, out] -> [..., out] of `dtype` (default: x.dtype)."""
     dtype = jnp.dtype(dtype or x.dtype)
     if platform() == "cpu":
         return _cpu_matmul(x, kernel, dtype)
@@ -40,10 +40,10 @@ def matmul(x, kernel, dtype=None):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_matmul(x, kernel, dtype):
-    """x @ kernel whose weight gradient is one flat x^T dy.
+    """x @ kernel, with the weight gradient computed as one flat x^T dy.
 
-    XLA:CPU left alone contracts the batch and time axes in a slow order; the barrier keeps it
-    from fusing dy's producer into the product. Whole training steps run 1.2 to 1.5x faster.
+    By default XLA:CPU contracts the batch and time axes in a slow order; the barrier prevents it
+    from fusing the producer of dy into the product. Whole training steps are 1.2 to 1.5x faster.
     """
     return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
@@ -55,8 +55,9 @@ def _cpu_matmul_fwd(x, kernel, dtype):
 def _cpu_matmul_bwd(dtype, residuals, dy):
     x, kernel = residuals
     dy = jax.lax.optimization_barrier(dy.astype(x.dtype))
-    flat = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return dy @ kernel.T, flat[0].T @ flat[1]
+    flat_x = x.reshape(-1, x.shape[-1])
+    flat_dy = dy.reshape(-1, dy.shape[-1])
+    return dy @ kernel.T, flat_x.T @ flat_dy
 
 
 _cpu_matmul.defvjp(_cpu_matmul_fwd, _cpu_matmul_bwd)
@@ -65,8 +66,8 @@ _cpu_matmul.defvjp(_cpu_matmul_fwd, _cpu_matmul_bwd)
 def causal_attention(q_BTHC, k_BTKC, v_BTKC, mask_BTT=None, *, implementation: str = "auto"):
     """Causal grouped-query attention, [B, T, H, C], scaled by 1/sqrt(C).
 
-    A mask hides keys beside those that come later. "auto": chunks of queries on a CPU; cuDNN's
-    flash attention on a GPU where it can be had (bfloat16, heads of at most 128 in steps of 8, T
+    A mask hides keys in addition to later ones. "auto": chunks of queries on a CPU; cuDNN's flash
+    attention on a GPU if it supports the inputs (bfloat16, heads of at most 128 in steps of 8, T
     even, no mask); else XLA's.
     """
     if implementation == "auto":
@@ -84,10 +85,10 @@ def causal_attention(q_BTHC, k_BTKC, v_BTKC, mask_BTT=None, *, implementation: s
 
 
 def cached_attention(q_BTHC, k_BKSC, v_BKSC, mask_BTS):
-    """Grouped-query attention to those of S cached keys that a mask shows, [B, T, H, C].
+    """Grouped-query attention to the unmasked ones of S cached keys, [B, T, H, C].
 
-    Few queries meet many keys: what it costs is to read the cache, which lies as the products
-    take it.
+    With few queries and many keys, reading the cache dominates the cost, so the cache has the
+    layout that the products need.
     """
     return _ungrouped(_attend(_grouped(q_BTHC, k_BKSC.shape[1]), k_BKSC, v_BKSC, mask_BTS))
 
@@ -124,7 +125,7 @@ def _suited(q_BTHC) -> str:
 
 
 def _chunked_attention(q_BTHC, k_BTKC, v_BTKC, mask_BTT):
-    """The same in chunks of queries, each against the keys up to its own last position."""
+    """Causal attention in chunks of queries, each with the keys up to its last position."""
     T, K = k_BTKC.shape[1:3]
     q_BKGTC = _grouped(q_BTHC, K)
     k_BKTC, v_BKTC = k_BTKC.swapaxes(1, 2), v_BTKC.swapaxes(1, 2)
@@ -142,7 +143,7 @@ def _chunked_attention(q_BTHC, k_BTKC, v_BTKC, mask_BTT):
 
 @jax.custom_vjp
 def _flash_shapes(q_BTHC, k_BTKC, v_BTKC):
-    """Flash attention as the memory estimate sees it where there is no GPU: shapes only."""
+    """Stand-in for flash attention in memory estimates without a GPU: shapes only."""
     return q_BTHC
 
 
@@ -153,7 +154,7 @@ def _flash_shapes_fwd(q_BTHC, k_BTKC, v_BTKC):
 
 
 def _flash_shapes_bwd(residuals, d_out_BTHC):
-    raise TypeError("cuDNN's flash attention was traced where there is no GPU")
+    raise TypeError("cuDNN's flash attention was traced without a GPU")
 
 
 _flash_shapes.defvjp(_flash_shapes_fwd, _flash_shapes_bwd)

@@ -18,7 +18,7 @@ class Stage:
     """A stack between two growth steps.
 
     Attributes:
-      step: updates done when the stack was made.
+      step: updates done when the stack was created.
       order: for each layer, its index in the previous stack; 0..U-1 for the first stack.
       operator: name of the operation; stages with equal orders are equal whatever its name.
     """
@@ -56,8 +56,8 @@ class Ancestry:
     def saved(cls, phases: list[curriculum.Phase], meta: dict) -> "Ancestry":
         """Ancestry of a run with these phases, read from the meta of one of its checkpoints."""
         own = curriculum.lineage(phases, meta["step"])
-        # Of an initialized run, the inherited events stand in place of its own first one; the last
-        # of them names the checkpoint.
+        # In an initialized run, the inherited events replace the run's own first event; the last
+        # inherited event names the checkpoint.
         before = meta["lineage"][: len(meta["lineage"]) - len(own) + 1]
         events = tuple(before) if "from" in before[-1] else ()
         return cls(events, meta["branched_from"], meta.get("flops_before", 0.0))
@@ -83,7 +83,8 @@ def ancestors(stack: list[Stage], since: int = 0) -> tuple[int, ...]:
 
 def siblings(stack: list[Stage]) -> list[tuple[int, int, int]]:
     """Pairs of layers with one ancestor in the first stack: (i, j, step at which they split)."""
-    chains, pairs = descent(stack), []
+    chains = descent(stack)
+    pairs = []
     for i, j in combinations(range(len(chains)), 2):
         if chains[i][0] == chains[j][0]:
             parted = next(k for k in range(len(stack)) if chains[i][k] != chains[j][k])

@@ -1,4 +1,4 @@
-"""One training process per directory, by a lock that the kernel releases when the process ends."""
+"""At most one training process per directory, ensured by a lock that the kernel releases when the process ends."""
 
 import json
 import os
@@ -10,19 +10,21 @@ from loopjax.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # a platform without file locks: every lock is granted, none is seen as held
+except (
+    ImportError
+):  # a platform without file locks: every lock is granted, none is reported as held
     fcntl = None
 
 NAME = "lock"
-PATIENCE_S = 1.0  # `holder` takes the lock for an instant when it looks
+PATIENCE_S = 1.0  # `holder` takes the lock for an instant to test it
 
 
 class Lock:
     """The right to train in a directory, from `take` to the end of the `with` block.
 
-    It is `flock` on DIR/lock, so it ends with the process, however that ends. It works across
+    It is `flock` on DIR/lock, so it is released however the process ends. It works across
     machines if the file system forwards such locks (NFS version 4, Lustre mounted with `flock`);
-    otherwise nothing keeps two machines apart.
+    otherwise two machines can train in one directory.
     """
 
     def __init__(self, directory):

@@ -1,15 +1,15 @@
 """Bytes per device of a training step, from traced shapes: nothing is compiled or allocated.
 
-The state lies in memory throughout: parameters, and twice as much of AdamW's moments. On top of
-it the step peaks in one of two places:
+The train state is in memory throughout: the parameters and, for AdamW, moments of twice their size.
+The rest of the step peaks in one of two places:
 
     head     everything saved for the backward pass, and the gradient of the logits
-    layers   what the layers saved, the gradients, and one layer at work (with `remat` it computes
-             again what it had not saved)
+    layers   everything saved by the layers, the gradients, and the working memory of one layer
+             (with `remat` including what it recomputes)
 
-What is saved is read off a trace of the loss and its `jax.vjp` at the shapes that one device
-holds. Peaks of XLA differ by what it fuses and reuses; tests hold the two within 15% (float32, on
-CPU devices).
+Saved bytes are read from a trace of the `jax.vjp` of the loss at the shapes of one device. The peak
+of XLA differs with fusion and buffer reuse; tests require agreement within 15% (float32, on CPU
+devices).
 """
 
 import dataclasses
@@ -27,13 +27,14 @@ from loopjax.surgery import n_layers
 
 @dataclasses.dataclass(frozen=True)
 class StepMemory:
-    """Bytes on each device.
+    """Bytes per device.
 
     Attributes:
-      parameters, optimizer: the state.
-      gradients: of all parameters; with microbatches also their sum.
-      activations: what the forward pass saves for the backward pass, logits included.
-      peak: the most that is in use at one time; gradients and activations take turns in part.
+      parameters, optimizer: parameters and optimizer state.
+      gradients: gradients of all parameters; with microbatches also their sum.
+      activations: values saved by the forward pass for the backward pass, logits included.
+      peak: largest total at any time; less than the sum, since activations are freed while gradients
+        are computed.
     """
 
     parameters: int
@@ -46,12 +47,12 @@ class StepMemory:
 def step_memory(
     cfg, plan: DepthPlan, shape: tuple[int, int], microbatches: int, optimizer, mesh, rules
 ) -> StepMemory:
-    """What an update takes on each device of a mesh (which may be an `AbstractMesh`).
+    """Memory of an update on each device of a mesh (which may be an `AbstractMesh`).
 
     Args:
       cfg, plan: the model.
       shape: [B, T] of one microbatch, over all devices.
-      microbatches: how many of them make an update.
+      microbatches: number of microbatches per update.
     """
     state = step.abstract_state(cfg, plan.n_unique, optimizer, mesh, rules)
     parameters, moments = shard_bytes(state.params), shard_bytes(state.opt_state)
@@ -61,10 +62,10 @@ def step_memory(
     outside, per_layer = saved_bytes(local, shape, kernels.platform())
     cut = cut_bytes(state.params, plan)
     saved = outside + per_layer * plan.n_effective + cut
-    all_of_it = dataclasses.replace(local, remat="none")
-    full = saved_bytes(all_of_it, shape, kernels.platform())[1]
-    # A layer at work holds what the forward pass did not save of it and, about a fifth as much,
-    # the gradients that pass through it; what it takes out of the saved stacks is copied.
+    without_remat = dataclasses.replace(local, remat="none")
+    full = saved_bytes(without_remat, shape, kernels.platform())[1]
+    # Working memory of a layer: the values that the forward pass did not save, gradients of about
+    # a fifth of their size, and copies of what it reads from the saved stacks.
     at_work = per_layer * plan.n_effective + max(6 * full // 5 - per_layer, full // 2) + cut
     at_work += weights_at_work(state.params, parts) + loop_bytes(state.params, plan, per_layer)
     head = 4 * math.prod(shape) * local.vocab_size
@@ -75,8 +76,8 @@ def step_memory(
 
 
 def weights_at_work(params, parts) -> int:
-    """Weights of one layer and their gradients, cut out of the stack, and three whole matrices
-    (gathered over fsdp, transposed)."""
+    """Bytes of the weights and gradients of one layer, sliced from the stack, and of three full
+    matrices (gathered over fsdp, transposed)."""
     stack = params["layers"]
     one = shard_bytes(stack) // n_layers(params)
     largest = max(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(stack))
@@ -84,19 +85,19 @@ def weights_at_work(params, parts) -> int:
 
 
 def cut_bytes(params, plan: DepthPlan) -> int:
-    """The copies of the stack's parts that a plan of several segments runs."""
+    """Bytes of the slices of the stack, which are copies if a plan has several segments."""
     return shard_bytes(params["layers"]) if len(plan.segments) > 1 else 0
 
 
 def loop_bytes(params, plan: DepthPlan, per_layer: int) -> int:
-    """The gradient of one repetition of a block, beside the sum over all, and what that repetition
-    saved, cut out of what all did."""
+    """Bytes for one repetition of a looped block: its gradient, before it is added to the sum, and
+    its saved values, sliced from those of all repetitions."""
     one = shard_bytes(params["layers"]) // plan.n_unique
     return (one + per_layer) * max((s.layers for s in plan.segments if s.repeats > 1), default=0)
 
 
 def shard_bytes(tree) -> int:
-    """Bytes of a tree of `jax.ShapeDtypeStruct` on one of its devices."""
+    """Bytes per device of a tree of `jax.ShapeDtypeStruct` with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -104,7 +105,7 @@ def shard_bytes(tree) -> int:
 
 
 def local_config(cfg: model.ModelConfig, parts: dict[str, int]) -> model.ModelConfig:
-    """The part of a layer that one device computes."""
+    """The model config with the sizes that one device holds."""
     return dataclasses.replace(
         cfg,
         vocab_size=cfg.vocab_size // parts["vocab"],
@@ -117,10 +118,10 @@ def local_config(cfg: model.ModelConfig, parts: dict[str, int]) -> model.ModelCo
 
 @functools.lru_cache(maxsize=64)
 def saved_bytes(cfg: model.ModelConfig, shape: tuple[int, int], platform: str) -> tuple[int, int]:
-    """What the loss of a batch [B, T] saves for its gradient, in bytes, parameters not counted.
+    """Bytes saved for the gradient of the loss of a batch [B, T]: (outside the layers, per layer).
 
-    The first number is for what lies outside the layers (embedding, head, logits), the second for
-    each layer executed.
+    Outside the layers are embedding, head and logits; the second number is per executed layer.
+    Parameters are not counted.
     """
     with kernels.traced_for(platform):
         two, three = (_saved(cfg, DepthPlan.of([(n, 1)]), shape) for n in (2, 3))

@@ -3,7 +3,7 @@
 Shape letters: B batch, T time, D width, H query heads, K key/value heads, C head size, F FFN
 width, V vocabulary, U unique layers, E executed layers.
 
-The canonical parameter tree is the same whatever the plan:
+The canonical parameter tree does not depend on the plan:
 
     embed                    [V, D]
     layers/attention_norm    [U, D]          scale
@@ -16,7 +16,7 @@ The canonical parameter tree is the same whatever the plan:
     final_norm               [D]             scale
     head                     [D, V]          only with tie_embeddings=False
 
-and for the families that have them:
+and in the model families that use them:
 
     layers/query_bias        [U, H*C]        with attention_bias=True; key_bias, value_bias [U, K*C]
     layers/query_norm        [U, C]          with qk_norm=True, scale; key_norm too
@@ -36,8 +36,8 @@ Initialization (float32):
     output, down               N(0, 1/fan_in) / sqrt(2 init_depth)    GPT-2 (Radford et al. 2019)
     norm scales; biases        1; 0                                   Zhang & Sennrich 2019
 
-Layer i of the stack draws from the same key whatever the depth, so the first layers of a shallow
-and a deep model with one seed are equal.
+Layer i of the stack is initialized from the same key at any depth, so with one seed the first
+layers of a shallow and a deep model are equal.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
     """Embedding, the segments of a plan, final norm and head. int [B, T] -> float32 [B, T, V].
 
     Its parameters are the canonical tree with `layers` cut into `segment_0`, `segment_1`, ...;
-    use `init_params` and the functions below, which speak canonical.
+    `init_params` and the functions below use the canonical tree.
     """
 
     cfg: ModelConfig
@@ -86,8 +86,8 @@ class Transformer(nn.Module):
         return self.unembed(self.run(tokens_BT, placement))
 
     def table(self):
-        # The width is gathered before the look-up: cut along D, the result would have to be
-        # moved from there to the batch's sharding, which XLA does by replicating it.
+        # Gather D before the lookup: a result sharded along D would have to be resharded along
+        # the batch, which XLA does by replicating it.
         table_VD = self.embed.astype(self.cfg.dtype)
         return nn.with_logical_constraint(table_VD, ("vocab", "activation"))
 
@@ -114,7 +114,8 @@ class Transformer(nn.Module):
 
     def run_segment(self, index, x_BTD, context):
         """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned)."""
-        block, segment = getattr(self, f"segment_{index}"), self.plan.segments[index]
+        block = getattr(self, f"segment_{index}")
+        segment = self.plan.segments[index]
         unique_L = iteration_R = None
         if "place" in block.reads:
             unique_L = jnp.arange(segment.start, segment.stop)
@@ -209,7 +210,7 @@ def intermediates(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, names, p
     """(residual stream before the final norm [B, T, D], {name: what each executed layer sowed}).
 
     Args:
-      names: of what `Block` sows; each array is [E, B, T, ...], in the order of execution.
+      names: names that `Block` sows; each array is [E, B, T, ...], in the order of execution.
     """
     variables = {"params": cut_segments(params, plan)}
     x_BTD, sown = Transformer(cfg, plan).apply(
@@ -233,21 +234,21 @@ def unembed(params, x_BTD, cfg: ModelConfig) -> jax.Array:
 
 
 def outside_stack(params, cfg, x, method: str):
-    """A method of the transformer that needs no layer."""
+    """The result of a method of `Transformer` that uses no layer."""
     outside = {k: v for k, v in params.items() if k != "layers"}
     return Transformer(cfg, DepthPlan(())).apply({"params": outside}, x, method=method)
 
 
 def run_layer(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthPlan, cache=None):
-    """Executed layer `e` of a plan: (x_BTD, its cache, {name: what it sowed}).
+    """Executed layer `e` of a plan: (x_BTD, its updated cache, {name: what it sowed}).
 
     Running e = 0..E-1 one after another on the embeddings gives `residual`.
 
     Args:
       layers: `params["layers"]`, leaves [U, ...]; or a list of U trees, one per unique layer.
-      e: int, or a traced int32 [] where `layers` is a stack.
-      context: `context_of`.
-      cache: of this executed layer; None to attend to the tokens of `x_BTD` alone.
+      e: int, or a traced int32 [] if `layers` is a stack.
+      context: result of `context_of`.
+      cache: `KVCache` of this executed layer; None to attend only to the tokens of `x_BTD`.
     """
     place = _executed(plan, e)
     if isinstance(layers, dict):
@@ -272,6 +273,6 @@ def _executed(plan: DepthPlan, e) -> ExecutedLayer:
 def context_of(
     cfg: ModelConfig, positions, embedded_BTD, placement: Placement | None = None, gates=None
 ) -> Context:
-    """The context of layers that are run one by one, for tokens at positions [..., T]."""
+    """The context for running layers one by one, with tokens at positions [..., T]."""
     embedded_BTD = embedded_BTD if "embedded_BTD" in Block.reads else None
     return Context(angles_of(cfg, positions), placement, gates, embedded_BTD=embedded_BTD)

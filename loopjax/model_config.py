@@ -1,4 +1,4 @@
-"""The architecture: what a layer is, and what surrounds the stack."""
+"""The architecture: hyperparameters of the layers, the embeddings and the head."""
 
 import dataclasses
 
@@ -11,26 +11,26 @@ REMAT = ("none", "dots", "full")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of one layer and of what surrounds the stack; depth is the plan's.
+    """Hyperparameters of a layer, the embeddings and the head; depth is set by the plan.
 
     Attributes:
       vocab_size: V.
       d_model: D, the width of the residual stream.
       d_ff: F, the width of the SwiGLU hidden layer.
-      n_heads: H query heads; they divide D.
-      n_kv_heads: K key/value heads; they divide H (grouped-query attention when K < H).
-      head_dim: the width of one head; 0 is D / H.
+      n_heads: H, the number of query heads; divides D unless head_dim is set.
+      n_kv_heads: K, the number of key/value heads; divides H (grouped-query attention if K < H).
+      head_dim: width of one head; 0 for D / H.
       rope_theta: base of the rotary position frequencies.
-      rope_scaling: "", or "llama3:FACTOR:LOW:HIGH:ORIGINAL" for frequencies stretched as Llama 3.1
-        has them ("llama3:8:1:4:8192").
+      rope_scaling: "", or "llama3:FACTOR:LOW:HIGH:ORIGINAL" for the frequency scaling of Llama 3.1
+        ("llama3:8:1:4:8192").
       attention_bias: whether queries, keys and values have biases (Qwen2).
-      qk_norm: RMSNorm of each query and key head, before the rotary embedding (Qwen3).
+      qk_norm: whether query and key heads have an RMSNorm before the rotary embedding (Qwen3).
       norm_eps: epsilon of RMSNorm.
       tie_embeddings: whether the output head is the transposed embedding.
       init_depth: executed layers that the residual output projections are initialized for.
-      dtype: compute type; parameters are float32 always.
+      dtype: compute type; parameters are always float32.
       attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" (flash attention
-        on NVIDIA GPUs, bfloat16 only) or "auto" (what suits the platform).
+        on NVIDIA GPUs, bfloat16 only) or "auto" (chosen for the platform).
       remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
         "full" (all but the input of each layer).
     """
@@ -57,11 +57,13 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.head_dim < 0 or self.head_dim % 2:
-            raise ValueError(f"model.head_dim={self.head_dim} must be even, or 0 for D / H")
+            raise ValueError(
+                f"model.head_dim={self.head_dim} must be even, or 0 for d_model / n_heads"
+            )
         if not self.head_dim and (self.d_model % self.n_heads or self.head_size % 2):
             raise ValueError(
                 f"model.n_heads={self.n_heads} must divide model.d_model={self.d_model} into heads "
-                "of even size (rotary embedding turns pairs), or model.head_dim must say theirs"
+                "of even size (rotary embedding rotates pairs), or set model.head_dim"
             )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
@@ -79,7 +81,9 @@ class ModelConfig:
                 "llama3:FACTOR:LOW:HIGH:ORIGINAL, like llama3:8:1:4:8192"
             )
         if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError(f"model.attention='cudnn' wants bfloat16, not dtype={self.dtype}")
+            raise ValueError(
+                f"model.attention='cudnn' requires model.dtype='bfloat16', not {self.dtype!r}"
+            )
 
     @property
     def head_size(self) -> int:

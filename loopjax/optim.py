@@ -1,10 +1,11 @@
 """Optimizers and learning-rate schedules by name: `config.optimizer.name`, `config.schedule`.
 
-A new one is a function and a row in its table. An optimizer's state may hold anything: leaves that
-follow a parameter of the stack ([U, ...] below a key "layers") are sharded, saved and grown with it
-(`step.abstract_state`, `surgery.grow`), other leaves are replicated.
+To add one, write a function and add it to the table. An optimizer's state can have any form: leaves
+that mirror a stacked parameter ([U, ...] below a key "layers") are sharded, saved and grown with the
+parameter (`step.abstract_state`, `surgery.grow`); other leaves are replicated.
 
-Every optimizer sits behind clipping by the global norm, with one learning rate for all parameters.
+Gradients are clipped by their global norm before any optimizer, and all parameters share one
+learning rate.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ def trapezoid(peak: float, steps: int, warmup_steps: int, decay_steps: int):
 
     Warm-up reaches `peak` at update `warmup_steps - 1`; over the last `decay_steps` the rate is
     peak (1 - sqrt((t - t0) / decay_steps)) with t0 = steps - decay_steps (Kapl et al. 2025,
-    Appendix A). Growth does not touch it.
+    Appendix A). Growth does not change the schedule.
     """
     start = steps - decay_steps
 
@@ -41,8 +42,8 @@ def trapezoid(peak: float, steps: int, warmup_steps: int, decay_steps: int):
 def cosine(peak: float, steps: int, warmup_steps: int, decay_steps: int):
     """Linear warm-up, then half a cosine down to 0 at `steps` (Loshchilov & Hutter 2017).
 
-    It depends on `steps` from the first update on, so a run cannot be prolonged or branched into a
-    longer one. The cooldown's length does not matter to it.
+    All rates after the warm-up depend on `steps`, so a run cannot be extended or branched into a
+    longer one. `decay_steps` is ignored.
     """
 
     def schedule(t):
@@ -55,7 +56,7 @@ def cosine(peak: float, steps: int, warmup_steps: int, decay_steps: int):
 
 
 def constant(peak: float, steps: int, warmup_steps: int, decay_steps: int):
-    """Linear warm-up, then the peak to the end."""
+    """Linear warm-up, then `peak` for the rest of the run."""
 
     def schedule(t):
         t = jnp.asarray(t, jnp.float32)
@@ -68,8 +69,10 @@ SCHEDULES = {"trapezoid": trapezoid, "cosine": cosine, "constant": constant}
 
 
 def decay_mask(params):
-    """True for matrices and embeddings, False for norm scales and biases; by name, since stacking
-    adds an axis that would make a scale look like a matrix."""
+    """True for matrices and embeddings, False for norm scales and biases.
+
+    Decided by name, since a stacked scale has the rank of a matrix.
+    """
 
     def decays(path, _):
         return not any(str(getattr(key, "key", "")).endswith(("norm", "bias")) for key in path)
@@ -78,7 +81,7 @@ def decay_mask(params):
 
 
 def adamw(schedule, fields) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019), that of the papers."""
+    """AdamW (Loshchilov & Hutter 2019), the optimizer of the papers."""
     return optax.adamw(
         schedule, b1=fields.beta1, b2=fields.beta2, eps=fields.eps,
         weight_decay=fields.weight_decay, mask=decay_mask,
@@ -88,8 +91,8 @@ def adamw(schedule, fields) -> optax.GradientTransformation:
 def lion(schedule, fields) -> optax.GradientTransformation:
     """Lion (Chen et al. 2023): the sign of an interpolated momentum, one moment per parameter.
 
-    Its authors take a learning rate 3 to 10 times smaller than AdamW's, a weight decay as much
-    larger, and beta2=0.99.
+    Its authors recommend a learning rate 3 to 10 times smaller than AdamW's, a weight decay 3 to 10
+    times larger, and beta2=0.99.
     """
     return optax.lion(
         schedule, b1=fields.beta1, b2=fields.beta2,
@@ -97,18 +100,18 @@ def lion(schedule, fields) -> optax.GradientTransformation:
     )  # fmt: skip
 
 
-# The matrix of a stacked leaf [U, in, out]: each layer is orthogonalized by itself.
+# The matrix of a stacked leaf [U, in, out]: each layer is orthogonalized separately.
 _MATRIX = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-_MUON_RMS = 0.2  # of an update: what AdamW's are found to have (Liu et al. 2025, section 2.2)
+_MUON_RMS = 0.2  # RMS of an update, as measured for AdamW (Liu et al. 2025, section 2.2)
 
 
 def muon(schedule, fields) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for the matrices of the stack, AdamW for everything else.
 
-    The momentum of each [in, out] matrix of each layer is orthogonalized; a layer that a loop runs
-    many times is one matrix with one gradient. Embeddings, head, norm scales and biases take AdamW.
-    Updates are scaled by 0.2 sqrt(max(in, out)), to the size of AdamW's, so that one learning rate
-    and weight decay serve both (Liu et al. 2025).
+    The momentum of each [in, out] matrix of each layer is orthogonalized; a looped layer
+    has one matrix with one gradient. Embeddings, head, norm scales and biases use AdamW. Updates are
+    scaled by 0.2 sqrt(max(in, out)) to match the RMS of AdamW's, so that both share one learning
+    rate and weight decay (Liu et al. 2025).
     """
 
     def dimension_numbers(updates):
@@ -137,11 +140,11 @@ def _muon_labels(params):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimizer that configs can name.
+    """An optimizer and its config fields.
 
     Attributes:
-      make: (schedule, `config.optimizer`) -> the transformation.
-      fields: those of `config.optimizer` that it reads.
+      make: function (schedule, `config.optimizer`) -> `optax.GradientTransformation`.
+      fields: fields of `config.optimizer` that the optimizer uses.
     """
 
     make: Callable
@@ -156,7 +159,7 @@ OPTIMIZERS = {
 
 
 def check(config, default) -> None:
-    """Raises UserError for an optimizer or schedule that does not exist, or fields it has not."""
+    """Raises UserError for an unknown optimizer or schedule, or a field the optimizer does not use."""
     for name, value, table in (
         ("schedule", config.schedule, SCHEDULES),
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
@@ -168,12 +171,12 @@ def check(config, default) -> None:
         if name != "name" and name not in own and value != default.optimizer[name]:
             raise UserError(
                 f"config.optimizer.{name}={value} does not apply to config.optimizer.name="
-                f"{config.optimizer.name!r}, which has {', '.join(own)}"
+                f"{config.optimizer.name!r}, which uses {', '.join(own)}"
             )
 
 
 def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of a config behind clipping by the global norm, and its schedule."""
+    """The optimizer of a config, after clipping by the global norm, and its schedule."""
     schedule = SCHEDULES[config.schedule](
         config.learning_rate, config.steps, config.warmup_steps, config.cooldown.steps
     )
@@ -182,12 +185,12 @@ def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule
 
 
 def rescheduled(opt_state):
-    """An optimizer state whose learning rate starts its schedule again; moments are kept."""
+    """The optimizer state with the schedule restarted at step 0; moments are kept."""
     return _map_schedules(jnp.zeros_like, opt_state)
 
 
 def reset(optimizer: optax.GradientTransformation, params, opt_state):
-    """A fresh optimizer state of `params` that goes on with the learning rate of `opt_state`."""
+    """A fresh optimizer state for `params`, at the schedule step of `opt_state`."""
     fresh = optimizer.init(params)
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_schedule)
     step = next(node.count for node in nodes if _is_schedule(node))

@@ -1,4 +1,4 @@
-"""The progress line on standard error, for every command that works for more than a moment."""
+"""The progress line on standard error, used by all long-running commands."""
 
 import sys
 import time
@@ -34,14 +34,14 @@ class Line:
 
 
 class Progress:
-    """How far a job is: count, speed and time left. A context manager.
+    """The progress of a job: count, speed and time left. A context manager.
 
     A job that ends before the first line is due prints nothing.
 
     Args:
       total: units of work.
-      text: what the line begins with; an empty text prints nothing at all.
-      done: units that an earlier start finished already; they do not count for the speed.
+      text: start of the line; if it is empty, nothing is printed.
+      done: units finished by an earlier, interrupted run; not counted in the speed.
       in_bytes: whether the units are bytes, shown as GB and MB/s.
     """
 
@@ -53,14 +53,14 @@ class Progress:
         self.line = Line()
 
     def update(self, n: int = 1, note: str = "") -> None:
-        """Counts `n` more units, and prints a line if one is due; `note` ends it."""
+        """Counts `n` more units, and prints a line, ending in `note`, if one is due."""
         self.done += n
         self.note = f"  {note}" if note else ""
         if self.text and self.line.due(self.begun):
             self.line.show(self._text())
 
     def close(self) -> None:
-        """Prints the last line, if there was one before."""
+        """Prints the final line, if any line was printed before."""
         if self.line.shown_at is not None:
             self.line.show(self._text(), last=True)
 

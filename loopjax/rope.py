@@ -13,9 +13,9 @@ LLAMA3 = re.compile(":".join(["llama3", *[_NUMBER] * 4]))
 def frequencies(head_size: int, theta: float, scaling: str = "") -> jax.Array:
     """Angle per position of each pair, float32 [C/2].
 
-    With scaling "llama3:FACTOR:LOW:HIGH:ORIGINAL" those that turn less than LOW times in ORIGINAL
-    positions are divided by FACTOR, those that turn more than HIGH times are kept, those between
-    are interpolated (Llama 3.1).
+    With scaling "llama3:FACTOR:LOW:HIGH:ORIGINAL" (Llama 3.1), frequencies with fewer than LOW turns
+    in ORIGINAL positions are divided by FACTOR, those with more than HIGH turns are unchanged, and
+    those in between are interpolated.
     """
     f_C = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
     if not scaling:
@@ -33,7 +33,7 @@ def tables(positions, frequencies) -> tuple[jax.Array, jax.Array]:
 
 
 def rotate(x_BTHC: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (i, i + C/2) of each head by the angles of its position, in float32."""
+    """Rotates the pairs (i, i + C/2) of each head by the angles of its position, in float32."""
     cos, sin = angles
     a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHC.dtype)

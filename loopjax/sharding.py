@@ -1,7 +1,7 @@
 """Mesh, logical axis rules and the sharding of a train state.
 
 Every parameter and the larger activations carry logical axis names (`model.py`); `config.mesh`
-says how many devices each mesh axis has and which logical axis lies on which mesh axis:
+sets the number of devices of each mesh axis and the mesh axes of each logical axis:
 
     data     batch only: parameters are replicated over it
     fsdp     batch, and the width of every parameter (ZeRO-3)
@@ -25,36 +25,35 @@ LOGICAL_AXES = (
 
 
 def mesh_shape(config_mesh, n_devices: int) -> tuple[int, ...]:
-    """Devices per mesh axis; one size may be -1 and takes the devices that are left."""
+    """Devices per mesh axis; one size may be -1: all remaining devices."""
     sizes = {axis: config_mesh[axis] for axis in MESH_AXES}
     text = ", ".join(f"{k}={v}" for k, v in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
-        raise UserError(f"config.mesh ({text}): sizes are positive, and one of them may be -1")
+        raise UserError(f"config.mesh ({text}): sizes must be positive, except that one may be -1")
     if free:
         sizes[free[0]] = n_devices // fixed
     if math.prod(sizes.values()) != n_devices:
-        raise UserError(
-            f"config.mesh ({text}) does not multiply to the {n_devices} devices there are"
-        )
+        size = f"requires a multiple of {fixed} devices" if free else f"multiplies to {fixed}"
+        raise UserError(f"config.mesh ({text}) {size}, but {n_devices} devices are available")
     return tuple(sizes.values())
 
 
 def make_mesh(config_mesh) -> Mesh:
-    """The mesh of the devices there are."""
+    """The mesh of all available devices."""
     shape = mesh_shape(config_mesh, jax.device_count())
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def abstract_mesh(config_mesh, n_devices: int) -> AbstractMesh:
-    """A mesh of devices that need not be there, for shapes and shardings."""
+    """A mesh of devices that need not exist, for shapes and shardings."""
     shape = mesh_shape(config_mesh, n_devices)
     return AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def axis_rules(config_mesh) -> tuple[tuple[str, tuple[str, ...] | None], ...]:
-    """Logical-to-mesh rules as flax wants them, from `config.mesh.rules` ("data,fsdp" or "")."""
+    """Logical-to-mesh rules in the form that flax uses, from `config.mesh.rules` ("data,fsdp" or "")."""
     rules = []
     for logical, text in dict(config_mesh.rules).items():
         mesh_axes = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -72,9 +71,9 @@ def axis_rules(config_mesh) -> tuple[tuple[str, tuple[str, ...] | None], ...]:
 
 
 def check_divisible(model_config, batch_size: int, mesh: Mesh, rules) -> None:
-    """Raises UserError when a dimension cannot be cut evenly over its mesh axes."""
+    """Raises UserError if a dimension is not divisible by the devices of its mesh axes."""
     sizes = {
-        "batch": ("batch_size (over config.microbatches)", batch_size),
+        "batch": ("batch_size / config.microbatches", batch_size),
         "vocab": ("model.vocab_size", model_config.vocab_size),
         "embed": ("model.d_model", model_config.d_model),
         "heads": ("model.n_heads", model_config.n_heads),
@@ -87,12 +86,12 @@ def check_divisible(model_config, batch_size: int, mesh: Mesh, rules) -> None:
             name, size = sizes[logical]
             raise UserError(
                 f"config.{name}={size} is not divisible by {parts}, the devices of mesh axes "
-                f"{'+'.join(mesh_axes)} that hold '{logical}'"
+                f"{'+'.join(mesh_axes)}, which shard '{logical}'"
             )
 
 
 def tree_sharding(abstract_boxed, mesh: Mesh, rules):
-    """NamedSharding of every leaf of an abstract tree whose parameters are boxed with names."""
+    """NamedSharding of every leaf of an abstract tree whose parameters are boxed with axis names."""
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_boxed), mesh, rules)
 
 
@@ -102,7 +101,7 @@ def batch_sharding(mesh: Mesh, rules) -> NamedSharding:
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
-    """Which rows of the global batch the devices of this process hold, ascending."""
+    """Rows of the global batch that the devices of this process hold, ascending."""
     indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
     rows = [np.arange(batch_size)[index[0]] for index in indices]
     return np.unique(np.concatenate(rows))

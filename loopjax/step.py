@@ -16,7 +16,7 @@ from loopjax.surgery import on_stack
 
 @flax.struct.dataclass
 class TrainState:
-    """What an update changes: step int32 [], canonical parameters, optimizer state."""
+    """The state that an update changes: step int32 [], canonical parameters, optimizer state."""
 
     step: jax.Array
     params: Any
@@ -24,7 +24,7 @@ class TrainState:
 
 
 def init_state(cfg: model.ModelConfig, n_layers: int, optimizer, key) -> TrainState:
-    """A fresh state."""
+    """A newly initialized state."""
     params = nn.meta.unbox(model.init_params(cfg, n_layers, key))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -54,10 +54,10 @@ def _keys(path) -> tuple:
 
 
 def _like_its_parameter(keys: tuple, leaf, params: dict, mesh) -> NamedSharding:
-    """The sharding of a leaf of a train state: that of the parameter whose path ends its own.
+    """The sharding of the parameter whose path is the end of the path of a leaf.
 
-    A statistic of another shape keeps the stack's axis; what belongs to no parameter (a counter) is
-    replicated.
+    A leaf of another shape is sharded like the parameter along the stack axis only; a leaf without a
+    parameter (a counter) is replicated.
     """
     for n in range(len(keys)):
         if keys[n:] in params:
@@ -70,7 +70,7 @@ def _like_its_parameter(keys: tuple, leaf, params: dict, mesh) -> NamedSharding:
 
 
 def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int) -> TrainState:
-    """A fresh state made where it will live: no device ever holds the whole of it."""
+    """A new state, initialized in its sharding: no device ever holds all of it."""
 
     def init(key):
         return init_state(cfg, n_layers, optimizer, key)
@@ -80,7 +80,7 @@ def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int)
 
 
 def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Negative log-likelihood, hit of the argmax, and whether there is a target; each [B, T]."""
+    """Negative log-likelihood, whether the argmax is the target, whether there is one; each [B, T]."""
     logits_BTV = model.forward(params, batch["inputs"], cfg, plan, _placement(batch))
     return _token_losses(logits_BTV, batch["targets"])
 
@@ -93,7 +93,7 @@ def _token_losses(logits_BTV, targets_BT):
 
 
 def _placement(batch) -> block.Placement | None:
-    """Packed rows: every token sees its own segment, from position 0 on."""
+    """Placement of packed rows: attention within segments, each with positions from 0."""
     if "segments" not in batch:
         return None
     segments_BT = batch["segments"]
@@ -105,12 +105,12 @@ def train_step(
 ):
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
-    The metrics are "loss", "grad_norm" (of all, before clipping), "grad_norms" (of each parameter,
-    of stacked ones by layer [U]), "learning_rate", and "losses/NAME" for each auxiliary loss.
+    The metrics are "loss", "grad_norm" (global, before clipping), "grad_norms" (per parameter;
+    stacked ones per layer [U]), "learning_rate", and "losses/NAME" for each auxiliary loss.
 
-    The loss is the mean over all targets of the batch. With microbatches the gradients of the
-    parts are summed, each divided by the count of the whole batch, which gives the same mean.
-    What is minimized is the loss plus the auxiliary losses (`model.outputs`; none in the plain
+    The loss is the mean over all targets of the batch. With microbatches, the loss of
+    each part is divided by the number of targets of the whole batch and gradients are summed, which
+    gives the same mean. Training minimizes the loss plus the auxiliary losses (`model.outputs`; none in the plain
     model), which are averaged over the microbatches.
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
@@ -129,7 +129,7 @@ def train_step(
     if microbatches == 1:
         grads, (loss, losses) = gradient(state.params, batch)
     else:
-        # Part m takes rows m, m + M, ...: each device keeps the rows that it has.
+        # Part m takes rows m, m + M, ...: so that no row moves between devices.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
         )
@@ -155,9 +155,9 @@ def _norm(path, leaf):
 
 
 def eval_step(params, batch, *, cfg, plan: DepthPlan):
-    """Sums over a batch: {"nll", "hits", "targets"}, and of rows {"exact", "rows"}.
+    """Sums over tokens, {"nll", "hits", "targets"}, and over rows, {"exact", "rows"}, of a batch.
 
-    A row counts where it has a target; it is exact where all of them are hit.
+    "rows" counts rows with a target, "exact" those in which all targets are predicted.
     """
     nll, hits, scored = token_losses(params, batch, cfg, plan)
     rows = jnp.any(scored, axis=1)

@@ -1,7 +1,7 @@
 """Growth, untying and tying: one gather along the `layers` axis of any tree that has one.
 
 A tree here is parameters, AdamW moments, gradients or a whole train state; the leaves below a
-key "layers" are stacked [U, ...], everything else is left as it is (the same arrays, not copies).
+key "layers" are stacked [U, ...], all other leaves are returned unchanged (the same arrays, not copies).
 """
 
 import functools
@@ -36,14 +36,17 @@ def n_layers(tree) -> int:
 
 
 def _check_order(tree, order) -> tuple[int, ...]:
-    order, depth = tuple(int(i) for i in order), n_layers(tree)
+    order = tuple(int(i) for i in order)
+    depth = n_layers(tree)
     if not order or min(order) < 0 or max(order) >= depth:
-        raise ValueError(f"order {order} must name layers 0..{depth - 1} of a {depth}-layer stack")
+        raise ValueError(
+            f"order {order} must consist of layers 0..{depth - 1} of a {depth}-layer stack"
+        )
     return order
 
 
 def reorder(tree, order):
-    """The tree whose layer i is old layer `order[i]`; a pure function, usable under `jit`."""
+    """The tree in which layer i is the old layer `order[i]`; a pure function, usable under `jit`."""
     order = _check_order(tree, order)
     return map_stack(lambda leaf: jnp.take(leaf, jnp.asarray(order), axis=0), tree)
 
@@ -55,7 +58,7 @@ def _gather(sharding):
 
 
 def _gathered(leaf, order: np.ndarray):
-    """The leaf by an order, where it lies; one program for all orders of a length."""
+    """The leaf gathered by an order, in its own sharding; orders of one length share a program."""
     if not isinstance(leaf, jax.Array):
         return _gather(None)(leaf, order)
     where = leaf.sharding
@@ -71,13 +74,13 @@ def grow(state, order, *, donate: bool = False):
     section 2); embeddings, final norm, step counter and schedule are untouched.
 
     Leaves are gathered one after another, so with `donate=True` (each old leaf is freed as soon
-    as its copy is under way) the peak is the state plus one leaf. XLA's own donation cannot do
+    as its copy is dispatched) the peak is the state plus one leaf. XLA's own donation cannot do
     this: it needs output buffers of the input's size.
 
     Args:
       state: tree with stacked leaves [U, ...].
       order: old layer index of each new layer, for example `lidas(U, block)`.
-      donate: give up the stacked arrays of `state`; using them afterwards is an error.
+      donate: whether to free the stacked arrays of `state`; using them afterwards is an error.
     """
     order = np.array(_check_order(state, order))
 
@@ -97,11 +100,11 @@ def untie(params, plan: DepthPlan):
 
 
 def tie(params, plan: DepthPlan):
-    """The inverse of `untie`: U shared layers, each the first of the E executed ones that it runs as."""
+    """The inverse of `untie`: U shared layers, each the first of the E executed layers that use it."""
     _check_depth(params, plan.n_effective, f"plan {plan} executes {plan.n_effective} layers")
     return reorder(params, plan.first_uses)
 
 
 def _check_depth(tree, expected: int, why: str) -> None:
     if n_layers(tree) != expected:
-        raise ValueError(f"{why}, but the tree holds {n_layers(tree)}")
+        raise ValueError(f"{why}, but the tree has {n_layers(tree)}")

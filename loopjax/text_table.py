@@ -2,7 +2,7 @@
 
 
 def aligned(rows, left: int = 1, gap: int = 2) -> list[str]:
-    """Rows of cells as lines of aligned columns, `gap` spaces apart; the first row is the head.
+    """Rows of cells as lines of aligned columns, `gap` spaces apart; the first row is the header.
 
     The first `left` columns are flush left, the others flush right.
     """

@@ -83,7 +83,7 @@ class Plain:
         q = np.exp(z - z.max(-1, keepdims=True))
         return np.array(h), np.array(c), q / q.sum(-1, keepdims=True)
 
-    def erased(self, tokens, t):
+    def ablated(self, tokens, t):
         skip = np.zeros(len(tokens))
         skip[1:t] = 1
         return skip
@@ -98,7 +98,7 @@ class Plain:
         for tokens, boundaries in zip(prompts, cuts, strict=True):
             h, c, _ = self.run(tokens)
             for t in boundaries:
-                skip = self.erased(tokens, t)[:, None]
+                skip = self.ablated(tokens, t)[:, None]
                 for s in range(E):
                     for l in range(s + 1, E):  # noqa: E741
                         a, m = self.sublayers(l, h[l] - skip * c[s])
@@ -112,7 +112,7 @@ class Plain:
             _, c, q = self.run(tokens)
             for t in boundaries:
                 for s in range(E):
-                    _, changed, far = self.run(tokens, s, self.erased(tokens, t))
+                    _, changed, far = self.run(tokens, s, self.ablated(tokens, t))
                     rows = [self.relative(c[l], changed[l], t) for l in range(E)]  # noqa: E741
                     out[s] = np.maximum(out[s], rows)
                     apart = np.linalg.norm(q[t:] - far[t:], axis=-1).max()
@@ -273,7 +273,7 @@ def test_one_program_measures_a_prompt_and_all_of_its_length():
     compiled = []
 
     def listen(event, seconds, **about):
-        if event.endswith("backend_compile_duration") and "_erased" in about["fun_name"]:
+        if event.endswith("backend_compile_duration") and "_ablated" in about["fun_name"]:
             compiled.append(about["fun_name"])
 
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -283,7 +283,7 @@ def test_one_program_measures_a_prompt_and_all_of_its_length():
                 run(lm, [[5] * 40, [*range(33)]], [[8, 16, 24, 32], [8, 16, 24, 28]])
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert compiled == ["jit(_erased)", "jit(_erased_for_one)"] * 2
+    assert compiled == ["jit(_ablated)", "jit(_ablated_for_one)"] * 2
 
 
 def test_small_batches_give_what_large_ones_do(monkeypatch):

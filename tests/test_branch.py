@@ -171,7 +171,7 @@ def test_tie_undoes_untie(plan):
 def test_without_an_operator_the_stack_stays_as_it_is(plan):
     once = DepthPlan.of([(plan.n_unique, 1)])
     assert restack("", once, plan) is None
-    with pytest.raises(ValueError, match="unique layers, but the stack that it is to run has"):
+    with pytest.raises(ValueError, match="unique layers, but the stack has"):
         restack("", DepthPlan.of([(plan.n_unique + 1, 1)]), plan)
 
 
@@ -181,11 +181,11 @@ def test_without_an_operator_the_stack_stays_as_it_is(plan):
         ({"model.d_model": 32}, "config.model.d_model=32, but config.init_from={source!r} has 16"),
         ({"model.qk_norm": True}, "config.model.qk_norm=True, but"),
         ({"depth": "4"}, "config.depth='4' does not fit config.init_from={source!r}: plan 4 has 4 "
-         "unique layers, but the stack that it is to run has 3"),
+         "unique layers, but the stack has 3"),
         ({"depth": "5", "init_operator": "untie"}, "config.init_operator='untie' does not fit "
-         "config.init_from={source!r}: untied, plan 1-1x2-1 has 4 layers, but plan 5 has 5"),
-        ({"depth": "2x2", "init_operator": "tie"}, "tie makes plan 2x2 of 4 untied layers, not of"),
-        ({"depth": "2", "init_operator": "lidas"}, "lidas adds layers, but 3 are to become 2"),
+         "config.init_from={source!r}: untying plan 1-1x2-1 gives 4 layers, but plan 5 has 5"),
+        ({"depth": "2x2", "init_operator": "tie"}, "tying to plan 2x2 requires 4 untied layers, not"),
+        ({"depth": "2", "init_operator": "lidas"}, "lidas adds layers, but plan 2 has 2 and the stack 3"),
         ({"init_operator": "double"}, "'double' must be one of midas, lidas, stack, gstack, untie"),
         ({"init": "all"}, "config.init='all' must be one of state, weights, moments"),
         ({"init": "state", "init_operator": "untie"}, "config.init_operator='untie' requires"),
@@ -222,7 +222,7 @@ def test_the_phases_of_a_cooldown_by_an_operator():
     last = curriculum.build(config)[-1]
     assert (last.operator, last.order, str(last.plan)) == ("untie", (0, 1, 0, 1), "4")
     config.cooldown.operator = "tie"
-    with pytest.raises(UserError, match=r"config\.cooldown\.operator: tie makes plan 4 of 4"):
+    with pytest.raises(UserError, match=r"config\.cooldown\.operator: tying to plan 4 requires 4"):
         curriculum.build(config)
 
 

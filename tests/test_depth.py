@@ -76,7 +76,7 @@ def test_segments_that_run_once_are_one():
     ],
 )
 def test_junk_is_refused_in_one_sentence(junk):
-    with pytest.raises(ValueError, match="not readable: write segments") as error:
+    with pytest.raises(ValueError, match="invalid depth plan .*: write segments") as error:
         DepthPlan.parse(junk)
     assert repr(junk) in str(error.value)
 
@@ -210,8 +210,8 @@ def test_an_intervention_beyond_the_last_start_is_refused(edit):
 @pytest.mark.parametrize(
     ("op", "args", "says"),
     [
-        ("swap", (4, 0, 3), "no start does"),
-        ("skip", (4, 0, 4), "no start does"),
+        ("swap", (4, 0, 3), "no start fits"),
+        ("skip", (4, 0, 4), "no start fits"),
         ("reverse", (4, 1, 0), "size=0 must be a positive"),
         ("repeat", (0, 0, 1, 1), "n_layers=0 must be a positive"),
         ("repeat", (4, 0, 1, -1), "times=-1 must be a whole number of at least 0"),

@@ -662,7 +662,7 @@ def test_places_and_packages_that_are_not_there(sound, tmp_path, monkeypatch, sa
 
 EXPORTS = [
     ("a plan of more layers", ["--depth=3"], "--depth=3 has 3 unique layers, the checkpoint has 2"),
-    ("no plan", ["--depth=2y"], "--depth: depth plan '2y' is not readable: write segments L or LxR (L layers, run R times) of positive whole numbers joined by \"-\", like \"24\", \"4x6\" or \"4-4x4-4\""),
+    ("no plan", ["--depth=2y"], "--depth: invalid depth plan '2y': write segments L or LxR (L layers, run R times), positive whole numbers, joined by \"-\", like \"24\", \"4x6\" or \"4-4x4-4\""),
     ("a loop that must not be untied", ["--depth=2x3", "--no-untie"], "plan 2x3 executes 2 layers as 6, which requires writing 6 layers (remove --no-untie)"),
     ("no step", ["--step=9"], "PLACE/run/checkpoints has no checkpoint at step 9; there are 4"),
     ("no size", ["--shard-size=5"], "argument --shard-size: invalid size '5': use e.g. 80GB (units: kB, MB, MiB, GB, GiB, TB)"),

@@ -243,7 +243,7 @@ def test_the_matrix_product_on_the_cpu_has_the_gradient_of_a_matrix_product():
         ({"dtype": "float16"}, "float32, bfloat16"),
         ({"remat": "some"}, "none, dots, full"),
         ({"attention": "flash"}, "auto, xla, cudnn"),
-        ({"attention": "cudnn"}, "wants bfloat16"),
+        ({"attention": "cudnn"}, "requires model.dtype='bfloat16'"),
         ({"d_ff": 0}, "d_ff=0 must be at least 1"),
     ],
 )

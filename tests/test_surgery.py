@@ -56,14 +56,14 @@ def test_growing_on_the_devices_is_the_gather(order):
 
 @pytest.mark.parametrize("order", [(), (0, 5), (-1, 0)])
 def test_an_order_that_names_no_layer_is_refused(order):
-    with pytest.raises(ValueError, match=r"must name layers 0\.\.4 of a 5-layer stack"):
+    with pytest.raises(ValueError, match=r"must consist of layers 0\.\.4 of a 5-layer stack"):
         surgery.grow(small_tree(5), order)
 
 
 def test_a_plan_that_does_not_fit_the_stack_is_refused():
-    with pytest.raises(ValueError, match="has 4 unique layers, but the tree holds 5"):
+    with pytest.raises(ValueError, match="has 4 unique layers, but the tree has 5"):
         surgery.untie(small_tree(5), DepthPlan.parse("4x2"))
-    with pytest.raises(ValueError, match="executes 8 layers, but the tree holds 5"):
+    with pytest.raises(ValueError, match="executes 8 layers, but the tree has 5"):
         surgery.tie(small_tree(5), DepthPlan.parse("4x2"))
 
 

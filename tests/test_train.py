@@ -414,11 +414,11 @@ def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tiny_config, tmp_
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"mesh.data": 3}, "does not multiply to the 8 devices"),
-        ({"mesh.data": -1, "mesh.fsdp": -1}, "one of them may be -1"),
+        ({"mesh.data": 3}, "multiplies to 3, but 8 devices are available"),
+        ({"mesh.data": -1, "mesh.fsdp": -1}, "one may be -1"),
         (
             {"batch_size": 12},
-            "config.batch_size (over config.microbatches)=12 is not divisible by 8",
+            "config.batch_size / config.microbatches=12 is not divisible by 8",
         ),
         ({"mesh.data": 2, "mesh.tensor": 4}, "config.model.n_kv_heads=2 is not divisible by 4"),
         ({"mesh.rules.embed": "fdsp"}, "'fdsp' is not one of data, fsdp, tensor"),

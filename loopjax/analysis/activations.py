@@ -1,6 +1,6 @@
 """One instrumented forward pass: residuals and updates of every executed layer.
 
-Every diagnostic starts here. Shapes: E executed layers, B batch, T time, D width.
+Shapes: E executed layers, B batch, T time, D width.
 """
 
 import flax
@@ -12,12 +12,11 @@ from loopjax import model
 
 @flax.struct.dataclass
 class Activations:
-    """What flows through a model, in float32.
+    """The residuals and updates of a model, in float32.
 
     Attributes:
-      residual: h_0 .. h_E, [E + 1, B, T, D]: what layer l reads, before it adds to it; h_E is what
-        the final norm reads.
-      attention, mlp: a_l and m_l, what the sublayers of layer l add, [E, B, T, D].
+      residual: h_0 .. h_E, [E + 1, B, T, D]; h_l is the input of layer l, h_E of the final norm.
+      attention, mlp: a_l and m_l, outputs of the sublayers of layer l, [E, B, T, D].
     """
 
     residual: jax.Array

@@ -1,6 +1,7 @@
 """The depth score: how deep the layers are that later tokens depend on (Csordas et al. 2025).
 
-A layer s is ablated before a boundary t, and the next-token distributions are compared from t on. With D_p(s) the largest L2 distance over tokens and boundaries of prompt p,
+A layer s is ablated before a boundary t, and the next-token distributions are compared from t on.
+With D_p(s) the largest L2 distance over tokens and boundaries of prompt p,
 
     m(s) = mean over prompts of D_p(s)        score = sum_s s m(s) / sum_s m(s)
 
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loopjax.analysis.effects import erase
+from loopjax.analysis.effects import ablate
 from loopjax.errors import UserError
 from loopjax.lm.loaded_model import LanguageModel
 
@@ -88,7 +89,7 @@ def depth_score(
 
     def of_prompt(case):
         tokens, cuts, _ = case
-        return {"output": erase(lm, tokens, cuts)[1]}
+        return {"output": ablate(lm, tokens, cuts)[1]}
 
     effects: dict[str, list] = {}
     for (_, _, group), part in zip(todo, each(of_prompt, todo), strict=True):

@@ -1,9 +1,9 @@
-"""What a model would predict at every depth, read by a lens: likely tokens, KL divergence.
+"""Predictions of a model at every depth, read by a lens: most likely tokens, KL divergence.
 
 Exit i reads the residual that *enters* executed layer i (Kapl et al. 2025, Figures 1, 8, 14, 15;
-Kapl et al. 2026, Figure 2). The whole model is what exit E would be. The accuracy of exits on tasks
+Kapl et al. 2026, Figure 2). Exit E would be the whole model. The accuracy of exits on tasks
 is computed in `exit_accuracy.py`, which needs the evaluation harness; its result is declared here,
-so that it can be read without.
+so that it can be read without the harness.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ TASKS = ("lambada_openai", "var_assign_math_0")  # of exit_accuracy
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far each exit agrees with the model; means over the tokens of a prompt, then over prompts.
+    """The agreement of each exit with the model; means over the tokens of a prompt, then over prompts.
 
     Attributes:
       overlap: share of the 5 most likely tokens that are among the model's 5, 0..1, [E].
       kl_early_final: KL(p_i || p_final), nats, [E].
       kl_final_early: KL(p_final || p_i), the loss of the lens, nats, [E].
-      n_prompts, n_tokens: number of prompts, and of tokens in all prompts.
+      n_prompts, n_tokens: total numbers of prompts and tokens.
     """
 
     overlap: np.ndarray
@@ -45,7 +45,7 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class ExitAccuracy:
-    """Accuracy of the tasks when every logit is that of an exit; not corrected for chance.
+    """Accuracy on tasks when the logits are those of an exit; not corrected for chance.
 
     Attributes:
       tasks: names of the K tasks.
@@ -91,14 +91,14 @@ def agreement(
 
     def of_batch(tokens_BT):
         compare = _comparison(lm.cfg, lm.plan, lens_lib.positions_at_once(lm, *tokens_BT.shape))
-        found_EB3 = jax.device_get(compare(lm.params, lens, lm.put(tokens_BT)))
-        return {"sums": found_EB3.sum(axis=1, dtype=np.float64)}  # rows of padding are 0
+        means_EB3 = jax.device_get(compare(lm.params, lens, lm.put(tokens_BT)))
+        return {"sums": means_EB3.sum(axis=1, dtype=np.float64)}  # rows of padding are 0
 
     sums_E3 = np.zeros((lm.plan.n_effective, 3))
     batches = _batches(prompts, lm, batch_tokens or default_batch_tokens(lm))
     with lm.on_mesh():
-        for found in each(of_batch, batches):
-            sums_E3 += found["sums"]
+        for part in each(of_batch, batches):
+            sums_E3 += part["sums"]
     return Agreement(*sums_E3.T / len(prompts), len(prompts), sum(map(len, prompts)))
 
 

@@ -1,17 +1,17 @@
-"""What erasing a layer does to later layers and to the output (Csordas et al. 2025; Kapl et al.).
+"""Effects of ablating a layer on later layers and on the output (Csordas et al. 2025; Kapl et al.).
 
 The entry [s, l] of a matrix is the relative change of the update of layer l when the update of
-layer s is erased at some tokens and l's is measured at some:
+layer s is ablated at some tokens:
 
     ||c_l - c~_l|| / max(||c_l||, 1e-6)          c_l = a_l + m_l
 
-    propagated  s is erased and everything after it computed anew
-    local       l alone sees what s did not add: it is fed h_l - c_s; nothing carries on past l
-    future      erased before a boundary t (tokens 1 .. t - 1), measured from t on
-    current     erased at tokens 1 .. T - 1, measured at all
+    propagated  s is ablated, and everything after it is recomputed
+    local       l is fed h_l - c_s, and nothing after l is computed: the direct effect of s on l
+    future      s is ablated before a boundary t (tokens 1 .. t - 1), l is measured from t on
+    current     s is ablated at tokens 1 .. T - 1, l is measured at all tokens
 
-Token 0 is never erased. The largest value over tokens, boundaries and prompts counts; it grows with
-their number, which has to be the same for all models that are compared.
+Token 0 is never ablated. The result is the maximum over tokens, boundaries and prompts. It grows
+with their number, so models can be compared only on the same prompts and boundaries.
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ READ_CHUNK = 64  # positions whose logits are held at a time, per row
 
 @dataclasses.dataclass(frozen=True)
 class Effects:
-    """Effects of erasing each executed layer.
+    """Effects of ablating each executed layer.
 
     Attributes:
-      matrix: the largest relative change, [E, E]: row s is erased, column l is measured.
-      mean: the mean over prompts of what is the largest within each.
+      matrix: the largest relative change, [E, E]; row s is ablated, column l is measured.
+      mean: mean over prompts of the largest change in each prompt, [E, E].
       output: the largest ||softmax(z) - softmax(z~)||_2 at the measured tokens, [E]; None if local.
-      prompts, boundaries: how many (0 boundaries: current).
+      prompts, boundaries: numbers of prompts and of boundaries (0: current).
     """
 
     matrix: np.ndarray
@@ -75,22 +75,23 @@ def propagated(
     sublayer: str = "layer",
     each=map,
 ) -> Effects:
-    """Effects when everything after the erased layer (or its attention, or its MLP) is recomputed.
+    """Effects when everything after the ablated layer (or its attention, or its MLP) is recomputed.
 
     Args:
-      boundaries: of each prompt, "future"; a prompt with an empty list is left out. None: "current".
-      sublayer: what is erased, of `SUBLAYERS`.
-      each: `results.Parts.each`, to keep what is done.
+      boundaries: boundaries of each prompt ("future"); a prompt without any is skipped. None:
+        "current".
+      sublayer: the ablated part of the layer, a key of `SUBLAYERS`.
+      each: a resumable `map` over prompts (`store.Parts.each`).
     """
 
     def of_prompt(case):
-        matrix, output = erase(lm, *case, sublayer)
+        matrix, output = ablate(lm, *case, sublayer)
         return {"matrix": matrix, "output": output}
 
     return _merged(each(of_prompt, _cases(prompts, boundaries)), boundaries)
 
 
-def erase(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = "layer"):
+def ablate(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = "layer"):
     """(largest relative changes [E, E], largest change of the output distribution [E]) of a prompt.
 
     `boundaries` are positions, or None for "current".
@@ -100,10 +101,11 @@ def erase(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str = 
     n = len(pairs["source"])
 
     def cost(rows):
-        """Layers of each batch, from the first source on, and a head, which is like one."""
-        return rows * np.sum(E + 1 - pairs["source"][:: rows - 1])  # one erases nothing
+        """Layers computed by all batches, each from its first source on; the head counts as one."""
+        return rows * np.sum(E + 1 - pairs["source"][:: rows - 1])  # one row ablates nothing
 
-    run, size = _program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1])
+    run = _program(lm.cfg, lm.plan)
+    size = bytes_of_row(lm.cfg, tokens_1T.shape[1])
     rows = rows_at_once(lm, tokens_1T.shape[1], size, n + 1, cost)
     matrix, output = np.zeros((E, E)), np.zeros(E)
     with lm.on_mesh():
@@ -123,7 +125,7 @@ def local(
     boundaries: Sequence[Sequence[int]] | None = None,
     each=map,
 ) -> Effects:
-    """Effects of each layer on each later one alone; of whole layers."""
+    """Direct effects of each whole layer on each later layer."""
 
     def of_prompt(case):
         return {"matrix": _local(lm, *case)}
@@ -133,37 +135,39 @@ def local(
 
 def _local(lm: LanguageModel, prompt, boundaries) -> np.ndarray:
     E, tokens_1T = lm.plan.n_effective, padded(prompt)
-    pairs, per_source = _pairs(range(E), boundaries, len(prompt)), len(boundaries or [None])
+    pairs = _pairs(range(E), boundaries, len(prompt))
+    per_source = len(boundaries or [None])
     counts = per_source * np.arange(1, E)
 
     def cost(rows):
-        return rows * np.sum(-(-(counts + 1) // rows))  # one of them erases nothing
+        return rows * np.sum(-(-(counts + 1) // rows))  # one row ablates nothing
 
-    run, size = _local_program(lm.cfg, lm.plan), bytes_of_row(lm.cfg, tokens_1T.shape[1], False)
+    run = _local_program(lm.cfg, lm.plan)
+    size = bytes_of_row(lm.cfg, tokens_1T.shape[1], False)
     rows = rows_at_once(lm, tokens_1T.shape[1], size, counts.max(initial=0) + 1, cost)
     matrix = np.zeros((E, E))
     with lm.on_mesh():
         clean = _clean(lm, tokens_1T)
-        reference = clean["update"][0, 0]  # of this form; the first row of each target is its own
+        reference = clean["update"][0, 0]  # placeholder; the first row of each target replaces it
         for target, n in enumerate(counts, 1):
             for chosen in chunks(n + 1, rows):
                 batch = _batch(pairs, chosen - 1)
                 args = (lm.params, clean, reference, target, lm.put(batch), len(prompt))
                 change_B, reference = run(*args)
                 change_B = jax.device_get(change_B)
-                erased = batch["source"] >= 0
-                np.maximum.at(matrix[:, target], batch["source"][erased], change_B[erased])
+                ablated = batch["source"] >= 0
+                np.maximum.at(matrix[:, target], batch["source"][ablated], change_B[ablated])
     return matrix
 
 
 def _clean(lm: LanguageModel, tokens_1T) -> dict:
-    """Residuals [E + 1, 1, T, D] and updates [E, 1, T, D] of a prompt of which nothing is erased."""
+    """Residuals [E + 1, 1, T, D] and updates [E, 1, T, D] of a prompt without ablation."""
     tokens_BT = np.repeat(tokens_1T, lm.batch_parts, 0)
     return _clean_program(lm.cfg, lm.plan)(lm.params, lm.put(tokens_BT))
 
 
 def _cases(prompts, boundaries) -> list[tuple]:
-    """(prompt, its boundaries or None) of the prompts that are not left out."""
+    """(prompt, its boundaries or None); prompts without boundaries are skipped."""
     if boundaries is None:
         return [(prompt, None) for prompt in prompts]
     return [(prompt, cuts) for prompt, cuts in zip(prompts, boundaries, strict=True) if cuts]
@@ -171,8 +175,8 @@ def _cases(prompts, boundaries) -> list[tuple]:
 
 def _merged(per_prompt, boundaries) -> Effects:
     per_prompt = list(per_prompt)
-    matrices = np.stack([found["matrix"] for found in per_prompt])
-    outputs = [found["output"] for found in per_prompt if "output" in found]
+    matrices = np.stack([part["matrix"] for part in per_prompt])
+    outputs = [part["output"] for part in per_prompt if "output" in part]
     return Effects(
         matrix=matrices.max(0),
         mean=matrices.mean(0),
@@ -183,21 +187,21 @@ def _merged(per_prompt, boundaries) -> Effects:
 
 
 def _pairs(sources, boundaries, length: int) -> dict[str, np.ndarray]:
-    """Every source at every boundary: erased at tokens 1 .. until - 1, measured at since .. length - 1.
+    """All ablations: source s at tokens 1 .. until - 1, measured at tokens since .. length - 1.
 
     int32 [N] each, by ascending source.
     """
     cuts = [(length, 0)] if boundaries is None else [(t, t) for t in boundaries]
-    found = [(source, *cut) for source in sources for cut in cuts]
-    columns = np.array(found, np.int32).reshape(-1, 3).T
+    rows = [(source, *cut) for source in sources for cut in cuts]
+    columns = np.array(rows, np.int32).reshape(-1, 3).T
     return dict(zip(("source", "until", "since"), columns, strict=True))
 
 
 def _batch(pairs: dict, chosen) -> dict:
-    """Some of the pairs; -1 is a row that erases nothing (source -1).
+    """Some of the pairs; -1 is a row without ablation (source -1).
 
-    What is measured is a difference to such a row: both come from one program, so that a layer that
-    changes nothing has an effect of exactly 0.
+    Changes are measured against such a row of the same batch. Both come from one program, so a layer
+    that changes nothing has an effect of exactly 0.
     """
     batch = {k: x[chosen] for k, x in pairs.items()}
     batch["source"][chosen < 0] = -1
@@ -206,16 +210,18 @@ def _batch(pairs: dict, chosen) -> dict:
 
 @functools.lru_cache(maxsize=16)
 def _program(cfg, plan):
-    erased = functools.partial(_erased, cfg=cfg, plan=plan)
-    return jax.jit(erased, static_argnames="sublayers")
+    ablated = functools.partial(_ablated, cfg=cfg, plan=plan)
+    return jax.jit(ablated, static_argnames="sublayers")
 
 
-def _erased(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
-    """(relative change [E, B], change of the output [B]), the largest over the measured tokens.
+def _ablated(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
+    """(relative change [E, B], change of the output [B]), maxima over the measured tokens.
 
-    Layers before `first`, the first that is erased, are not run: what they give is in `clean_X1TD`.
+    Layers before `first`, the first ablated one, are not run: their outputs are in `clean_X1TD`.
     """
-    (B,), T, E = batch["source"].shape, clean_X1TD.shape[2], plan.n_effective
+    (B,) = batch["source"].shape
+    T = clean_X1TD.shape[2]
+    E = plan.n_effective
     hidden_BT, measured_BT = _where(batch, T, length)
     context = _context(clean_X1TD, cfg)
 
@@ -236,29 +242,29 @@ def _erased(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
 
 
 def _context(clean_X1TD, cfg):
-    """The context of layers that are run one by one on a prompt; its embeddings are h_0."""
+    """The context for running layers one by one on a prompt, whose embeddings are h_0."""
     embedded_1TD = clean_X1TD[0].astype(cfg.dtype)
     return model.context_of(cfg, jnp.arange(clean_X1TD.shape[2]), embedded_1TD)
 
 
 def _run_layer(layers, e, x_BTD, context, cfg, plan):
-    """(the residual behind executed layer e, its update c in float32), [B, T, D] each."""
+    """(residual stream after executed layer e, its update c in float32), [B, T, D] each."""
     x_BTD, _, sown = model.run_layer(layers, e, x_BTD, context, cfg, plan)
     a, m = (sown[name].astype(jnp.float32) for name in SUBLAYERS["layer"])
     return x_BTD, a + m
 
 
 def _where(batch, T: int, length):
-    """(where each row is erased, where it is measured), bool [B, T]."""
+    """(tokens at which each row is ablated, tokens at which it is measured), bool [B, T]."""
     position_T, until, since = jnp.arange(T), batch["until"][:, None], batch["since"][:, None]
-    erased_BT = (position_T >= 1) & (position_T < until)
-    return erased_BT, (position_T >= since) & (position_T < length)
+    ablated_BT = (position_T >= 1) & (position_T < until)
+    return ablated_BT, (position_T >= since) & (position_T < length)
 
 
 def bytes_of_row(cfg, T: int, reads: bool = True) -> int:
-    """Of a program that erases, on top of the parameters: a layer at work, or logits if it `reads`.
+    """Bytes per row of an ablation, beside the parameters: one layer, or logits if it `reads` them.
 
-    Attention is counted as XLA computes it, all logits of a query at once, in chunks on a CPU.
+    Attention is counted as XLA computes it: all logits of a query at once, in chunks on a CPU.
     """
     queries = max(64, T // 8) if kernels.platform() == "cpu" else T
     layer = T * (6 * cfg.d_model + 2 * cfg.d_ff) + 2 * cfg.n_heads * min(queries, T) * T
@@ -278,14 +284,14 @@ def _output_change(params, x_BTD, measured_BT, cfg):
     def distance(chunk):
         x_BtD, measured_Bt = chunk
         q_BtV = jax.nn.softmax(model.unembed(params, x_BtD, cfg))
-        found_Bt = jnp.linalg.norm(q_BtV - q_BtV[:1], axis=-1)
-        return jnp.where(measured_Bt, found_Bt, 0.0).max(-1)
+        distance_Bt = jnp.linalg.norm(q_BtV - q_BtV[:1], axis=-1)
+        return jnp.where(measured_Bt, distance_Bt, 0.0).max(-1)
 
     def distance_if_measured(chunk):
         nothing_B = jnp.zeros(len(measured_BT))
         return jax.lax.cond(jnp.any(chunk[1]), distance, lambda _: nothing_B, chunk)
 
-    # Logits are [..., V]: of a few positions of each row at a time.
+    # Logits are [..., V]: compute those of a few positions per row at a time.
     T = x_BTD.shape[1]
     n = next(c for c in range(min(T, READ_CHUNK), 0, -1) if T % c == 0)
     parts = tuple(
@@ -297,30 +303,51 @@ def _output_change(params, x_BTD, measured_BT, cfg):
 @functools.lru_cache(maxsize=16)
 def _clean_program(cfg, plan):
     def clean(params, tokens_BT):
-        found = activations(params, tokens_BT, cfg, plan)
-        return {"residual": found.residual[:, :1], "update": found.update[:, :1]}
+        acts = activations(params, tokens_BT, cfg, plan)
+        return {"residual": acts.residual[:, :1], "update": acts.update[:, :1]}
 
     return jax.jit(clean)
 
 
 @functools.lru_cache(maxsize=16)
 def _local_program(cfg, plan):
-    return jax.jit(functools.partial(_erased_for_one, cfg=cfg, plan=plan))
+    return jax.jit(functools.partial(_ablated_for_one, cfg=cfg, plan=plan))
 
 
-def _erased_for_one(params, clean, reference_TD, target, batch, length, *, cfg, plan):
-    """(relative change of the update of one layer that is fed h_l - c_s, [B]; its reference).
+def _ablated_for_one(params, clean, reference_TD, target, batch, length, *, cfg, plan):
+    """(relative change of the update of one layer that is fed h_l - c_s, [B]; the reference).
 
-    The reference is the update where nothing is erased: that of the first row if it is such a row,
-    else what an earlier batch gave.
+    The reference is the update without ablation: that of the first row if it has no ablation, else
+    the reference of an earlier batch.
     """
     T = clean["update"].shape[2]
     hidden_BT, measured_BT = _where(batch, T, length)
     hidden_BT &= (batch["source"] >= 0)[:, None]
-    erased_BTD = clean["update"][batch["source"], 0] * hidden_BT[..., None]
-    x_BTD = (clean["residual"][target] - erased_BTD).astype(cfg.dtype)
+    ablated_BTD = clean["update"][batch["source"], 0] * hidden_BT[..., None]
+    x_BTD = (clean["residual"][target] - ablated_BTD).astype(cfg.dtype)
     context = _context(clean["residual"], cfg)
     _, c_BTD = _run_layer(params["layers"], target, x_BTD, context, cfg, plan)
     reference_TD = jnp.where(batch["source"][0] < 0, c_BTD[0], reference_TD)
     change_BT = _relative(c_BTD, reference_TD[None])
     return jnp.where(measured_BT, change_BT, 0.0).max(-1), reference_TD
+
+
+# The diagnostics of `loopjax analyze` (`diagnostics.py`).
+
+
+def run_future_local(lm, cases, options, each) -> Effects:
+    prompts = _prompts(cases)
+    return local(lm, prompts, draw_boundaries(prompts), each=each)
+
+
+def run_future(lm, cases, options, each) -> Effects:
+    prompts = _prompts(cases)
+    return propagated(lm, prompts, draw_boundaries(prompts), each=each)
+
+
+def run_current_attention(lm, cases, options, each) -> Effects:
+    return propagated(lm, _prompts(cases), None, "attention", each)
+
+
+def _prompts(cases) -> list[list[int]]:
+    return [tokens for tokens, _, _ in cases]

@@ -51,10 +51,10 @@ AXES = {3: ("layers", "embed", "activation"), 2: ("layers", "activation"), 0: ()
 
 @flax.struct.dataclass
 class Lens:
-    """The translators of all exits; in a scan over them, of one of them, without the axis E.
+    """The translators of all exits; inside a scan over exits, that of one exit, without the axis E.
 
     Attributes:
-      weight: float32 [E, D, D], [in, out] as all matrices here; zero is the identity.
+      weight: float32 [E, D, D], [in, out]; zero for the identity.
       bias: float32 [E, D].
     """
 
@@ -62,7 +62,7 @@ class Lens:
     bias: jax.Array
 
     def translated(self, x_BTD):
-        """Residuals at one exit as the final norm is to read them, in their own type."""
+        """Translated residuals at one exit, the input of the final norm, in the dtype of `x_BTD`."""
         x32_BTD = x_BTD.astype(jnp.float32)
         x32_BTD = x32_BTD + kernels.matmul(x32_BTD, self.weight) + self.bias
         return x32_BTD.astype(x_BTD.dtype)
@@ -70,7 +70,7 @@ class Lens:
     def residuals(self, params, tokens_BT, slots_BN, cfg, plan, placement=None):
         """Translated residuals of all exits at some positions, then the model's own.
 
-        [E + 1, B, N, D]; what `score.log_likelihoods` scores instead of the model's own.
+        [E + 1, B, N, D], the residuals that `score.log_likelihoods` scores.
         """
         x_BTD, h_EBTD = residuals(params, tokens_BT, cfg, plan, placement)
         at = slots_BN[..., None]
@@ -87,7 +87,7 @@ def logit_lens(lm: LanguageModel) -> Lens:
 
 
 def placed(tree, lm: LanguageModel):
-    """The arrays of a lens, or of its optimizer, on the mesh: cut along the width that it reads."""
+    """The arrays of a lens, or of its optimizer, on the mesh, sharded along its input width."""
     return jax.device_put(tree, _shardings(tree, lm.mesh, lm.rules))
 
 
@@ -104,7 +104,7 @@ def residuals(params, tokens_BT, cfg, plan, placement=None):
 
 
 def exit_logprobs(lens: Lens, params, x_BTD, cfg):
-    """log p_i, float32 [B, T, V], from the residuals at the exit that `lens` is of."""
+    """log p_i, float32 [B, T, V], from the residuals at the exit of `lens`."""
     return jax.nn.log_softmax(model.unembed(params, lens.translated(x_BTD), cfg))
 
 
@@ -114,11 +114,11 @@ def kl(logp, logq):
 
 
 def add_exits(of_exit, totals, params, lens: Lens, tokens_BT, cfg, plan, chunk: int):
-    """`totals` and, for every exit, the sum of what `of_exit` finds in all chunks of positions.
+    """`totals` plus, for every exit, the sum of `of_exit` over all chunks of positions.
 
     Args:
-      of_exit: (its translator, h [B, n, D], log p_final [B, n, V], mask [B, n]) -> a tree.
-      totals: a tree of that form, with the axis E in front.
+      of_exit: function (translator, h [B, n, D], log p_final [B, n, V], mask [B, n]) -> tree.
+      totals: tree of the same structure, with a leading axis E.
       tokens_BT: int, -1 for padding, which the mask leaves out.
       chunk: n, the positions of each row whose logits exist at a time.
     """
@@ -144,7 +144,7 @@ def add_exits(of_exit, totals, params, lens: Lens, tokens_BT, cfg, plan, chunk: 
 
 
 def positions_at_once(lm: LanguageModel, n_rows: int, T: int) -> int:
-    """`chunk` for batches of so many rows: what keeps the devices busy, and the logits small."""
+    """`chunk` for batches of `n_rows`: large enough to keep devices busy, with small logits."""
     cpu = lm.mesh.devices.flat[0].platform == "cpu"
     most = (2**21 if cpu else 2**27) // lm.cfg.vocab_size * lm.batch_parts // n_rows
     chunks = -(-T // max(1, most))
@@ -160,11 +160,11 @@ class Training:
 
     Attributes:
       optimizer: "sgd" (Nesterov momentum 0.9, learning rate 0.1) or "adam" (AMSGrad, 0.001). The
-        rate falls linearly to 0; the gradient of all exits together is clipped to norm 1, and 0.001
-        of the translators is added to it, which draws them to the identity.
+        rate falls linearly to 0; the gradient of all exits together is clipped to norm 1; a weight
+        decay of 0.001 pulls the translators to the identity.
       steps: updates.
-      tokens: of each batch, in whole windows.
-      seed: of the order of the data.
+      tokens: tokens per batch, rounded down to whole windows.
+      seed: seed of the data order.
     """
 
     optimizer: str = "sgd"
@@ -181,7 +181,7 @@ class Training:
 
     def make_optimizer(self) -> optax.GradientTransformation:
         if self.optimizer == "sgd":
-            # PyTorch's momentum, as optax's, is a sum: 1.0 of its mean is 0.1 of it.
+            # Momentum is a sum in PyTorch and optax: a rate of 1.0 for its mean is 0.1 for it.
             rate = optax.linear_schedule(0.1, 0.0, self.steps)
             step = optax.sgd(rate, momentum=0.9, nesterov=True)
         else:
@@ -202,8 +202,8 @@ def train(
 ) -> Lens:
     """The lens of a model: read from `path` if it exists, else trained and saved there.
 
-    After a stop, the same call resumes from the file and gives the same lens, bit for bit. A file
-    of another model, plan, training or data is refused.
+    After an interruption, the same call resumes from the file and gives a bit-identical lens. Raises
+    UserError if the file has another model, plan, training or data.
 
     Args:
       mixture, data_dir: sources and their directory, as `nll.measure` takes them; the held-out
@@ -254,7 +254,7 @@ class _Windows:
             _shuffled(source, f"{training.seed} {name}") if source.finite else source
             for name, source in sources.items()
         ]
-        # The data may come in longer windows than the model is to be given.
+        # Windows of the data may be longer than the context of the model.
         self.seq_len = min(lm.context, len(self.parents[0][0]["inputs"]))
         self.n_rows = max(1, training.tokens // self.seq_len)
         content = json.dumps({name: source.fingerprint for name, source in sources.items()})
@@ -277,13 +277,13 @@ class _Windows:
 
 
 def _shuffled(source, key: str):
-    """A source in an order drawn from the key, anew in every epoch."""
+    """A source that is repeated and reshuffled in every epoch, with a seed derived from `key`."""
     return grain.MapDataset.source(source).shuffle(seed=zlib.crc32(key.encode())).repeat()
 
 
 @functools.lru_cache(maxsize=8)
 def _updater(cfg, plan, training: Training, parts: int, chunk: int, mesh, rules):
-    """The compiled update; its state keeps one sharding, however the training was begun."""
+    """The compiled update; the state has the same sharding in fresh and in resumed training."""
     optimizer, E, D = training.make_optimizer(), plan.n_effective, cfg.d_model
     gradient = functools.partial(loss_and_gradient, cfg=cfg, plan=plan, parts=parts, chunk=chunk)
 
@@ -328,7 +328,7 @@ def loss_and_gradient(params, lens: Lens, tokens_BT, *, cfg, plan, parts: int, c
 
 
 def load(path, lm: LanguageModel) -> Lens:
-    """A trained lens; raises UserError if the file is not of this model, run by this plan."""
+    """A trained lens; raises UserError if the file belongs to another model or plan."""
     path = pathlib.Path(path)
     found, arrays = _read(path)
     _check(path, found, _identity(lm), lm)
@@ -349,7 +349,7 @@ def _save(path: pathlib.Path, about: dict, state: tuple, losses: np.ndarray) -> 
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not `files.write_arrays`, which compresses: random floats only take time.
+        # Not `files.write_arrays`, which compresses: weights do not compress, so it is slow.
         with open(temporary, "wb") as file:
             np.savez(file, about=np.array(about), losses=losses, **arrays)
         os.replace(temporary, path)
@@ -382,7 +382,7 @@ def _read(path: pathlib.Path) -> tuple[dict, dict]:
 
 
 def _check(path: pathlib.Path, found: dict, wanted: dict, lm: LanguageModel) -> None:
-    """Raises UserError where a lens is not of this model, or was not trained like this."""
+    """Raises UserError if a lens belongs to another model or was trained with other settings."""
     for key, value in wanted.items():
         if found[key] == value:
             continue

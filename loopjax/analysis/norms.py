@@ -1,4 +1,4 @@
-"""Residual norms, and the size and direction of what sublayers add (Kapl et al. 2026, Fig. 3).
+"""Residual norms, and the size and direction of the sublayers' outputs (Kapl et al. 2026, Fig. 3).
 
 Every value is a ratio at each token, in float32, averaged over the tokens of all prompts; the
 denominator is the norm of the residual that the sublayer reads.
@@ -77,8 +77,8 @@ def _program(cfg, plan):
 
 def _measure(params, tokens_1T, length, *, cfg, plan) -> dict:
     """{name: (sum over the tokens, largest)} of one prompt, [2, E] or [2, E + 1]."""
-    found = activations(params, tokens_1T, cfg, plan)
-    h, a, m = (x[:, 0] for x in (found.residual[:-1], found.attention, found.mlp))  # [E, T, D]
+    acts = activations(params, tokens_1T, cfg, plan)
+    h, a, m = (x[:, 0] for x in (acts.residual[:-1], acts.attention, acts.mlp))  # [E, T, D]
     position = jnp.arange(tokens_1T.shape[1])
 
     def over(values_T, first=0):
@@ -86,10 +86,10 @@ def _measure(params, tokens_1T, length, *, cfg, plan) -> dict:
         return jnp.stack([values_T.sum(-1), values_T.max(-1)])
 
     norm = functools.partial(jnp.linalg.norm, axis=-1)
-    residual_T = norm(found.residual[:, 0])
+    residual_T = norm(acts.residual[:, 0])
     pairs = {"attention": (a, h), "mlp": (m, h + a), "layer": (a + m, h)}
     out = {name: over(norm(x) / jnp.maximum(norm(y), LEAST)) for name, (x, y) in pairs.items()}
-    pairs["next"] = (found.residual[1:, 0], h)
+    pairs["next"] = (acts.residual[1:, 0], h)
     for name, (x, y) in pairs.items():
         product = jnp.maximum(norm(x) * norm(y), LEAST**2)
         out[f"{name}_cosine"] = over(jnp.sum(x * y, -1) / product)

@@ -53,7 +53,7 @@ def sweep(argv: list[str]) -> int:
 
 def _sweep_parser():
     parser = arguments.parser("sweep", sweep.__doc__)
-    parser.allow_abbrev = False  # what begins with --config. is for the config
+    parser.allow_abbrev = False  # flags that start with --config. are for the config
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="config file with a function sweep(add)")
     add("--workdir", required=True, metavar="DIR", help="parent of the directories of the runs")

@@ -10,7 +10,7 @@ from loopjax.lm.loaded_model import LanguageModel
 # Fewest and most tokens per batch and device. Few keep a CPU busy; more do not fit its caches.
 CPU_TOKENS = (512, 2048)
 TOKENS = (8192, 16_384)
-HOST_BYTES = 2**31  # activations at a time, where a device does not report its memory
+HOST_BYTES = 2**31  # activations at a time, if a device does not report its memory
 
 
 def bucket(n: int, least: int = 32) -> int:

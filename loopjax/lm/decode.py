@@ -1,9 +1,9 @@
 """Decoding with a KV cache: batches of prompts of unequal length, a few compiled shapes.
 
-A prompt is read in one forward pass (`prefill`), which leaves the keys and values of every
-*executed* layer. They are moved to the right end of their slots, so that all rows of a batch write
-their next token to the same slot; `first_B` says where a row begins. Tokens are then made CHUNK at
-a time on the device, and the host looks for stop strings in between.
+A prompt is read in one forward pass (`prefill`), which returns the keys and values of every
+*executed* layer. They are right-aligned in the cache, so that all rows of a batch write their next
+token to the same slot; `first_B` is the first slot of each row. The device then generates CHUNK
+tokens at a time, and the host checks for stop strings in between.
 """
 
 import dataclasses
@@ -21,18 +21,19 @@ from loopjax.lm.batching import bucket
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import Progress
 
-CHUNK = 16  # tokens between two looks for stop strings
+CHUNK = 16  # tokens between two checks for stop strings
 CACHE_AXES = ("batch", "kv_heads", "seq", "head_size")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: the most likely at temperature 0, else drawn.
+    """How the next token is chosen: greedily at temperature 0, otherwise sampled.
 
     Attributes:
-      temperature: the logits are divided by it.
-      top_p: drawn from the fewest tokens whose probabilities sum to at least this.
-      seed: of the draws; the tokens of prompt i depend on (seed, i) and on nothing beside it.
+      temperature: divisor of the logits.
+      top_p: nucleus sampling threshold: only the fewest tokens whose probabilities sum to at least
+        this are sampled.
+      seed: sampling seed; the random draws for prompt i depend only on (seed, i).
     """
 
     temperature: float = 0.0
@@ -43,18 +44,18 @@ class Sampling:
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"--temperature {self.temperature} must be at least 0")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p {self.top_p} must lie within 0..1, without 0")
+            raise UserError(f"--top-p {self.top_p} must lie within 0..1 and be positive")
 
 
 @dataclasses.dataclass
 class Generation:
-    """What was made of a prompt.
+    """The continuation of a prompt.
 
     Attributes:
-      tokens: the new ones, the end of document or the stop string's tokens not among them.
-      text: decoded, cut before the first stop string.
-      ended: by "eos", "stop" (a stop string) or "length".
-      truncated: tokens that the prompt lost from the left, to fit into the context.
+      tokens: generated tokens, without the end of document or the token that completes a stop string.
+      text: decoded tokens, cut before the first stop string.
+      ended: reason for the end: "eos", "stop" (a stop string) or "length".
+      truncated: number of tokens cut from the left of the prompt to fit it into the context.
     """
 
     tokens: list[int]
@@ -75,23 +76,23 @@ def generate(
 ) -> list[Generation]:
     """Continues prompts of token ids, each of at least one token.
 
-    Prompts longer than the context less `max_new_tokens` lose tokens from the left, as in
+    Prompts longer than the context minus `max_new_tokens` are truncated on the left, as in
     lm-evaluation-harness.
 
     Args:
-      stop: texts before which a continuation ends.
-      batch_size: prompts at a time, over all devices.
-      progress: what the progress bar says; empty for none.
+      stop: strings that end a continuation; not included in its text.
+      batch_size: prompts per batch, over all devices.
+      progress: label of the progress bar; empty for none.
     """
     room = lm.context - max_new_tokens
     if max_new_tokens < 1 or room < 1:
         raise UserError(
             f"--max-new-tokens {max_new_tokens} must lie within 1..{lm.context - 1}, the context "
-            "less a token"
+            "minus one token"
         )
     if not all(prompts):
         raise ValueError("a prompt is empty")
-    made: list[Generation | None] = [None] * len(prompts)
+    generations: list[Generation | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][-room:]), reverse=True)
     with lm.on_mesh(), Progress(len(prompts), progress) as shown:
         for start in range(0, len(order), batch_size):
@@ -101,19 +102,22 @@ def generate(
                 numbers, _continue(lm, cut, numbers, max_new_tokens, stop, sampling), strict=True
             ):
                 generation.truncated = max(0, len(prompts[i]) - room)
-                made[i] = generation
+                generations[i] = generation
             shown.update(len(numbers))
-    return made
+    return generations
 
 
 def _continue(lm, prompts, numbers, max_new_tokens, stop, sampling) -> list[Generation]:
-    """One batch; `numbers` are those of the prompts, which the draws depend on."""
+    """The continuations of one batch; `numbers` are the prompts' indices, which seed the sampling."""
     B = lm.batch_parts * bucket(-(-len(prompts) // lm.batch_parts), least=1)
     T = bucket(max(map(len, prompts)))
     tokens = np.zeros((B, T), np.int32)
-    lengths, seeds = np.ones(B, np.int32), np.zeros(B, np.int32)
+    lengths = np.ones(B, np.int32)
+    seeds = np.zeros(B, np.int32)
     for r, (prompt, number) in enumerate(zip(prompts, numbers, strict=True)):
-        tokens[r, : len(prompt)], lengths[r], seeds[r] = prompt, len(prompt), number
+        tokens[r, : len(prompt)] = prompt
+        lengths[r] = len(prompt)
+        seeds[r] = number
     chunks = -(-max_new_tokens // CHUNK)
     start, step = _programs(lm.cfg, lm.plan, sampling.temperature, sampling.top_p)
     rows = lm.put({"tokens": tokens, "lengths": lengths, "seeds": seeds})
@@ -135,15 +139,20 @@ class _End:
     """The tokens of one continuation, and where it ends."""
 
     def __init__(self, tokenizer, stop: Sequence[str], limit: int):
-        self.tokenizer, self.stop, self.limit = tokenizer, [s for s in stop if s], limit
-        self.tokens, self.text, self.ended = [], "", ""
+        self.tokenizer = tokenizer
+        self.stop = [s for s in stop if s]
+        self.limit = limit
+        self.tokens: list[int] = []
+        self.text = ""
+        self.ended = ""
 
     def add(self, new: list[int]) -> None:
         if self.ended:
             return
         new = new[: self.limit - len(self.tokens)]
         if self.tokenizer.eos_id in new:
-            new, self.ended = new[: new.index(self.tokenizer.eos_id)], "eos"
+            new = new[: new.index(self.tokenizer.eos_id)]
+            self.ended = "eos"
         self.tokens += new
         if not self.ended and len(self.tokens) == self.limit:
             self.ended = "length"
@@ -174,8 +183,8 @@ def prefill(params, tokens_BT, cfg, plan):
 def decode_step(params, layers, tokens_BT, cfg, plan, placement: block.Placement, caches):
     """(residual stream before the final norm [B, T, D], the caches with the tokens written to them).
 
-    The blocks are not scanned: what a scan cuts from a stack (weights, caches) is copied, and reading
-    them once is all that a step with few tokens costs.
+    The blocks are not scanned: a scan copies what it slices from a stack (weights, caches), while the
+    cost of a step with few tokens is to read those once.
 
     Args:
       layers: the parameters of each unique layer; the rest is read from `params`.
@@ -192,7 +201,7 @@ def decode_step(params, layers, tokens_BT, cfg, plan, placement: block.Placement
 
 @functools.lru_cache(maxsize=16)
 def _programs(cfg, plan, temperature: float, top_p: float):
-    """The two compiled programs: prompts to a state, and a state to CHUNK tokens more."""
+    """The two compiled programs: prompts to a state, and a state to CHUNK more tokens."""
     choose = functools.partial(_choose, temperature=temperature, top_p=top_p)
     start = functools.partial(_start, cfg=cfg, plan=plan, choose=choose)
     steps = functools.partial(_steps, cfg=cfg, plan=plan, choose=choose)
@@ -200,7 +209,7 @@ def _programs(cfg, plan, temperature: float, top_p: float):
 
 
 def _start(params, rows, key, *, slots: int, cfg, plan, choose) -> dict:
-    """Reads the prompts; the state holds the cache, the next tokens, and where everything is."""
+    """The state after the prompts: caches, the next token and first slot of each row, the next slot."""
     tokens_BT, lengths_B = rows["tokens"], rows["lengths"]
     T = tokens_BT.shape[1]
     x_BTD, caches = prefill(params, tokens_BT, cfg, plan)
@@ -224,7 +233,7 @@ def _start(params, rows, key, *, slots: int, cfg, plan, choose) -> dict:
 
 
 def _steps(params, layers, state, key, *, cfg, plan, choose):
-    """The state after CHUNK tokens more of every row, and the tokens, [B, CHUNK]."""
+    """The state after CHUNK more tokens per row, and these tokens, [B, CHUNK]."""
     slots = jnp.arange(state["caches"][0].key.shape[2])
     first_B = state["first"]
 

@@ -1,4 +1,4 @@
-"""A checkpoint, a plan, a tokenizer and a mesh: what is scored, decoded and evaluated."""
+"""A model loaded for evaluation: checkpoint, depth plan, tokenizer and mesh."""
 
 import contextlib
 import dataclasses
@@ -30,17 +30,18 @@ from loopjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """What is evaluated.
+    """A loaded model, to be scored, decoded and evaluated.
 
     Attributes:
       params: canonical parameters on the mesh; matrices in the compute type, norms in float32.
-      cfg, plan: the architecture, and in which order its layers run.
-      tokenizer: text to ids and back.
-      context: the longest sequence that the model was made for.
-      mesh, rules: the devices, and what lies where on them.
-      meta: what the checkpoint says of itself.
-      path: the checkpoint's directory.
-      order: which executed layers of the plan it was opened with are executed, if not all in turn.
+      cfg, plan: architecture, and order in which its layers run.
+      tokenizer: conversion of text to token ids and back.
+      context: longest sequence, in tokens.
+      mesh, rules: devices, and mesh axes of each logical axis.
+      meta: metadata of the checkpoint.
+      path: directory of the checkpoint.
+      order: executed layers set by `with_order`, as indices into the plan that the model was opened
+        with; None for all layers in turn.
     """
 
     params: Any
@@ -57,7 +58,7 @@ class LanguageModel:
 
     @property
     def layers(self) -> list:
-        """Parameters of each layer as arrays of their own, made when they are first asked for."""
+        """Parameters of each unique layer as separate arrays, created on first use."""
         if not self._cut:
             cut = jax.jit(lambda stack, i: jax.tree.map(lambda leaf: leaf[i], stack))
             self._cut.extend(cut(self.params["layers"], i) for i in range(self.plan.n_unique))
@@ -65,17 +66,17 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def on_mesh(self):
-        """The context in which its functions are traced and executed."""
+        """The context in which functions of the model are traced and executed."""
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
             yield
 
     @functools.cached_property
     def batch_parts(self) -> int:
-        """Into how many parts the devices cut a batch: sizes of batches are multiples of it."""
+        """Number of parts that a batch is sharded into; batch sizes must be multiples of it."""
         return math.prod(self.mesh.shape[axis] for axis in dict(self.rules)["batch"] or ())
 
     def put(self, batch: dict) -> dict:
-        """Host arrays [B, ...] on the mesh, cut along the batch."""
+        """Host arrays [B, ...] on the mesh, sharded along the batch."""
         rows = jax.sharding.PartitionSpec(dict(self.rules)["batch"])
         place = jax.sharding.NamedSharding(self.mesh, rows)
         return jax.device_put(batch, place)
@@ -83,20 +84,21 @@ class LanguageModel:
     def with_plan(self, depth: str) -> "LanguageModel":
         """The same weights run by another plan; raises UserError when it does not fit them."""
         if self.order is not None:
-            raise ValueError("a model with an order of its own is not run by another plan")
+            raise ValueError("the plan of a model with a layer order cannot be changed")
         return dataclasses.replace(self, plan=chosen_plan(self.meta, depth))
 
     def with_order(self, order: Sequence[int]) -> "LanguageModel":
-        """Its executed layers in another order, some of them left out or run again.
+        """The model with its executed layers in another order; layers may be left out or repeated.
 
-        The layers are copied into an untied stack in the order of execution, so that orders of one
-        length are one compiled program; what is not a layer is shared. The order holds at all
-        positions and in all steps of decoding, where a layer that runs twice has two caches.
+        The layers are copied into an untied stack in the order of execution, so that orders of the
+        same length share a compiled program; other parameters are shared. The order applies at all
+        positions and in all decoding steps; a layer that runs twice has two caches.
 
         Args:
           order: indices of the executed layers 0..E-1 of the current plan, at least one.
         """
-        order, executed = tuple(map(int, order)), self.plan.order
+        order = tuple(map(int, order))
+        executed = self.plan.order
         if not order or not all(0 <= e < len(executed) for e in order):
             raise ValueError(f"order {order} must name executed layers 0..{len(executed) - 1}")
         before = self.order or range(len(executed))
@@ -106,7 +108,7 @@ class LanguageModel:
         )  # fmt: skip
 
     def describe(self) -> dict:
-        """What a result says of the model it is about."""
+        """The description of the model that is saved with results."""
         return {
             "checkpoint": str(self.path),
             "step": self.meta["step"],
@@ -137,18 +139,18 @@ def open_model(
     devices=None,
     text: bool = True,
 ) -> LanguageModel:
-    """Loads a checkpoint (DIR or DIR@STEP) to be evaluated.
+    """Loads a checkpoint (DIR or DIR@STEP) for evaluation.
 
     Args:
-      depth: plan to run it by; the one it was trained with by default.
-      dtype: compute type, "float32" or "bfloat16"; that of the training by default.
-      context: longest sequence; that of the training by default.
-      tokenizer: as `tokenizers.load` takes it; the one in the run's directory by default.
-      mesh: sizes of mesh axes, "fsdp=4,tensor=2"; what is left is "data".
-      devices: the devices of the mesh; all by default.
-      text: whether a tokenizer is needed; without it `tokenizer` may come out as None.
+      depth: depth plan (default: as in training).
+      dtype: compute type, "float32" or "bfloat16" (default: as in training).
+      context: longest sequence in tokens (default: as in training).
+      tokenizer: argument of `tokenizers.load` (default: the tokenizer in the run directory).
+      mesh: sizes of mesh axes, "fsdp=4,tensor=2"; "data" gets the remaining devices.
+      devices: devices of the mesh (default: all).
+      text: whether a tokenizer is required; if not, `tokenizer` of the result may be None.
 
-    Raises UserError when something of it is not there, is damaged or does not fit.
+    Raises UserError if a file is missing or damaged, or if an argument does not fit the checkpoint.
     """
     directory, step = locate(checkpoint)
     mesh = _mesh(mesh, devices)
@@ -209,7 +211,7 @@ def _mesh(text: str, devices) -> Mesh:
 def _tokenizer(spec: str | None, directory: pathlib.Path, meta: dict, *, needed: bool):
     """The given tokenizer, else the one beside the checkpoints, else bytes.
 
-    Without one: None, or UserError if it is `needed`.
+    If none applies: None, or UserError if it is `needed`.
     """
     spec = spec or tokenizer_of(directory)
     if spec:
@@ -220,13 +222,14 @@ def _tokenizer(spec: str | None, directory: pathlib.Path, meta: dict, *, needed:
             return None
         if name != tokenizers.ByteTokenizer.name:
             raise UserError(
-                f"{run_directory(directory)} has no {tokenizers.FILE}, and the checkpoint was not "
-                f"trained on bytes but with {name}; name a tokenizer by --tokenizer"
+                f"{run_directory(directory)} has no {tokenizers.FILE}, and the checkpoint was "
+                f"trained with {name}; pass its tokenizer with --tokenizer"
             )
         codec = tokenizers.ByteTokenizer()
     vocab_size = meta["model"]["vocab_size"]
     if codec.vocab_size > vocab_size:
         raise UserError(
-            f"the tokenizer has {codec.vocab_size} tokens, the checkpoint's vocabulary {vocab_size}"
+            f"the tokenizer has {codec.vocab_size} tokens, but the checkpoint's vocabulary has only "
+            f"{vocab_size}"
         )
     return codec

@@ -3,7 +3,7 @@
 Requests with the same context become one row. Its tokens are the context followed by the
 continuations as *branches*: each attends to the context and itself, at the positions it would have
 alone. So ten options for one prompt cost about one forward pass, and a continuation of one token,
-which is read at the end of the context, costs nothing.
+which is read at the end of the context, has no extra cost.
 
     tokens      c0 c1 c2 | a0 a1 | b0        continuations a0 a1 a2 and b0 b1
     positions    0  1  2 |  3  4 |  3
@@ -156,7 +156,7 @@ def _unbranched(row: Row) -> Row:
 
 
 def _batches(rows: list[Row], lm: LanguageModel, batch_tokens: int):
-    """Batches of rows of one padded length, longest first, each with whether rows are branched."""
+    """(batch, whether its rows are branched), by padded length, longest first."""
 
     def shape(row):
         return bucket(len(row.tokens)), row.branched
@@ -209,7 +209,7 @@ def _score(params, batch, exits, *, cfg, plan, branched: bool):
 
 
 def _read(params, x_BND, targets_BN, cfg):
-    """Log-probability of each target given the residual it is read from, and whether it is best."""
+    """Log-probability of each target given the residual it is read from, and whether it is the argmax."""
 
     def read(args):
         x_BnD, target_Bn = args
