@@ -88,7 +88,7 @@ def test_models_are_trained_ahead_each_after_the_runs_it_starts_from(tmp_path, c
     assert capfd.readouterr().out == "3 models, 0 to train\n"
 
     study = tiny(tmp_path, seeds=(1,), rows={"standard": "deep"}, retrofits={"standard": ()})
-    with pytest.raises(SystemExit, match="(?s)deep-s1 failed:.*row 'deep' of"):
+    with pytest.raises(SystemExit, match="(?s)deep-s1 failed:.*variant 'deep' of configs"):
         everything.train_all(study, ["cooldown"], jobs=2)
 
 
