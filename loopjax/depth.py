@@ -180,7 +180,12 @@ def gstack(n_layers: int, added: int) -> tuple[int, ...]:
 
 # (layers of the old stack, layers to add) -> order. The names can be used in configs: in
 # `growth.operator`, `cooldown.operator`, `init_operator` and as a variant.
-GROWTH_OPERATORS = {"midas": midas, "lidas": lidas, "stack": stack, "gstack": gstack}
+GROWTH_OPERATORS = {
+    "midas": midas,
+    "lidas": lidas,
+    "stack": stack,
+    "gstack": gstack,
+}
 
 
 def _duplicate(n_layers: int, start: int, block: int) -> tuple[int, ...]:
