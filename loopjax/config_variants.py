@@ -8,6 +8,7 @@ a new one is a variant of every config at once.
 import re
 
 from loopjax.depth import GROWTH_OPERATORS
+from loopjax.errors import UserError
 
 # Whether the text is a valid plan is checked, like every plan, where config.depth is read.
 _PATTERNS = {"PLAN": r"[1-9][0-9x-]*", "LAYERS": r"[1-9][0-9]*"}
@@ -24,7 +25,7 @@ def parse_variant(file: str, variant: str, grammar: str, **choices) -> dict[str,
       choices: {name: allowed texts}, in which LAYERS stands for a number of layers, PLAN for a
         depth plan and GROWTH for any growth operator ("loop-PLAN"). PLAN and GROWTH need no entry.
 
-    Raises ValueError that names the grammar and all choices.
+    Raises UserError that names the grammar and all choices.
     """
     choices = {"GROWTH": ("GROWTH",), **choices}
     allowed = {
@@ -45,7 +46,7 @@ def parse_variant(file: str, variant: str, grammar: str, **choices) -> dict[str,
     described = [f"{name}: {', '.join(texts)}" for name, texts in allowed.items()]
     if "PLAN" in str((grammar, allowed)):
         described.append("PLAN: a depth plan like 12, 4x3 or 2-2x4-2")
-    raise ValueError(f"variant {variant!r} of {file} must be {grammar} ({'; '.join(described)})")
+    raise UserError(f"variant {variant!r} of {file} must be {grammar} ({'; '.join(described)})")
 
 
 def _without_growth(texts) -> list[str]:

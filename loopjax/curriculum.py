@@ -94,8 +94,8 @@ def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
         lengths = prop_schedule(total, len(depths), growth.alpha)
     if min(lengths) < 1:
         raise UserError(
-            f"config.growth.steps={total} is too small for {len(depths)} stages: they would get "
-            f"{lengths} steps"
+            f"config.growth.steps={growth.steps} leaves too few steps for {len(depths)} stages: they "
+            f"would get {lengths}"
         )
     plans = [DepthPlan.of([(depth, 1)]) for depth in depths]
     phases = [Phase(0, lengths[0], plans[0], "init", None, mixture)]

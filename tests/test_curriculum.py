@@ -66,7 +66,7 @@ def test_a_weight_of_zero_leaves_a_source_out():
         ),
         ({"growth.operator": "lidas", "growth.block": 0}, "block=0 does not divide"),
         ({"growth.operator": "lidas", "growth.steps": 170_001}, "within 1..170000"),
-        ({"growth.operator": "lidas", "growth.steps": 5}, "too small for 6 stages"),
+        ({"growth.operator": "lidas", "growth.steps": 5}, "too few steps for 6 stages"),
         ({"growth.operator": "lidas", "depth": "4x6"}, "is looped"),
         ({"cooldown.depth": "8-4x2-8"}, "has 20 unique layers, but the stack"),
         ({"cooldown.depth": "8-4x2-12", "cooldown.steps": 0}, "cooldown.steps=0 must be positive"),
