@@ -537,7 +537,7 @@ CONFIGS = [
     ("half a layer", {"num_hidden_layers": 1.5}, "config.json has num_hidden_layers=1.5; it must be a positive whole number"),
     ("a word for frequencies", {"rope_scaling": "llama3"}, "config.json has rope_scaling='llama3'; it must be an object"),
     ("layers of no type", {"model_type": "qwen2", "layer_types": 1}, "config.json is not a valid model: 'int' object is not iterable"),
-    ("odd heads", {"head_dim": 5}, "config.json is not a valid model: model.head_dim=5 must be even, or 0 for D / H"),
+    ("odd heads", {"head_dim": 5}, "config.json is not a valid model: model.head_dim=5 must be even, or 0 for d_model / n_heads"),
     ("a layer too many", {"num_hidden_layers": 3}, "the tensor model.layers.2.input_layernorm.weight is missing, and 8 more"),
     ("a layer too few", {"num_hidden_layers": 1}, "the tensor model.layers.1.input_layernorm.weight does not belong to the model of config.json"),
     ("another width", {"intermediate_size": 32}, "the tensor model.layers.0.mlp.down_proj.weight has shape 16x24, but config.json implies 16x32"),

@@ -118,7 +118,7 @@ def test_orders_of_layers_that_are_not_executed_are_refused(standard, order):
 
 
 def test_an_ordered_model_is_not_run_by_a_plan_of_the_checkpoint(standard):
-    with pytest.raises(ValueError, match="an order of its own"):
+    with pytest.raises(ValueError, match="with a layer order cannot be changed"):
         standard.with_order((0, 1)).with_plan("4")
 
 
