@@ -87,6 +87,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
     assert ends[0]["heldout"] == ends[1]["heldout"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_and_the_run_resumes(whole, tmp_path):
     process = start(train_command(tmp_path, "--config.checkpoint_every=1000"))
     wait_for_step(process, tmp_path, 15)
@@ -186,6 +187,7 @@ def test_flags_override_the_config():
         config_flags.parse("flops", "", [f"--config={TINY}", "--config.model.d_model=1.5"])
 
 
+@pytest.mark.slow
 def test_prepare_and_train_from_the_command_line(tmp_path, capsys):
     lines = (json.dumps({"text": f"line {i} " * 30}) for i in range(200))
     (tmp_path / "in.jsonl").write_text("\n".join(lines))

@@ -121,6 +121,7 @@ class Plain(LoopjaxLM):
 TASKS = ["copying_real", "var_assign_code_1"]
 
 
+@pytest.mark.slow
 def test_tasks_at_two_plans_in_one_file_resume(place, tmp_path):
     output = tmp_path / "out" / "eval.json"
     argv = ["eval", "--checkpoint", str(place / "bytes"), "--max-length", "300", "--limit", "3",
@@ -257,6 +258,7 @@ def test_checkpoints_are_found_on_another_mesh(place):
     assert other["rows"][0]["nll"] == pytest.approx(plain["rows"][0]["nll"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_analysis_leaves_numbers_and_pictures_and_computes_nothing_twice(place, capsys):
     argv = ["analyze", "--checkpoint", str(place / "bytes"), "--depth", "1-1x3-1", "--n", "1",
             "--max-length", "500", "--block", "1", "--what", "norms,future,depth_score,similarity",

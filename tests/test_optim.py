@@ -195,7 +195,7 @@ def test_zeroed_outputs_keep_the_function_and_noise_touches_new_layers_alone():
     np.testing.assert_array_equal(plain["embed"], noisy["embed"])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "adamw"])
+@pytest.mark.parametrize("name", ["muon", pytest.param("lion", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_bit_with_every_optimizer(name, tiny_config, tmp_path):
     tiny_config.optimizer.name = name
     tiny_config.growth.update(transform="noise", moments="reset" if name == "muon" else "copy")
