@@ -4,6 +4,8 @@ Which layers are new follows from the order: all copies of an old layer except t
 transform, write a function and add it to `TRANSFORMS`.
 """
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ def add_noise(params, new_U, key, noise: float):
         if not (surgery.on_stack(path) and leaf.ndim == 3):
             return leaf
         # Keyed by name: the noise of a matrix does not depend on which others exist.
-        own = jax.random.fold_in(key, sum(map(ord, path[-1].key)))
+        own = jax.random.fold_in(key, zlib.crc32(path[-1].key.encode()))
         rms_U11 = jnp.sqrt(jnp.mean(jnp.square(leaf), axis=(1, 2), keepdims=True))
         moved = leaf + noise * rms_U11 * jax.random.normal(own, leaf.shape, leaf.dtype)
         return jnp.where(_along(new_U, leaf), moved, leaf)

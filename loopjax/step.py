@@ -31,7 +31,6 @@ def init_state(cfg: model.ModelConfig, n_layers: int, optimizer, key) -> TrainSt
 
 def abstract_state(cfg, n_layers: int, optimizer, mesh, rules) -> TrainState:
     """Shapes, dtypes and shardings of a state (`jax.ShapeDtypeStruct`), nothing allocated."""
-
     key = jax.random.key(0)
     boxed = jax.eval_shape(lambda: model.init_params(cfg, n_layers, key))
     shardings = sharding.tree_sharding(boxed, mesh, rules)
@@ -108,10 +107,10 @@ def train_step(
     The metrics are "loss", "grad_norm" (global, before clipping), "grad_norms" (per parameter;
     stacked ones per layer [U]), "learning_rate", and "losses/NAME" for each auxiliary loss.
 
-    The loss is the mean over all targets of the batch. With microbatches, the loss of
-    each part is divided by the number of targets of the whole batch and gradients are summed, which
-    gives the same mean. Training minimizes the loss plus the auxiliary losses (`model.outputs`; none in the plain
-    model), which are averaged over the microbatches.
+    The loss is the mean over all targets of the batch. With microbatches, the loss of each part is
+    divided by the number of targets of the whole batch and gradients are summed, which gives the
+    same mean. Training minimizes the loss plus the auxiliary losses (`model.outputs`; none in the
+    plain model), which are averaged over the microbatches.
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
 

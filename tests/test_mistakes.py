@@ -93,7 +93,7 @@ def read_golden() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def golden(request):
-    """(sentences of the file, sentences of this session); an update writes the latter."""
+    """(sentences of the golden file, sentences of this test run); --update-golden writes the latter."""
     observed = {}
     yield read_golden(), observed
     if request.config.getoption("--update-golden"):
