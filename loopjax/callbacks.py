@@ -10,7 +10,6 @@ exception in a callback ends the run with that exception; the checkpoints are co
 same command resumes.
 """
 
-import importlib.util
 import pathlib
 import secrets
 import time
@@ -18,7 +17,7 @@ import time
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError, first_line, require
 
 WANDB_ID = "wandb_id"  # file in the run's directory
 
@@ -40,9 +39,9 @@ def built_in(config, workdir: pathlib.Path, step: int) -> list[Callback]:
 
 
 def check(config) -> None:
-    """Raises UserError when a callback of the config needs a package that is not installed."""
-    if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError(f"config.wandb={config.wandb!r} needs pip install 'loopjax[wandb]'")
+    """Raises MissingPackage when a callback of the config needs a package that is not installed."""
+    if config.wandb:
+        require("wandb", "wandb", f"config.wandb={config.wandb!r}")
 
 
 class TensorBoard(Callback):
