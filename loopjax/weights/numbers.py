@@ -183,7 +183,7 @@ def about_parameters(saved: Saved, sums: dict[str, Sums], updates: int) -> dict:
     unique = sum(leaf.size for leaf in leaves)
     rate = None
     if updates:
-        rate = float(make_optimizer(from_saved(saved.meta["config"]))[1](updates - 1))
+        rate = float(make_optimizer(from_saved(saved.meta["config"]))[1](saved.meta["step"] - 1))
     modules = []
     for name, s in sums.items():
         sharding = None if s.leaf.spec is None else [_axes(axis) for axis in s.leaf.spec]
