@@ -104,7 +104,7 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept")
     path, directory = config_file(folder, THREE), folder / "runs"
     process = begin(path, directory)
-    wait_until((directory / "seed=0" / "train.log").is_file, process)
+    next(line for line in process.stderr if "training seed=0" in line)  # its process is there
     process.kill()
     process.communicate()
     assert lock.held(directory / "seed=0" / "train.log")  # the run itself goes on
