@@ -4,31 +4,45 @@
     <directory>/<step>/optimizer    step counter and optimizer state; missing in imported models
     <directory>/<step>/meta         JSON: plan, lineage, phases, data position, config, checksums
 
-`meta` holds everything needed to read a checkpoint without its config. The checksum of a leaf is
-the sum of its bits as unsigned integers: it does not depend on the mesh, and a restored leaf with
-another sum is not the leaf that was saved. `meta` has a hash of its own.
+`meta` holds everything needed to read a checkpoint without its config, and has a hash of its own.
+Orbax writes; reading needs only the files (`checkpoint_files.py`) and TensorStore
+(`checkpoint_arrays.py`).
 """
 
 import contextlib
+import errno
 import functools
-import hashlib
-import json
 import logging
+import os
 import pathlib
+import sys
 from importlib import metadata
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
+from etils import epath
 from jax.experimental import multihost_utils
 
+from loopjax.checkpoint_arrays import agreed, checksums, read_arrays, verify
+from loopjax.checkpoint_files import (
+    FORMAT,
+    Damaged,
+    array,
+    digest,
+    locate,
+    open_arrays,
+    read_meta,
+    reading,
+    steps_in,
+)
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
-from loopjax.errors import UserError
+from loopjax.errors import UserError, first_line
+from loopjax.files import write_json
+from loopjax.host import last_good
+from loopjax.model_config import ModelConfig
 
-FORMAT = 1
 # Arrays are stored in pieces of this many bytes, so that a reader never holds a whole array.
 PIECE = 2**26
 
@@ -39,38 +53,15 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-@jax.jit
-def _bit_sums(tree):
-    def bit_sum(leaf):
-        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(leaf, width)
-        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-
-    return jax.tree.map(bit_sum, tree)
-
-
-def checksums(tree) -> dict[str, int]:
-    """Checksum of every leaf by its path."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(_bit_sums(tree))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): int(leaf) for path, leaf in leaves
-    }
-
-
-def _digest(meta: dict) -> str:
-    """Hash of a JSON value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
 def weights_digest(meta: dict) -> str:
     """Hash that identifies the parameters of a checkpoint, from their checksums."""
-    return _digest({k: v for k, v in meta["checksums"].items() if k.startswith("params/")})
+    return digest({k: v for k, v in meta["checksums"].items() if k.startswith("params/")})
 
 
 def _signed(step: int, meta: dict, sums: dict[str, int]) -> dict:
     """The content of the `meta` file: with format, step, checksums and its own hash."""
     meta = {"format": FORMAT, "step": step, **meta, "checksums": sums}
-    return {**meta, "sha256": _digest(meta)}
+    return {**meta, "sha256": digest(meta)}
 
 
 def _items(state) -> dict:
@@ -78,38 +69,38 @@ def _items(state) -> dict:
 
 
 class Checkpoints:
-    """The checkpoints of a run.
+    """The checkpoints of a run: saves them, looks at each once it is written, restores the newest.
+
+    Beside the directory of checkpoints are `<directory>.json`, which names the newest checkpoint
+    that was found whole after it was written, and `<directory>.damaged`, for checkpoints set aside.
 
     Args:
-      directory: parent of the step directories; created unless `read_only`.
+      directory: parent of the step directories; created.
       keep_last: number of newest checkpoints to keep; 0 keeps all.
       keep_every: checkpoints at multiples of this step are kept permanently; 0 for none.
-      read_only: for reading a run that may still be training; nothing is cleaned up.
 
     Attributes:
       saved_step: step of the newest checkpoint saved or restored here; None before that.
     """
 
-    def __init__(
-        self, directory, keep_last: int = 0, keep_every: int = 0, *, read_only: bool = False
-    ):
+    def __init__(self, directory, keep_last: int = 0, keep_every: int = 0):
         self.directory = pathlib.Path(directory).absolute()
         self.options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last or None,
             keep_period=keep_every or None,
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-            save_interval_steps=0 if read_only else 1,
+            cleanup_tmp_directories=True,
+            create=True,
+            save_interval_steps=1,
         )
         self.manager = self._open()
         self.saved_step: int | None = None
+        self._unseen: int | None = None  # step of a save that was not looked at yet
 
     def _open(self) -> ocp.CheckpointManager:
         # Orbax logs every save, and logs what it raises with the whole stack trace.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         return ocp.CheckpointManager(
-            self.directory,
+            _Literal(self.directory),
             options=self.options,
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
@@ -119,13 +110,17 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps that have a complete checkpoint, ascending."""
+        """Steps that have a checkpoint, ascending."""
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state, meta: dict) -> None:
-        """Starts an asynchronous save, unless this step is saved; atomic, complete after `wait`."""
+        """Starts an asynchronous save, unless this step is saved; atomic, complete after `wait`.
+
+        Raises UserError when this save or the one before it failed.
+        """
         if step == self.saved_step:
             return
+        self.wait()
         items = _items(state)
         meta = _signed(step, meta, checksums(items))
         pieces = ocp.SaveArgs(chunk_byte_size=PIECE)
@@ -133,71 +128,139 @@ class Checkpoints:
             name: ocp.args.StandardSave(item, save_args=jax.tree.map(lambda _: pieces, item))
             for name, item in items.items()
         }
-        self.manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
-        self.saved_step = step
+        with self._saving(step):
+            self.manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
+        self.saved_step = self._unseen = step
 
-    def meta(self, step: int) -> dict:
-        """`meta` of a checkpoint, verified; raises ValueError when it is damaged."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self.manager.restore(step, args=args)["meta"]
-        if meta.pop("sha256", None) != _digest(meta):
-            raise ValueError("the content of meta is not what was saved")
-        if meta.get("format") != FORMAT:
+    @contextlib.contextmanager
+    def _saving(self, step: int):
+        """Turns an error of a save into a sentence.
+
+        Orbax closes its event loop when one of several writes fails; TensorStore then complains
+        about the loop in its own threads, once for each of the others.
+        """
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise  # host.full_disk_explained
+            good = [s for s in steps_in(self.directory) if s != step]
             raise UserError(
-                f"checkpoint {self.directory}/{step} has format {meta.get('format')}; this "
-                f"version reads format {FORMAT}"
-            )
-        return meta
-
-    def restore(self, step: int, abstract):
-        """The state at a step, with the shapes and shardings of `abstract`, verified bit by bit."""
-        abstract_items = _items(abstract)
-        args = {name: ocp.args.StandardRestore(item) for name, item in abstract_items.items()}
-        items = self.manager.restore(step, args=ocp.args.Composite(**args))
-        items = {name: items[name] for name in abstract_items}
-        verify(items, self.meta(step)["checksums"])
-        optimizer = items["optimizer"]
-        return type(abstract)(optimizer["step"], items["params"], optimizer["state"])
+                f"checkpoint {self.directory}/{step} could not be saved "
+                f"({first_line(error)[:200]}); {last_good(good)}; rerun the same command to resume"
+            ) from error
 
     def restore_latest(self, accept, report=print):
-        """The newest readable checkpoint, as (state, meta); None if there are no checkpoints.
+        """The newest checkpoint that is not damaged, as (state, meta); None without checkpoints.
 
         `accept(meta)` returns the abstract state to restore into, or raises UserError when the
-        checkpoint belongs to a different run. A damaged checkpoint is reported and moved to
-        `<directory>.damaged`, and the one before it is used.
+        checkpoint belongs to a different run. A checkpoint that is proven to be damaged is reported
+        and moved to `<directory>.damaged`, and the one before it is used. One that cannot be read
+        for another reason is a UserError, and nothing is moved.
         """
         steps = self.steps()
         for step in reversed(steps):
+            path = self.directory / str(step)
             try:
-                meta = self.meta(step)
-                state = self.restore(step, accept(meta))
-                self.saved_step = step
-                return state, meta
-            except UserError:
-                raise
-            except Exception as error:
-                report(f"checkpoint {self.directory}/{step} is damaged ({_reason(error)})")
+                with agreed(path):
+                    meta = read_meta(self.directory, step)
+                    abstract = accept(meta)
+                    items = read_arrays(path, meta, _items(abstract))
+                verify(path, items, meta["checksums"])
+            except Damaged as error:
+                report(str(error))
                 self._set_aside(step)
+                continue
+            self.saved_step = step
+            self._note(step)
+            return _state(abstract, items), meta
         if steps:
-            raise UserError(f"none of the checkpoints in {self.directory} can be read: {steps}")
+            raise UserError(
+                f"none of the checkpoints in {self.directory} can be read: {steps}; they are in "
+                f"{self._aside()} now; use another --workdir to start anew"
+            )
         return None
+
+    def _aside(self) -> pathlib.Path:
+        return self.directory.with_name(self.directory.name + ".damaged")
 
     def _set_aside(self, step: int) -> None:
         self.manager.close()
         if jax.process_index() == 0:
-            aside = self.directory.with_name(self.directory.name + ".damaged")
-            aside.mkdir(exist_ok=True)
-            number = sum(1 for _ in aside.iterdir())
-            (self.directory / str(step)).rename(aside / f"{step}.{number}")
+            self._aside().mkdir(exist_ok=True)
+            number = sum(1 for _ in self._aside().iterdir())
+            (self.directory / str(step)).rename(self._aside() / f"{step}.{number}")
         multihost_utils.sync_global_devices("checkpoint set aside")
         self.manager = self._open()
 
     def wait(self) -> None:
-        """Blocks until the last save is complete; raises the error of a failed save."""
-        self.manager.wait_until_finished()
+        """Blocks until the last save is complete, and looks at it.
+
+        Raises UserError when the save failed or cannot be read back.
+        """
+        if self._unseen is None:
+            self.manager.wait_until_finished()
+            return
+        step, self._unseen = self._unseen, None
+        with self._saving(step):
+            self.manager.wait_until_finished()
+        if jax.process_index() == 0:
+            try:
+                path = self.directory / str(step)
+                meta = read_meta(self.directory, step)
+                with reading(path):
+                    open_arrays(path, meta)
+            except UserError as error:
+                raise UserError(f"{error}, directly after it was written") from error
+            self._note(step)
+
+    def _note(self, step: int) -> None:
+        if jax.process_index() == 0:
+            write_json(newest_note(self.directory), {"newest": step})
 
     def close(self) -> None:
         self.manager.close()
+
+
+def newest_note(directory: pathlib.Path) -> pathlib.Path:
+    """The file that says that a directory has had a whole checkpoint."""
+    return directory.with_name(directory.name + ".json")
+
+
+def restore(directory: pathlib.Path, step: int, abstract):
+    """The state at a step, with the shapes and shardings of `abstract`, verified bit by bit.
+
+    Raises Damaged when it is not what was saved, UserError when it cannot be read.
+    """
+    path, meta = directory / str(step), read_meta(directory, step)
+    items = read_arrays(path, meta, _items(abstract))
+    verify(path, items, meta["checksums"])
+    return _state(abstract, items)
+
+
+def _state(abstract, items):
+    optimizer = items["optimizer"]
+    return type(abstract)(optimizer["step"], items["params"], optimizer["state"])
+
+
+class _Literal(type(epath.Path())):
+    """A path whose own characters are no pattern: Orbax searches for files below it with `glob`,
+    which would take runs/[1] for runs/1."""
+
+    def glob(self, pattern: str):
+        return (type(self)(path) for path in pathlib.Path(self).glob(pattern))
+
+
+def _without_closed_loops(hook):
+    def unraisable(event):
+        closed = isinstance(event.exc_value, RuntimeError) and "Event loop is closed" in str(
+            event.exc_value
+        )
+        if not closed:
+            hook(event)
+
+    return unraisable
 
 
 class _Held(np.ndarray):
@@ -221,11 +284,10 @@ def save_params(directory, step: int, shapes: dict, blocks, meta: dict) -> dict:
     """
     # The layout is Orbax's, and Orbax writes whole trees only: it writes zeros, which cost no
     # memory, and the blocks then replace them.
-    tree: dict = {}
-    for name, shape in shapes.items():
-        *above, last = name.split("/")
-        branch = functools.reduce(lambda node, key: node.setdefault(key, {}), above, tree)
-        branch[last] = np.broadcast_to(np.float32(0), shape).view(_Held)
+    zeros = {
+        name: np.broadcast_to(np.float32(0), shape).view(_Held) for name, shape in shapes.items()
+    }
+    tree = _nested(zeros)
     pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), tree)
     save = ocp.args.StandardSave(tree, save_args=pieces)
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
@@ -243,69 +305,8 @@ def save_params(directory, step: int, shapes: dict, blocks, meta: dict) -> dict:
         sums[f"params/{name}"] = bits % 2**32
     meta = _signed(step, meta, sums)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        checkpointer.save(path / "meta", args=ocp.args.JsonSave(meta))
+        checkpointer.save(_Literal(path / "meta"), args=ocp.args.JsonSave(meta))
     return meta
-
-
-def array(path: pathlib.Path, name: str, *, write: bool = False):
-    """Future of the TensorStore array of a checkpoint, e.g. "params/layers/query"."""
-    item, _, key = name.partition("/")
-    files = {"driver": "file", "path": f"{path / item}/"}
-    database = {"driver": "ocdbt", "base": files, "path": f"{key.replace('/', '.')}/"}
-    return ts.open({"driver": "auto", "kvstore": database}, read=True, write=write)
-
-
-def verify(items, saved: dict[str, int]) -> None:
-    """Raises ValueError when the checksum of a leaf differs from the saved one."""
-    for path, value in checksums(items).items():
-        if saved.get(path) != value:
-            raise ValueError(f"the content of {path} is not what was saved")
-
-
-def _reason(error: Exception) -> str:
-    line = (str(error).strip() or repr(error)).splitlines()[0]
-    return line.split(" [tensorstore_spec=")[0][:200]
-
-
-@contextlib.contextmanager
-def reading(path):
-    """Turns any error while reading a checkpoint into a UserError: the checkpoint is damaged."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"checkpoint {path} is damaged ({_reason(error)})") from error
-
-
-def read_meta(directory: pathlib.Path, step: int) -> dict:
-    """`meta` of the checkpoint at `step`, verified; raises UserError when it is damaged."""
-    checkpoints = Checkpoints(directory, read_only=True)
-    with reading(directory / str(step)), contextlib.closing(checkpoints):
-        return checkpoints.meta(step)
-
-
-def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
-    """(directory of checkpoints, step) of "DIR" or "DIR@STEP"; DIR may be a run's directory.
-
-    The newest step by default. Raises UserError when the checkpoint does not exist.
-    """
-    text, at, number = str(source).rpartition("@")
-    if at and number.isdecimal():
-        source, step = text, int(number)
-    directory = pathlib.Path(source).absolute()
-    if (directory / "checkpoints").is_dir():
-        directory = directory / "checkpoints"
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory of checkpoints")
-    steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
-    if not steps:
-        raise UserError(f"{directory} has no checkpoint")
-    if step is not None and step not in steps:
-        raise UserError(
-            f"{directory} has no checkpoint at step {step}; there are {', '.join(map(str, steps))}"
-        )
-    return directory, steps[-1] if step is None else step
 
 
 def run_directory(directory: pathlib.Path) -> pathlib.Path:
@@ -345,21 +346,31 @@ def load_params(directory, step: int | None = None, shardings=None):
       shardings: tree with the sharding of each parameter; one device by default.
     """
     directory, step = locate(directory, step)
-    path = directory / str(step)
-    checkpoints = Checkpoints(directory, read_only=True)
-    with reading(path), contextlib.closing(checkpoints), ocp.StandardCheckpointer() as checkpointer:
-        meta = checkpoints.meta(step)
-        tree = checkpointer.metadata(path / "params").item_metadata.tree
+    path, meta = directory / str(step), read_meta(directory, step)
+    plan, cfg = DepthPlan.parse(meta["plan"]), ModelConfig(**meta["model"])
+    shapes = _nested(cfg.parameter_shapes(plan.n_unique))
+    if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        if shardings is None:
-            shardings = jax.tree.map(lambda _: device, tree)
-        abstract = jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            tree,
-            shardings,
-        )
-        params = checkpointer.restore(path / "params", abstract)
-        prefix = "params/"
-        saved = {k: v for k, v in meta["checksums"].items() if k.startswith(prefix)}
-        verify({"params": params}, saved)
-    return params, meta
+        shardings = jax.tree.map(lambda _: device, shapes, is_leaf=_is_shape)
+    abstract = jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape, np.float32, sharding=where),
+        shapes,
+        shardings,
+        is_leaf=_is_shape,
+    )
+    items = read_arrays(path, meta, {"params": abstract})
+    verify(path, items, meta["checksums"])
+    return items["params"], meta
+
+
+def _is_shape(node) -> bool:
+    return isinstance(node, tuple)
+
+
+def _nested(flat: dict) -> dict:
+    """{"layers/query": x} -> {"layers": {"query": x}}."""
+    tree: dict = {}
+    for name, value in flat.items():
+        *above, last = name.split("/")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), above, tree)[last] = value
+    return tree

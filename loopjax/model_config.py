@@ -89,3 +89,19 @@ class ModelConfig:
     def head_size(self) -> int:
         """C, the width of one head."""
         return self.head_dim or self.d_model // self.n_heads
+
+    def parameter_shapes(self, n_unique: int) -> dict[str, tuple[int, ...]]:
+        """{"layers/query": (U, D, H*C), ...}: the canonical parameters of a stack of U layers."""
+        D, F, V, C = self.d_model, self.d_ff, self.vocab_size, self.head_size
+        HC, KC = self.n_heads * C, self.n_kv_heads * C
+        layer: dict[str, tuple[int, ...]] = {
+            "attention_norm": (D,), "query": (D, HC), "key": (D, KC), "value": (D, KC),
+            "output": (HC, D), "mlp_norm": (D,), "gate": (D, F), "up": (D, F), "down": (F, D),
+        }  # fmt: skip
+        if self.attention_bias:
+            layer |= {"query_bias": (HC,), "key_bias": (KC,), "value_bias": (KC,)}
+        if self.qk_norm:
+            layer |= {"query_norm": (C,), "key_norm": (C,)}
+        stack = {f"layers/{name}": (n_unique, *shape) for name, shape in layer.items()}
+        head = {} if self.tie_embeddings else {"head": (D, V)}
+        return {"embed": (V, D), **stack, "final_norm": (D,), **head}

@@ -11,7 +11,6 @@ With "weights" and "moments", `config.init_operator` may change the layers first
 grow them); running the same layers by another plan needs no operator.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -24,7 +23,8 @@ from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
 from loopjax import curriculum, flops, optim, surgery
-from loopjax.checkpoint import Checkpoints, load_params, locate, read_meta, reading, versions
+from loopjax.checkpoint import Checkpoints, load_params, newest_note, restore, versions
+from loopjax.checkpoint_files import locate, read_meta, steps_in
 from loopjax.data import pipeline
 from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
@@ -110,7 +110,6 @@ def start(
             seconds=meta["wall_clock_s"],
             heldout=meta.get("heldout", {}),
         )
-    check_same_directory(run, workdir)
     if source is None:
         plan = run.phases[0].plan
         abstract = _abstract(run, plan)
@@ -164,13 +163,64 @@ def find_source(run: Run, workdir: pathlib.Path) -> Source | None:
     """The checkpoint that a new run is initialized from, checked; None for a fresh or resumed run.
 
     It writes nothing, so that a mistake leaves no trace.
+
+    Raises UserError when `workdir` belongs to another program, or has a past but no checkpoint.
     """
     # A run with checkpoints of its own resumes from those, even when its source is gone.
-    if not run.config.init_from or any((workdir / "checkpoints").glob("[0-9]*")):
+    if _has_checkpoints(workdir):
+        return None
+    check_same_directory(run, workdir)
+    check_no_past(workdir)
+    if not run.config.init_from:
         return None
     source = find(run.config)
     check(run, source)
     return source
+
+
+def _has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a directory has checkpoints to resume from; raises UserError for those of others.
+
+    What another program wrote is neither read, nor moved, nor cleaned up.
+    """
+    directory = workdir / "checkpoints"
+    try:
+        found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        ours = (workdir / "phases.json").is_file() or (found and steps_in(directory))
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}") from error
+    if found and not ours:
+        raise UserError(
+            f"{directory} has {found[0]!r}, but no checkpoint of loopjax; use another --workdir"
+        )
+    return any(name.isdecimal() and (directory / name).is_dir() for name in found)
+
+
+def check_no_past(workdir: pathlib.Path) -> None:
+    """Raises UserError when a run without checkpoints has had some: it would start at step 0.
+
+    A run that was stopped before its first checkpoint has lost nothing, and starts again.
+    """
+    checkpoints = workdir / "checkpoints"
+    damaged = workdir / "checkpoints.damaged"
+    signs = {
+        newest_note(checkpoints): newest_note(checkpoints).is_file(),
+        damaged: damaged.is_dir() and any(damaged.iterdir()),
+        workdir / "result.json": (workdir / "result.json").is_file(),
+        # Earlier versions did not note that a checkpoint was saved.
+        workdir / "metrics.jsonl": not checkpoints.is_dir() and _has_rows(workdir),
+    }
+    found = [str(path) for path, there in signs.items() if there]
+    if found:
+        raise UserError(
+            f"--workdir {workdir} has no checkpoint to resume from, but a past ({found[0]}); to "
+            f"start anew at step 0, use another --workdir or remove {', '.join(found)}"
+        )
+
+
+def _has_rows(workdir: pathlib.Path) -> bool:
+    file = workdir / "metrics.jsonl"
+    return file.is_file() and file.stat().st_size > 0
 
 
 def check(run: Run, source: Source) -> None:
@@ -280,12 +330,14 @@ def _order(run: Run, source: Source) -> tuple[int, ...] | None:
 def initial_state(run: Run, source: Source) -> TrainState:
     """The train state of a run initialized from a checkpoint, on the run's mesh."""
     if run.config.init == "state":
-        return _restored(source, _abstract(run, run.phase_of(source.step).plan))
+        return restore(
+            source.directory, source.step, _abstract(run, run.phase_of(source.step).plan)
+        )
     order = _order(run, source)
     new = _abstract(run, run.phases[0].plan)
     old = _abstract(run, DepthPlan.parse(source.meta["plan"]))
     if run.config.init == "moments":
-        state = _restored(source, old)
+        state = restore(source.directory, source.step, old)
         zero = jax.device_put(np.int32(0), new.step.sharding)
         state = TrainState(zero, state.params, optim.rescheduled(state.opt_state))
         return state if order is None else surgery.grow(state, order, donate=True)
@@ -299,12 +351,6 @@ def initial_state(run: Run, source: Source) -> TrainState:
 
     new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
     return jax.jit(fresh, out_shardings=new_shardings, donate_argnums=0)(params)
-
-
-def _restored(source: Source, abstract: TrainState) -> TrainState:
-    checkpoints = Checkpoints(source.directory, read_only=True)
-    with reading(source.directory / str(source.step)), contextlib.closing(checkpoints):
-        return checkpoints.restore(source.step, abstract)
 
 
 def inherited(run: Run, source: Source) -> Ancestry:

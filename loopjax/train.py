@@ -8,7 +8,7 @@ import time
 import jax
 
 from loopjax import callbacks as callbacks_lib
-from loopjax import flops, growth, host, resume
+from loopjax import flops, growth, host, paths, resume
 from loopjax.checkpoint import Checkpoints, versions
 from loopjax.curriculum import Phase
 from loopjax.early_stopping import EarlyStopping
@@ -38,7 +38,7 @@ def train(config, workdir, callbacks=()) -> dict | None:
     run = plan_run(config)
     config = run.config
     callbacks_lib.check(config)
-    workdir = pathlib.Path(workdir).absolute()
+    workdir = paths.local(workdir, "--workdir").absolute()
     with (
         on_mesh(run),
         host.stop_on_signal() as stop,

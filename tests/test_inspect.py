@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from loopjax import checkpoint, curriculum, lineage, model, surgery
 from loopjax import config as config_lib
+from loopjax.checkpoint_files import digest
 from loopjax.cli import main as cli
 from loopjax.depth import DepthPlan
 from loopjax.optim import decay_mask, make_optimizer
@@ -537,14 +538,10 @@ def test_damage_is_told_in_one_sentence(run, tmp_path, capsys):
     meta = json.loads((copy / "meta" / "metadata").read_text())
     del meta["sha256"]
     meta["checksums"]["params/embed"] += 1
-    (copy / "meta" / "metadata").write_text(
-        json.dumps({**meta, "sha256": checkpoint._digest(meta)})
-    )
+    (copy / "meta" / "metadata").write_text(json.dumps({**meta, "sha256": digest(meta)}))
     assert sentence(copy) == "the content of params/embed is not what was saved"
     meta["format"] = 99
-    (copy / "meta" / "metadata").write_text(
-        json.dumps({**meta, "sha256": checkpoint._digest(meta)})
-    )
+    (copy / "meta" / "metadata").write_text(json.dumps({**meta, "sha256": digest(meta)}))
     assert said(capsys, run, "--against", copy.parent) == (
         f"loopjax inspect: checkpoint {copy} has format 99; this version reads format 1\n"
     )

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from loopjax import checkpoint, model
+from loopjax.checkpoint_files import digest
 from loopjax.cli import main as cli
 from loopjax.depth import DepthPlan
 from loopjax.interop import architectures
@@ -682,7 +683,7 @@ def test_a_damaged_checkpoint_is_not_exported(sound, tmp_path, said):
     meta = json.loads((copy / "meta" / "metadata").read_text())
     del meta["sha256"]
     meta["checksums"]["params/layers/up"] += 1
-    meta["sha256"] = checkpoint._digest(meta)
+    meta["sha256"] = digest(meta)
     (copy / "meta" / "metadata").write_text(json.dumps(meta))
     assert said("export-hf", tmp_path / "run", tmp_path / "new") == (
         f"checkpoint {copy} is damaged (the content of params/layers/up is not what was saved)"

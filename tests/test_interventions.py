@@ -37,7 +37,9 @@ def save(directory, depth):
     params = meta.unbox(model.init_params(CFG, plan.n_unique, jax.random.key(1)))
     config.update(depth=depth, seq_len=200)
     about = {
-        "plan": depth, "lineage": [], "phases": [], "data": {}, "tokenizer": "bytes",
+        "plan": depth, "phases": [],
+        "lineage": [{"step": 0, "operator": "init", "plan": depth, "order": None}],
+        "data": {}, "tokenizer": "bytes",
         "model": dataclasses.asdict(CFG), "config": config.to_dict(), "versions": versions(),
     }  # fmt: skip
     state = types.SimpleNamespace(params=params, opt_state={"n": jnp.zeros(1)}, step=jnp.zeros(()))

@@ -17,9 +17,10 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "depth", "kernels", "rope", "model_config", "block", "model", "surgery", "optim",
+    "errors", "paths", "depth", "kernels", "rope", "model_config", "block", "model", "surgery", "optim",
     "growth", "config", "flops", "curriculum", "sharding", "step", "files", "progress",
-    "text_table", "callbacks", "host", "log", "run_record", "lock", "data.tokenizers", "checkpoint",
+    "text_table", "callbacks", "host", "log", "run_record", "lock", "data.tokenizers",
+    "checkpoint_files", "checkpoint_arrays", "checkpoint",
     "lineage", "cli.main", "__main__", "analysis.activations", "analysis.diagnostics",
     "data.source", "data.instances", "data.addition", "data.items", "data.hops", "data.igsm",
     "data.text_tasks", "data.token_shards", "data.registry", "data.pairs", "data.pipeline",

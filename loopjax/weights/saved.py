@@ -1,18 +1,19 @@
 """A checkpoint on disk, read in blocks: needs no config and no mesh, never loads a whole array.
 
-Orbax lists the arrays, their chunks and how they were sharded; TensorStore reads parts of them.
+`meta` lists the arrays, Orbax's files say how they were sharded, TensorStore reads parts of them.
 Every block that is read enters the checksum of its array.
 """
 
-import contextlib
+import base64
 import dataclasses
+import json
 import math
 import pathlib
 
-import jax
 import numpy as np
 
-from loopjax.checkpoint import Checkpoints, array, locate, read_meta, reading
+from loopjax.checkpoint_files import array, locate, open_arrays, read_meta, reading
+from loopjax.errors import first_line
 
 BLOCK = 2**24  # elements per block: 64 MB in float32
 
@@ -70,11 +71,11 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint: path, metadata, time of completion (seconds since 1970), arrays by name."""
+    """A checkpoint: path, metadata, time of completion (seconds since 1970, None if unknown), arrays by name."""
 
     path: pathlib.Path
     meta: dict
-    written: float
+    written: float | None
     leaves: dict[str, Leaf]
 
     def params(self) -> dict[str, Leaf]:
@@ -131,48 +132,57 @@ class Saved:
 def open_saved(directory, step: int | None = None) -> Saved:
     """A checkpoint of a run (DIR or DIR@STEP, as for `checkpoint.locate`), the newest by default.
 
-    Raises UserError if there is none, or if it is damaged.
+    Raises UserError if there is none, if it is damaged, or if it cannot be read.
     """
     directory, step = locate(directory, step)
-    path = directory / str(step)
-    leaves = {}
-    meta = read_meta(directory, step)
-    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints, reading(path):
-        # All arrays are opened before Orbax reads the metadata, whose message about a missing array
-        # is longer than a sentence.
-        stores = {name: array(path, name) for name in meta["checksums"]}
-        stores = {name: _opened(name, store) for name, store in stores.items()}
-        orbax = checkpoints.manager.metadata(step)
-        shardings = _shardings(orbax, meta["checksums"])
-        for name, checksum in meta["checksums"].items():
-            leaves[name] = _leaf(name, stores[name], shardings[name], checksum)
-    return Saved(path, meta, orbax.commit_timestamp_nsecs / 1e9, leaves)
+    path, meta = directory / str(step), read_meta(directory, step)
+    with reading(path):
+        stores = open_arrays(path, meta)
+        shardings = _shardings(path, meta["checksums"])
+        leaves = {
+            name: _leaf(name, stores[name], shardings.get(name), checksum)
+            for name, checksum in meta["checksums"].items()
+        }
+        return Saved(path, meta, _written(path), leaves)
 
 
-def _opened(name: str, store):
-    try:
-        return store.result()
-    except ValueError:
-        raise ValueError(f"the array {name} is missing") from None
+def _written(path: pathlib.Path) -> float | None:
+    """When Orbax completed the checkpoint; None if that is not recorded."""
+    file = path / "_CHECKPOINT_METADATA"
+    if not file.is_file():
+        return None
+    time = _object(file).get("commit_timestamp_nsecs")
+    return time / 1e9 if isinstance(time, int) else None
 
 
-def _shardings(orbax, names) -> dict:
-    """{name: sharding} of the arrays, as Orbax recorded it."""
+def _shardings(path: pathlib.Path, names) -> dict[str, dict]:
+    """{name: sharding} of the arrays as Orbax recorded it; those that it did not record are left out."""
     out = {}
     for item in {name.split("/")[0] for name in names}:
-        tree = orbax.item_metadata[item].tree
-        for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            name = jax.tree_util.keystr(key, simple=True, separator="/")
-            out[f"{item}/{name}"] = leaf.sharding
+        file = path / item / "_sharding"
+        for key, text in _object(file).items() if file.is_file() else ():
+            name = base64.b64decode(key).decode().replace(".", "/")
+            out[f"{item}/{name}"] = json.loads(text)
     return out
 
 
-def _leaf(name: str, store, sharding, checksum: int) -> Leaf:
-    spec = getattr(sharding, "partition_spec", None)
-    mesh = {}
-    if spec is not None:
-        spec = tuple(spec)
-        mesh = dict(zip(sharding.axis_names, map(int, sharding.shape), strict=True))
+def _object(file: pathlib.Path) -> dict:
+    """The object in a JSON file; raises ValueError that names the file."""
+    name = f"{file.parent.name}/{file.name}" if file.name == "_sharding" else file.name
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds no object")
+    return value
+
+
+def _leaf(name: str, store, sharding: dict | None, checksum: int) -> Leaf:
+    spec, mesh = None, {}
+    if sharding and "partition_spec" in sharding:
+        spec = tuple(tuple(s) if isinstance(s, list) else s for s in sharding["partition_spec"])
+        mesh = dict(zip(sharding["axis_names"], sharding["shape"], strict=True))
     dtype = str(store.dtype.numpy_dtype)
     chunk = tuple(store.chunk_layout.read_chunk.shape or ())
     return Leaf(name, store.shape, dtype, chunk, spec, mesh, checksum)

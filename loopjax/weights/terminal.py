@@ -33,7 +33,9 @@ def render(result: dict, *, layers: bool, color: bool) -> str:
 
 
 def _head(about: dict) -> str:
-    written = datetime.datetime.fromtimestamp(about["written"]).strftime("%Y-%m-%d %H:%M:%S")
+    written = "at an unknown time"
+    if about["written"] is not None:
+        written = datetime.datetime.fromtimestamp(about["written"]).strftime("%Y-%m-%d %H:%M:%S")
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     mesh = ", ".join(f"{axis}={n}" for axis, n in about["mesh"].items())
     rows = [

@@ -1,0 +1,263 @@
+"""The files of a checkpoint, read without Orbax: where they are, what they say, what is damaged.
+
+A checkpoint is *damaged* only if that is proven: a checksum differs, a piece is missing, or a piece
+cannot be parsed. An error that may pass (no memory, no free file descriptors, no permission, a disk
+that does not answer) says nothing about the content; it is reported as such.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import pathlib
+import re
+
+import tensorstore as ts
+
+from loopjax import config, paths
+from loopjax.depth import DepthPlan
+from loopjax.errors import UserError, first_line
+from loopjax.host import say
+from loopjax.model_config import ModelConfig
+
+FORMAT = 1
+
+
+class Damaged(UserError):
+    """The content of a checkpoint is proven not to be what was saved."""
+
+
+def digest(value) -> str:
+    """Hash of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# What TensorStore reports of content that is missing or cannot be decoded.
+_BROKEN = ("NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
+_MISSING = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+
+
+def _is_damage(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _MISSING
+    text = str(error)
+    system = re.search(r"\[OS error (\d+)", text)
+    if system and int(system[1]) not in _MISSING:
+        return False
+    status = re.match(r"([A-Z_]{6,}): ", text)
+    if status:
+        return status[1] in _BROKEN
+    return isinstance(error, ValueError | RecursionError)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return first_line(error).split(" [tensorstore_spec=")[0].split(" [source locations=")[0][:200]
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Turns an error while reading a checkpoint into one sentence.
+
+    Raises Damaged if the error proves that the content is not what was saved, else UserError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, MemoryError, RecursionError, RuntimeError) as error:
+        # RuntimeErrors are those of a device without memory.
+        if _is_damage(error) and pathlib.Path(path).is_dir():
+            raise Damaged(f"checkpoint {path} is damaged ({_reason(error)})") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read ({_reason(error)}); nothing was changed"
+        ) from error
+
+
+def read_meta(directory: pathlib.Path, step: int) -> dict:
+    """`meta` of the checkpoint at `step`, verified.
+
+    Raises Damaged when it is not what was saved, UserError when it cannot be read.
+    """
+    path = directory / str(step)
+    with reading(path):
+        file = path / "meta" / "metadata"
+        if not file.is_file() and path.is_dir():
+            raise ValueError("meta/metadata is missing")
+        meta = json.loads(file.read_bytes())
+        if not isinstance(meta, dict) or meta.pop("sha256", None) != digest(meta):
+            raise ValueError("the content of meta is not what was saved")
+        if meta.get("format") != FORMAT:
+            raise UserError(
+                f"checkpoint {path} has format {meta.get('format')!r}; this version reads format "
+                f"{FORMAT}"
+            )
+    _check_fields(meta, path)
+    return meta
+
+
+# Fields that are read from every checkpoint, with their types.
+_FIELDS = {
+    "step": int, "plan": str, "lineage": list, "phases": list, "data": dict, "model": dict,
+    "config": dict, "checksums": dict, "versions": dict,
+}  # fmt: skip
+
+
+def _check_fields(meta: dict, path: pathlib.Path) -> None:
+    """Raises UserError for a field of another type than is written, or with an impossible value.
+
+    The content is what was saved, but by another program or by another version of this one.
+    """
+
+    def unusable(what: str) -> UserError:
+        return UserError(f"checkpoint {path} cannot be used: {what}")
+
+    for name, kind in _FIELDS.items():
+        if type(meta.get(name)) is not kind:
+            value = str(meta.get(name))[:40]
+            raise unusable(f"its meta has {name}={value!r}, which must be of type {kind.__name__}")
+    if str(meta["step"]) != path.name:
+        raise unusable(f"its meta is that of step {meta['step']}")
+    if not all(type(sum_) is int for sum_ in meta["checksums"].values()):
+        raise unusable("its meta has a checksum that is not a whole number")
+    known = {"seq_len": None, **meta["config"]}  # the one that every reader needs
+    if wrong := _wrong_type(known, config.default().to_dict()):
+        raise unusable(f"its config has no valid {wrong}")
+    if not meta["lineage"] or not all(map(_is_event, meta["lineage"])):
+        raise unusable("its lineage is not a list of events")
+    try:
+        cfg, plan = ModelConfig(**meta["model"]), DepthPlan.parse(meta["plan"])
+    except (TypeError, ValueError) as error:
+        raise unusable(
+            f"its meta describes no model of this version: {first_line(error)}"
+        ) from error
+    expected = {f"params/{name}" for name in cfg.parameter_shapes(plan.n_unique)}
+    found = {name for name in meta["checksums"] if name.startswith("params/")}
+    if expected != found:
+        raise unusable(
+            f"its meta lists other arrays than its model has: {sorted(expected ^ found)}"
+        )
+
+
+def _wrong_type(saved: dict, known: dict, prefix: str = "") -> str:
+    """The first field of a saved config whose type is not that of the default; "" if there is none."""
+    for key in known.keys() & saved.keys():
+        value, like, name = saved[key], known[key], f"{prefix}{key}"
+        kinds = (int, float) if isinstance(like, float) else type(like)
+        if not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(like, bool):
+            return name
+        if isinstance(like, dict) and (wrong := _wrong_type(value, like, f"{name}.")):
+            return wrong
+    return ""
+
+
+def _is_event(event) -> bool:
+    try:
+        DepthPlan.parse(event["plan"])
+        order = event["order"]
+        known = order is None or all(type(layer) is int for layer in order)
+        return known and type(event["step"]) is int and isinstance(event["operator"], str)
+    except (TypeError, KeyError, ValueError):
+        return False
+
+
+def array(path: pathlib.Path, name: str, *, write: bool = False):
+    """Future of the TensorStore array of a checkpoint, e.g. "params/layers/query"."""
+    item, _, key = name.partition("/")
+    files = {"driver": "file", "path": f"{path / item}/"}
+    database = {"driver": "ocdbt", "base": files, "path": f"{key.replace('/', '.')}/"}
+    return ts.open({"driver": "auto", "kvstore": database}, read=True, write=write)
+
+
+def open_arrays(path: pathlib.Path, meta: dict, items=("params", "optimizer")) -> dict:
+    """{name: TensorStore array} of the checkpoint; only what describes them is read.
+
+    Raises ValueError when one is missing, or when a parameter has another shape than in the model
+    that `meta` describes. To be called within `reading`.
+    """
+    names = [name for name in meta["checksums"] if name.startswith(tuple(f"{i}/" for i in items))]
+    futures = {name: array(path, name) for name in names}
+    stores = {name: _opened(name, future) for name, future in futures.items()}
+    shapes = ModelConfig(**meta["model"]).parameter_shapes(DepthPlan.parse(meta["plan"]).n_unique)
+    for name, shape in shapes.items():
+        store = stores.get(f"params/{name}")
+        if store is not None and store.shape != shape:
+            raise ValueError(
+                f"params/{name} has shape {store.shape}, the model of meta has {shape}"
+            )
+    return stores
+
+
+def _opened(name: str, future):
+    try:
+        return future.result()
+    except ValueError as error:
+        if str(error).startswith("NOT_FOUND") or "Failed to detect format" in str(error):
+            raise ValueError(f"the array {name} is missing") from error
+        raise
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+    """Steps with a directory that holds a checkpoint's `meta`, ascending."""
+    return sorted(int(path.name) for path in _numbered(directory) if _has_meta(path))
+
+
+def _numbered(directory: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name)]
+
+
+def _has_meta(path: pathlib.Path) -> bool:
+    return (path / "meta" / "metadata").exists()
+
+
+def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
+    """(directory of checkpoints, step) of "DIR" or "DIR@STEP".
+
+    DIR is the directory of a run, of its checkpoints, or of one checkpoint. The newest step by
+    default; what is no complete checkpoint is passed over with a line.
+
+    Raises UserError when the checkpoint does not exist.
+    """
+    text, at, number = str(source).rpartition("@")
+    if at and number.isdecimal() and not pathlib.Path(source).is_dir():
+        source, step = text, int(number)
+    directory = paths.local(source, "checkpoint").absolute()
+    if _has_meta(directory):
+        if not re.fullmatch("0|[1-9][0-9]*", directory.name):
+            raise UserError(f"{directory} is a checkpoint, but its name is not that of its step")
+        if step not in (None, int(directory.name)):
+            raise UserError(f"{directory} is the checkpoint of one step, not of step {step}")
+        return directory.parent, int(directory.name)
+    if _has_meta(directory.parent) and directory.is_dir():
+        raise UserError(
+            f"{directory} is a part of a checkpoint; the checkpoint is {directory.parent}"
+        )
+    if (directory / "checkpoints").is_dir():
+        directory = directory / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory of checkpoints")
+    with _listing(directory):
+        steps, others = steps_in(directory), [p for p in _numbered(directory) if not _has_meta(p)]
+    if not steps:
+        raise UserError(f"{directory} has no checkpoint")
+    if step is not None and step not in steps:
+        incomplete = any(int(path.name) == step for path in others)
+        raise UserError(
+            f"{directory} has no {'complete ' if incomplete else ''}checkpoint at step {step}; "
+            f"there are {', '.join(map(str, steps))}"
+        )
+    if step is None:
+        step = steps[-1]
+        for path in others:
+            if int(path.name) > step:
+                say(f"{path} is not a complete checkpoint; passed over")
+    return directory, step
+
+
+@contextlib.contextmanager
+def _listing(directory: pathlib.Path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}") from error

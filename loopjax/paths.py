@@ -1,0 +1,36 @@
+"""Which paths are accepted: local ones, checked in one place for every command."""
+
+import os
+import pathlib
+import re
+
+from loopjax.errors import UserError
+
+# Two letters at least: "C:/runs" is a path of Windows.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local(path, name: str) -> pathlib.Path:
+    """The path, which must be one of this machine's file systems.
+
+    Args:
+      path: text or path.
+      name: the flag, field or argument it came from, for the message.
+
+    Raises UserError for a URL, an empty text and a text that no file can have as its name.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise UserError(f"{name} is empty; write the path of a file or directory")
+    if _URL.match(text):
+        raise UserError(
+            f"{name} {text!r} is a URL; only local paths are supported: mount the storage, or copy "
+            "to and from it"
+        )
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise UserError(f"{name} {text!r} holds a character that no path can have")
+    return pathlib.Path(text)
