@@ -36,13 +36,26 @@ def write_arrays(path, arrays: dict) -> None:
     os.replace(temporary, path)
 
 
+def parse_json(text: str | bytes, where: str):
+    """The value of a JSON text; UserError "`where` is not JSON: ..." for any malformed one.
+
+    `where` names the file, and the line of a JSON lines file ("chat.jsonl line 3").
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {_malformed(error)}") from error
+
+
 def read_json(path):
     """The value in a JSON file, None if the file does not exist; UserError if it is damaged."""
     path = pathlib.Path(path)
     try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {_malformed(error)}") from error
 
 
 def read_rows(path) -> list[dict]:
@@ -50,12 +63,17 @@ def read_rows(path) -> list[dict]:
     path = pathlib.Path(path)
     rows = []
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 rows.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
     return rows
+
+
+def _malformed(error: Exception) -> str:
+    # The message of a RecursionError is about Python, and its limit is far above any file of use.
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
