@@ -140,6 +140,7 @@ def checkpoint_meta(run: Run, begin: Start, step: int, heldout: dict) -> dict:
         "phases": curriculum.past(run.phases, step),
         "data": run.stream.fingerprint(step),
         "tokenizer": run.stream.tokenizer,
+        "add_bos": run.stream.add_bos,
         "model": dataclasses.asdict(run.cfg),
         "config": run.config.to_dict(),
         "branched_from": begin.ancestry.branched_from,

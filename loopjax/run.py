@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
 from loopjax import curriculum, flops, model, sharding
-from loopjax.checkpoint import locate, tokenizer_of
+from loopjax.checkpoint import locate, read_meta, tokenizer_of
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
 from loopjax.depth import DepthPlan
@@ -131,34 +131,38 @@ def plan_run(config) -> Run:
     rules = sharding.axis_rules(config.mesh)
     sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
     optimizer, schedule = make_optimizer(config)
-    tokenizer = _tokenizer(config)
+    tokenizer = _tokenizer(config)  # and whether it adds BOS
     heldout = {}
     if config.eval_batches:
         names = list(phases[-1].mixture)
-        heldout = pipeline.open_sources(config, names, "heldout", tokenizer)
+        heldout = pipeline.open_sources(config, names, "heldout", *tokenizer)
     return Run(
         **vars(planned),
         mesh=mesh,
         rules=rules,
         optimizer=optimizer,
         schedule=schedule,
-        stream=pipeline.TrainStream(config, phases, tokenizer),
+        stream=pipeline.TrainStream(config, phases, *tokenizer),
         heldout=heldout,
         batch_sharding=sharding.batch_sharding(mesh, rules),
     )
 
 
-def _tokenizer(config) -> str:
-    """Tokenizer of text that is not prepared: the configured one, else that of `init_from`."""
+def _tokenizer(config) -> tuple[str, bool | None]:
+    """Tokenizer of text that is not prepared: the configured one, else that of `init_from`.
+
+    Also whether that checkpoint was trained with the BOS of the tokenizer's template.
+    """
     if config.tokenizer or not config.init_from:
-        return config.tokenizer
+        return config.tokenizer, None
     try:
-        directory, _ = locate(config.init_from)
+        directory, step = locate(config.init_from)
     except UserError:
         # A resumed run does not need its source any more. Should it need the tokenizer, the check
         # of the data fingerprint fails.
-        return ""
-    return tokenizer_of(directory)
+        return "", None
+    file = tokenizer_of(directory)
+    return file, read_meta(directory, step).get("add_bos") if file else None
 
 
 @contextlib.contextmanager

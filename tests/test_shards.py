@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -181,6 +182,7 @@ def test_more_shards_than_files_may_be_open_are_read(corpus, tmp_path):
     ("content", "says"),
     [
         (lambda whole: whole[:-20], "manifest.json cannot be read: "),
+        (lambda whole: "[" * 100_000, "manifest.json cannot be read: it is nested too deeply"),
         (lambda whole: "[]", "has format None, this version reads 1"),
         (
             lambda whole: '{"format": 1}',
@@ -195,6 +197,155 @@ def test_a_damaged_manifest_is_told(content, says, corpus, tmp_path):
     path.write_text(content(path.read_text()))
     with pytest.raises(UserError, match=says):
         token_shards.TokenShards(tmp_path / "web", "train", 8)
+
+
+@pytest.fixture(scope="module")
+def shards_of_one_size(tmp_path_factory):
+    """A prepared directory whose shards have equal sizes and numbers of tokens."""
+    root = tmp_path_factory.mktemp("shards")
+    for n in range(3):
+        (root / f"{n}.txt").write_text("".join(chr(97 + (i * i + n) % 26) for i in range(5000)))
+    inputs = [root / f"{n}.txt" for n in range(3)]
+    job.prepare(inputs[1:], root / "web", shard_size=5000, heldout_inputs=inputs[:1])
+    return root / "web"
+
+
+def changed_manifest(directory, change, *, old: bool):
+    """Changes the manifest; an old one has no hash of its own and none of the shards' ends."""
+    path = directory / token_shards.MANIFEST
+    manifest = json.loads(path.read_text())
+    if old:
+        del manifest["sha256"]
+        for split in manifest["splits"].values():
+            for shard in split["shards"]:
+                del shard["ends"]
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def of_train(key, value):
+    def change(manifest):
+        shard = manifest["splits"]["train"]["shards"][0]
+        shard[key] = value(shard[key]) if callable(value) else value
+
+    return change
+
+
+def of_top(key, value):
+    return lambda manifest: manifest.update({key: value})
+
+
+def swapped(directory):
+    first, second = sorted((directory / "train").glob("*"))[:2]
+    assert first.stat().st_size == second.stat().st_size
+    aside = first.with_suffix(".aside")
+    for source, target in ((first, aside), (second, first), (aside, second)):
+        source.rename(target)
+
+
+def told(directory, split="train") -> list[str]:
+    """The sentences of training and of `data --verify`."""
+    sentences = []
+    for read in (
+        lambda: token_shards.TokenShards(directory, split, 8),
+        lambda: show.verify(directory),
+    ):
+        with pytest.raises(UserError) as error:
+            read()
+        sentences.append(str(error.value))
+    return sentences
+
+
+def test_swapped_shards_are_told_before_training(shards_of_one_size, tmp_path):
+    directory = shutil.copytree(shards_of_one_size, tmp_path / "web")
+    swapped(directory)
+    start, whole = told(directory)
+    assert "record of shard" in start and "is not the one that was written; restore" in start
+    assert "2 of 3 shards do not match their hash" in whole
+
+
+DAMAGE = {
+    "dtype": of_top("dtype", "uint32"),
+    "tokens": of_train("tokens", lambda n: n + 1000),
+    "one token": of_train("tokens", lambda n: n - 1),
+}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["with hashes", "without"])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_manifest_that_is_not_that_of_the_shards_is_told(
+    damage, old, shards_of_one_size, tmp_path
+):
+    """Also one of an earlier version, which has no hash: by the lengths of the records."""
+    directory = shutil.copytree(shards_of_one_size, tmp_path / "web")
+    changed_manifest(directory, damage, old=old)
+    for sentence in told(directory):
+        assert ("tokens, uint" if old else "(its hash differs); restore") in sentence
+
+
+def test_every_field_of_a_manifest_counts(shards_of_one_size, tmp_path):
+    directory = shutil.copytree(shards_of_one_size, tmp_path / "web")
+    path = directory / token_shards.MANIFEST
+    whole = json.loads(path.read_text())
+    for key in whole:
+        path.write_text(json.dumps(whole | {key: "changed"}))
+        with pytest.raises(UserError, match="manifest.json"):
+            token_shards.read_manifest(directory)
+    path.write_text(json.dumps(dict(reversed(whole.items()))))
+    assert token_shards.read_manifest(directory) == whole  # the order of the keys says nothing
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (of_top("dtype", "junk"), "field 'dtype' is 'junk', but must be one of uint16, uint32"),
+        (of_top("dtype", "object"), "field 'dtype' is 'object', but must be one of"),
+        (of_top("dtype", ["uint16"]), "field 'dtype' is "),
+        (
+            of_top("record_tokens", 0),
+            "'record_tokens' is 0, but must be a whole number of at least",
+        ),
+        (of_top("vocab_size", True), "field 'vocab_size' is True, but must be a whole number"),
+        (of_top("tokenizer", None), "field 'tokenizer' is None, but must be a text"),
+        (of_top("splits", []), r"field 'splits' is \[\], but must be an object"),
+        (of_top("splits", {}), "has no field 'splits.train'"),
+        (lambda m: m["splits"]["train"].pop("shards"), "has no field 'splits.train.shards'"),
+        (lambda m: m["splits"]["train"].update(shards={}), "'splits.train.shards' is {}, but must"),
+        (lambda m: m["splits"]["train"].update(tokens="9"), "'splits.train.tokens' is '9', but"),
+        (of_train("tokens", "9"), r"'splits.train.shards\[0\].tokens' is '9', but must be a whole"),
+        (of_train("tokens", 10**30), r"'splits.train.shards\[0\].tokens' is 1000"),
+        (of_train("file", 3), r"'splits.train.shards\[0\].file' is 3, but must be a text"),
+        (of_train("sha256", None), r"'splits.train.shards\[0\].sha256' is None"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(damage, says, shards_of_one_size, tmp_path):
+    directory = shutil.copytree(shards_of_one_size, tmp_path / "web")
+    changed_manifest(directory, damage, old=True)
+    with pytest.raises(UserError, match=rf"manifest.json:? .*{says}"):
+        token_shards.TokenShards(directory, "train", 8)
+    assert cli.main(["data", str(directory), "--verify"]) == 2
+
+
+def test_data_of_an_earlier_version_are_read_and_verified(shards_of_one_size, tmp_path, capsys):
+    directory = shutil.copytree(shards_of_one_size, tmp_path / "web")
+    new = token_shards.TokenShards(directory, "train", 8)
+    changed_manifest(directory, lambda manifest: None, old=True)
+    old = token_shards.TokenShards(directory, "train", 8)
+    assert old.fingerprint == new.fingerprint and len(old) == len(new)
+    np.testing.assert_array_equal(old[7]["inputs"], new[7]["inputs"])
+    show.verify(directory)
+    err = capsys.readouterr().err
+    assert "3 shards match their hash" in err and "manifest.json has no hash (written by an" in err
+
+
+def test_verify_reads_every_token_id(shards_of_one_size, tmp_path):
+    directory = shutil.copytree(shards_of_one_size, tmp_path / "web")
+    manifest = token_shards.read_manifest(directory)
+    token_shards.write_manifest(directory, manifest | {"vocab_size": 256})
+    with pytest.raises(
+        UserError, match=r"has the token id 256, but its tokenizer has ids below 256"
+    ):
+        show.verify(directory)
 
 
 def test_foreign_directories_are_refused(corpus, tmp_path, tiny_config):
@@ -233,6 +384,20 @@ def test_the_data_verb_shows_counts_and_documents(corpus, tmp_path, capsys):
     assert "| document" in out and f"{counts['tokens']:,}" in out
     assert cli.main(["data", str(tmp_path / "none")]) == 2
     assert "has no data written by loopjax prepare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--samples", "-1"], "'-1' must be a whole number of at least 0"),
+        (["--samples", "1000000000000"], "--samples 1000000000000 must be at most 10000"),
+        (["--seed", "-1"], "'-1' must be a whole number of at least 0"),
+        (["--seed", str(10**22)], "must be a whole number of at least 0"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(flags, says, shards_of_one_size, capsys):
+    assert cli.main(["data", str(shards_of_one_size), *flags]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_samples_show_what_cannot_be_seen():

@@ -50,6 +50,13 @@ def size(text: str) -> int:
     return round(float(match[1]) * UNITS[match[2]])
 
 
+def whole(text: str) -> int:
+    """A whole number from 0 to 2^63 - 1."""
+    if not re.fullmatch("[0-9]{1,19}", text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 0")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

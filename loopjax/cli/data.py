@@ -132,9 +132,15 @@ def data(argv: list[str]) -> int:
     add = parser.add_argument
     add("directory", metavar="DIR", help="output of loopjax prepare, or a folder of such outputs")
     add("--split", choices=show.SPLITS, default="train", help="split to sample (default train)")
-    add("--samples", type=int, default=3, metavar="N", help="samples per source (default 3)")
-    add("--seed", type=int, default=0, metavar="N", help="sampling seed (default 0)")
-    add("--verify", action="store_true", help="check the hash of every shard")
+    add(
+        "--samples",
+        type=arguments.whole,
+        default=3,
+        metavar="N",
+        help="samples per source (default 3)",
+    )
+    add("--seed", type=arguments.whole, default=0, metavar="N", help="sampling seed (default 0)")
+    add("--verify", action="store_true", help="check every manifest, shard and token id")
     add("--json", action="store_true", help="output as JSON")
     args = parser.parse_args(argv)
     summary = show.look(args.directory, args.split, args.samples, args.seed)

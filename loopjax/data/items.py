@@ -66,32 +66,55 @@ class Items(Source):
         self.codec = codec
         self.tokenizer = codec.name
         self.vocab_size = codec.vocab_size
-        self.fingerprint = {"task": name, "version": 1, "seed": seed, "tokenizer": codec.name}
-        longest = max(sum(map(len, self._encoded(i, 0))) for i in range(20)) + 2
-        if longest > seq_len:
+        self.add_bos = None if codec.add_bos is None else False
+        lengths, apart = zip(*map(self._measured, range(20)), strict=True)
+        # Version 1 tokenized prompts and answers apart, which for most tokenizers is the same.
+        self.fingerprint = {
+            "task": name, "version": 2 if any(apart) else 1, "seed": seed, "tokenizer": codec.name,
+        }  # fmt: skip
+        if max(lengths) + 2 > seq_len:
             raise UserError(
-                f"config.seq_len={seq_len} is too short for {name}: items take {longest} tokens"
+                f"config.seq_len={seq_len} is too short for {name}: items take {max(lengths) + 2} "
+                "tokens"
             )
+        self.guess = -(-seq_len // min(lengths))  # items in a row, at first
 
     def __len__(self) -> int:
         return LENGTH // MOST_PER_ROW
 
-    def _encoded(self, index: int, nth: int) -> list[list[int]]:
-        """Token ids of prompt and answer of the nth item of a row."""
-        item = draw_item(self.make, self.split, self.seed, index * MOST_PER_ROW + nth)
-        prompt = ("\n\n" if nth else "") + item.prompt
-        return [ids.tolist() for ids in self.codec.encode_batch([prompt, item.completion])]
+    def _text(self, index: int, count: int) -> tuple[str, list[int]]:
+        """The first items of a row as one text, and where the prompts and answers in it end."""
+        text, ends = "", []
+        for nth in range(count):
+            item = draw_item(self.make, self.split, self.seed, index * MOST_PER_ROW + nth)
+            text += ("\n\n" if nth else "") + item.prompt
+            ends.append(len(text))
+            text += item.completion
+            ends.append(len(text))
+        return text, ends
+
+    def _measured(self, index: int) -> tuple[int, bool]:
+        """Number of tokens of the first item of a row; whether its parts alone have other tokens."""
+        text, (seam, _) = self._text(index, 1)
+        together = self.codec.encode_spans(text)[0]
+        apart = [part.tolist() for part in self.codec.encode_batch([text[:seam], text[seam:]])]
+        return len(together), [*apart[0], *apart[1]] != together
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        tokens = [self.codec.eos_id]
-        scored = [False]
-        for nth in range(MOST_PER_ROW):
-            prompt, answer = self._encoded(index, nth)
-            if len(tokens) + len(prompt) + len(answer) > self.seq_len + 1:
+        # A row is one text, tokenized as in evaluation; whole items of it are kept.
+        count = self.guess
+        while True:
+            text, ends = self._text(index, count)
+            ids, stops = self.codec.encode_spans(text)
+            if len(ids) > self.seq_len or count == MOST_PER_ROW:
                 break
-            tokens += prompt + answer
-            scored += [False] * len(prompt) + [True] * len(answer)
-        padding = self.seq_len + 1 - len(tokens)
-        tokens = np.array(tokens + [self.codec.eos_id] * padding, np.int32)
-        scored = np.array(scored + [False] * padding)
+            count = min(2 * count, MOST_PER_ROW)
+        places = np.searchsorted(stops, ends, side="right")  # tokens up to the end of each part
+        whole = places[1::2][places[1::2] <= self.seq_len]
+        n = int(whole[-1]) if len(whole) else 0
+        tokens = np.full(self.seq_len + 1, self.codec.eos_id, np.int32)
+        tokens[1 : n + 1] = ids[:n]
+        scored = np.zeros(self.seq_len + 1, bool)
+        for start, stop in zip(places[::2], whole, strict=False):
+            scored[1 + start : 1 + stop] = True
         return {"inputs": tokens[:-1], "targets": np.where(scored, tokens, -1)[1:]}

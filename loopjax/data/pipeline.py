@@ -20,11 +20,13 @@ from loopjax.errors import UserError
 BLOCK = 10_000  # examples over which the mixture is exact: enough for weights of four decimals
 
 
-def open_sources(config, names, split: str, tokenizer: str = "") -> dict:
+def open_sources(
+    config, names, split: str, tokenizer: str = "", add_bos: bool | None = None
+) -> dict:
     """The sources of a mixture by name: prepared ones of `config.data_dir`, built-in ones, pairs.
 
-    `tokenizer` (as `tokenizers.load` takes it) tokenizes pairs and text tasks if the mixture has no
-    prepared source, whose tokenizer they would use; bytes by default.
+    `tokenizer` and `add_bos` (as `tokenizers.load` takes them) are for pairs and text tasks if the
+    mixture has no prepared source, whose tokenizer they would use; bytes by default.
     """
     folder = pathlib.Path(config.data_dir or ".")
     # Prepared sources first: their tokenizer is the one of all other text in the mixture.
@@ -33,11 +35,13 @@ def open_sources(config, names, split: str, tokenizer: str = "") -> dict:
         for name in names
         if (folder / name / token_shards.MANIFEST).is_file()
     }
-    codec = functools.cache(functools.partial(_codec, folder, dict(sources), tokenizer))
+    codec = functools.cache(functools.partial(_codec, folder, dict(sources), tokenizer, add_bos))
     for name in names:
         if name not in sources:
             sources[name] = _open_source(config, name, split, folder, codec)
     _check_vocabulary(config, sources)
+    for name, source in sources.items():
+        source.name, source.limit = name, config.model.vocab_size
     return {name: sources[name] for name in names}
 
 
@@ -55,14 +59,14 @@ def _open_source(config, name: str, split: str, folder: pathlib.Path, codec) -> 
     return source
 
 
-def _codec(folder: pathlib.Path, sources: dict[str, Source], tokenizer: str):
+def _codec(folder: pathlib.Path, sources: dict[str, Source], tokenizer: str, add_bos: bool | None):
     """The tokenizer of the prepared sources, else the given one."""
     for name, source in sources.items():
         path = folder / name / tokenizers.FILE
         if source.tokenizer != tokenizers.ByteTokenizer.name and path.is_file():
             eos = token_shards.read_manifest(folder / name)["eos"]
-            return tokenizers.FileTokenizer(path, eos)
-    return tokenizers.load(tokenizer or tokenizers.ByteTokenizer.name)
+            return tokenizers.FileTokenizer(path, eos, add_bos=source.add_bos)
+    return tokenizers.load(tokenizer or tokenizers.ByteTokenizer.name, add_bos=add_bos)
 
 
 def _check_vocabulary(config, sources: dict) -> None:
@@ -147,7 +151,8 @@ class _Batches:
     """Step -> the rows of its batch that one process holds; random access, for grain.
 
     Attributes:
-      parents: the sources in reading order, as `shuffled` returns them.
+      sources: the sources of the mixture.
+      parents: the same in reading order, as `shuffled` returns them.
       mixing: example number -> (index in parents, position).
       rows: rows of the batch that this process holds.
       batch_size: rows of the whole batch.
@@ -155,6 +160,7 @@ class _Batches:
       packed: whether rows have segments and positions.
     """
 
+    sources: list
     parents: list
     mixing: Mixing
     rows: np.ndarray
@@ -167,7 +173,7 @@ class _Batches:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         places = [self.mixing[step * self.batch_size + row] for row in self.rows.tolist()]
-        examples = [self.parents[source][position] for source, position in places]
+        examples = [_known_ids(self.sources[s], self.parents[s][n]) for s, n in places]
         if self.packed:
             examples = [as_packed(example) for example in examples]
         return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
@@ -176,13 +182,13 @@ class _Batches:
 class TrainStream:
     """The batches of a run, starting at any step."""
 
-    def __init__(self, config, phases, tokenizer: str = ""):
+    def __init__(self, config, phases, tokenizer: str = "", add_bos: bool | None = None):
         mixtures = [(p.start, dict(p.mixture)) for p in phases]
         changes = [m for i, m in enumerate(mixtures) if i == 0 or m[1] != mixtures[i - 1][1]]
         names = sorted({name for _, mixture in changes for name in mixture})
         self.config = config
         self.phases = phases
-        self.sources = open_sources(config, names, "train", tokenizer)
+        self.sources = open_sources(config, names, "train", tokenizer, add_bos)
         self.mixing = Mixing(changes, names, config.batch_size, config.seed)
         self.parents = [shuffled(self.sources[name], f"{config.seed} {name}") for name in names]
         self.packed = any(source.packed for source in self.sources.values())
@@ -192,7 +198,8 @@ class TrainStream:
         # One step more than the run has, so that `fingerprint` can read the batch after its end.
         steps = self.config.steps + 1
         size = self.config.batch_size
-        return _Batches(self.parents, self.mixing, rows, size, steps, self.packed)
+        sources = list(self.sources.values())
+        return _Batches(sources, self.parents, self.mixing, rows, size, steps, self.packed)
 
     def batches(self, rows: np.ndarray, step: int):
         """Iterator of batches of examples (`data.source`), int32 [rows, T], starting at `step`."""
@@ -202,6 +209,12 @@ class TrainStream:
         iterator = iter(dataset)
         iterator.set_state({"next_index": step})
         return iterator
+
+    @property
+    def add_bos(self) -> bool | None:
+        """As for a source; False if only some of the text starts with BOS."""
+        known = {source.add_bos for source in self.sources.values()} - {None}
+        return all(known) if known else None
 
     def leave_tokenizer(self, directory: pathlib.Path) -> None:
         """Copies the tokenizer of the text, so that a run's directory is complete."""
@@ -227,6 +240,17 @@ class TrainStream:
             "sources": {name: self.sources[name].fingerprint for name in sorted(used)},
             "probe": probe,
         }
+
+
+def _known_ids(source: Source, example: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The example, whose ids the model must know: another one has no embedding, but a NaN."""
+    largest = max(int(example[key].max()) for key in ("inputs", "targets"))
+    if largest >= source.limit:
+        raise UserError(
+            f"config.model.vocab_size={source.limit} is too small: source {source.name!r} has the "
+            f"token id {largest}"
+        )
+    return example
 
 
 def shuffled(source: Source, key: str):
@@ -261,5 +285,7 @@ def heldout_batches(source, batch_size: int, n_batches: int, rows: np.ndarray):
     empty["inputs"] = np.zeros_like(empty["inputs"])
     for batch in range(n):
         numbers = batch * batch_size + rows
-        examples = [source[int(i)] if i < len(source) else empty for i in numbers]
+        examples = [
+            _known_ids(source, source[int(i)]) if i < len(source) else empty for i in numbers
+        ]
         yield {key: np.stack([example[key] for example in examples]) for key in empty}

@@ -12,9 +12,11 @@ from loopjax.errors import UserError
 from loopjax.text_table import aligned
 
 SPLITS = token_shards.SPLITS
+MOST_SAMPLES = 10_000
 SAMPLE_TOKENS = 512  # at most, of one document
 SAMPLE_LINES = 6
 SAMPLE_COLUMNS = 96
+READ_RECORDS = 512  # at a time, to verify the token ids
 COLUMNS = (
     "source", "split", "documents", "tokens", "text_bytes", "bytes_per_token", "shards",
     "tokenizer", "dtype",
@@ -26,6 +28,8 @@ def look(directory, split: str, n_samples: int, seed: int) -> dict:
 
     `directory` is a prepared source or a folder of several; raises UserError if it is neither.
     """
+    if n_samples > MOST_SAMPLES:
+        raise UserError(f"--samples {n_samples} must be at most {MOST_SAMPLES}")
     rows = []
     unfinished = {}
     samples = {}
@@ -125,13 +129,17 @@ def _clipped(sample: str) -> list[str]:
 
 
 def verify(directory) -> None:
-    """Checks the hash of every shard; raises UserError that names the damaged ones."""
+    """Checks all data: the hash of every manifest and shard, and every token id.
+
+    Raises UserError that names the damaged shards. What a manifest of an earlier version does not
+    allow to check is told.
+    """
     damaged = []
     n = 0
-    for source in _sources(directory):
-        if not (source / token_shards.MANIFEST).is_file():
-            continue
-        for split in token_shards.read_manifest(source)["splits"].values():
+    sources = [path for path in _sources(directory) if (path / token_shards.MANIFEST).is_file()]
+    manifests = {source: token_shards.read_manifest(source) for source in sources}
+    for source, manifest in manifests.items():
+        for split in manifest["splits"].values():
             for shard in split["shards"]:
                 n += 1
                 path = source / shard["file"]
@@ -141,7 +149,41 @@ def verify(directory) -> None:
         raise UserError(
             f"{len(damaged)} of {n} shards do not match their hash: {', '.join(damaged)}"
         )
+    for source, manifest in manifests.items():
+        for split in SPLITS:
+            _check_ids(source, split, manifest)
     print(f"{n} shards match their hash", file=sys.stderr)
+    for source, manifest in manifests.items():
+        if "sha256" not in manifest:
+            print(
+                f"{source / token_shards.MANIFEST} has no hash (written by an earlier version): its "
+                "counts of documents and bytes of text could not be checked",
+                file=sys.stderr,
+            )
+
+
+def _check_ids(source: pathlib.Path, split: str, manifest: dict) -> None:
+    """Raises UserError for shards that do not hold the tokens of the manifest."""
+    shards_of_split = manifest["splits"][split]["shards"]
+    if not any(shard["tokens"] > 1 for shard in shards_of_split):
+        return
+    tokens = token_shards.TokenShards(source, split, 1)
+    block = READ_RECORDS * manifest["record_tokens"]
+    for number, shard in enumerate(shards_of_split):
+        read = largest = 0
+        for start in range(0, shard["tokens"], block):
+            ids = tokens.read(number, start, min(start + block, shard["tokens"]))
+            read, largest = read + len(ids), max(largest, int(ids.max(initial=0)))
+        if read != shard["tokens"]:
+            raise UserError(
+                f"shard {source / shard['file']} has {read} tokens, but its manifest says "
+                f"{shard['tokens']}; {token_shards.REPAIR}"
+            )
+        if "sha256" in manifest and largest >= manifest["vocab_size"]:
+            raise UserError(
+                f"shard {source / shard['file']} has the token id {largest}, but its tokenizer has "
+                f"ids below {manifest['vocab_size']}; {token_shards.REPAIR}"
+            )
 
 
 def _sha256(path: pathlib.Path) -> str:

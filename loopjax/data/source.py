@@ -30,6 +30,10 @@ class Source:
       one_answer: whether a row has one answer of several tokens, correct only as a whole (the
         metric "exact").
       codec: the tokenizer itself, where the source tokenizes text while it is read.
+      add_bos: whether texts start with what the tokenizer's template puts before them (BOS), as
+        evaluation then does too; None for bytes and for sources without text.
+      name, limit: set by `pipeline.open_sources`: the name in the mixture, and the vocabulary size
+        of the model, which no id may reach.
     """
 
     fingerprint: dict
@@ -39,6 +43,9 @@ class Source:
     packed: bool = False
     one_answer: bool = False
     codec = None
+    add_bos: bool | None = None
+    name: str = ""
+    limit: int = tokenizers.MOST_IDS
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -1,8 +1,10 @@
 """Sources of running text: token streams cut into windows of `seq_len`."""
 
+import concurrent.futures
 import contextlib
 import hashlib
 import itertools
+import json
 import pathlib
 import resource
 import sysconfig
@@ -18,7 +20,9 @@ from loopjax.errors import UserError, first_line
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 FORMAT = 1
-MANIFEST_KEYS = ("tokenizer", "vocab_size", "eos", "dtype", "record_tokens", "splits")
+DTYPES = ("uint16", "uint32")
+READERS = 16  # threads that look at the shards at the start
+REPAIR = "restore the directory from a copy, or prepare the data again"
 
 
 def is_heldout(digest: bytes, fraction: float) -> bool:
@@ -70,6 +74,7 @@ class TokenShards(Windows):
         self.record_tokens = manifest["record_tokens"]
         self.dtype = np.dtype(manifest["dtype"])
         self.tokenizer = manifest["tokenizer"]
+        self.add_bos = False if self.eos else None
         self.vocab_size = manifest["vocab_size"]
         check_tokenizer(directory, self.tokenizer)
         self.paths = [directory / shard["file"] for shard in shards]
@@ -88,10 +93,40 @@ class TokenShards(Windows):
                 f"{directory} ({split}) has {len(self.records)} records, but its manifest lists "
                 f"{self.first_record[-1]}"
             )
+        with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+            largest = list(pool.map(self._check_ends, range(len(shards)), shards))
+        if "sha256" not in manifest:
+            # Manifests without a hash took the number of tokens of a tokenizer for its largest id.
+            self.vocab_size = max(self.vocab_size, *largest)
         self.fingerprint = {
             "tokenizer": self.tokenizer,
             "sha256": [shard["sha256"] for shard in shards],
         }
+
+    def _check_ends(self, number: int, shard: dict) -> int:
+        """Reads the first and the last record of a shard; returns the largest id in them + 1.
+
+        Raises UserError if they are not those that were written: their lengths follow from the
+        manifest, and a newer one has their hashes.
+        """
+        first, stop = self.first_record[number : number + 2]
+        rest = shard["tokens"] - (stop - first - 1) * self.record_tokens
+        lengths = (self.record_tokens if stop - first > 1 else rest, rest)
+        largest = 0
+        for end, record in enumerate((first, stop - 1)):
+            with _as_user_error(self.paths[number]):
+                data = self.records[record]
+            where = f"the {('first', 'last')[end]} record of shard {self.paths[number]}"
+            size = lengths[end] * self.dtype.itemsize
+            if len(data) != size:
+                raise UserError(
+                    f"{where} has {len(data)} bytes, but its manifest says {size} ({lengths[end]} "
+                    f"tokens, {self.dtype}); {REPAIR}"
+                )
+            if "ends" in shard and hashlib.sha256(data).hexdigest() != shard["ends"][end]:
+                raise UserError(f"{where} is not the one that was written; {REPAIR}")
+            largest = max(largest, int(np.frombuffer(data, self.dtype).max()) + 1)
+        return largest
 
     def read(self, shard: int, start: int, stop: int) -> np.ndarray:
         # Every record of a shard is full, except its last.
@@ -134,7 +169,10 @@ def _as_user_error(path: pathlib.Path):
 
 
 def read_manifest(directory: pathlib.Path) -> dict:
-    """The manifest of a prepared directory; raises UserError if it is missing or damaged."""
+    """The manifest of a prepared directory; raises UserError if it is missing or damaged.
+
+    A manifest of an earlier version has no "sha256" of its own and no "ends" of its shards.
+    """
     path = directory / MANIFEST
     if not path.is_file():
         raise UserError(
@@ -145,12 +183,77 @@ def read_manifest(directory: pathlib.Path) -> dict:
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != FORMAT:
         raise UserError(f"{path} has format {version}, this version reads {FORMAT}")
-    missing = [key for key in MANIFEST_KEYS if key not in manifest]
-    if missing:
-        raise UserError(
-            f"{path} has no field {missing[0]!r}: it was not written by loopjax prepare"
-        )
+    for name, value, valid, kind in _fields(manifest):
+        if value is _MISSING:
+            raise UserError(f"{path} has no field {name!r}: it was not written by loopjax prepare")
+        if not valid(value):
+            shown = f"{value!r:.40}"
+            raise UserError(f"{path}: field {name!r} is {shown}, but must be {kind}; {REPAIR}")
+    if manifest.get("sha256", digest := _manifest_hash(manifest)) != digest:
+        raise UserError(f"{path} is not as loopjax prepare wrote it (its hash differs); {REPAIR}")
     return manifest
+
+
+def write_manifest(directory: pathlib.Path, manifest: dict) -> dict:
+    """Writes a manifest with its own hash, and returns it."""
+    manifest = {**manifest, "sha256": _manifest_hash(manifest)}
+    files.write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def _manifest_hash(manifest: dict) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+_MISSING = object()
+
+
+def _fields(manifest: dict):
+    """Yields (name, value, whether a value is valid, what is valid) for the fields that are read.
+
+    In an order in which a field may be looked into once it was found valid.
+    """
+
+    def field(name, within, valid, kind):
+        return name, within.get(name.rpartition(".")[2], _MISSING), valid, kind
+
+    def number(least):
+        return (
+            lambda v: type(v) is int and least <= v < 2**62,
+            f"a whole number of at least {least}",
+        )
+
+    text = (lambda v: isinstance(v, str), "a text")
+    an_object = (lambda v: isinstance(v, dict), "an object")
+    yield field("tokenizer", manifest, *text)
+    yield field("vocab_size", manifest, *number(1))
+    yield field("eos", manifest, *text)
+    yield field("dtype", manifest, lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}")
+    yield field("record_tokens", manifest, *number(1))
+    yield field("splits", manifest, *an_object)
+    for split in SPLITS:
+        name = f"splits.{split}"
+        yield field(name, manifest["splits"], *an_object)
+        counts = manifest["splits"][split]
+        for key in ("documents", "tokens", "text_bytes"):
+            yield field(f"{name}.{key}", counts, *number(0))
+        yield field(f"{name}.shards", counts, lambda v: isinstance(v, list), "a list")
+        for i, shard in enumerate(counts["shards"]):
+            name = f"splits.{split}.shards[{i}]"
+            yield name, shard, *an_object
+            yield field(f"{name}.file", shard, *text)
+            yield field(f"{name}.tokens", shard, *number(1))
+            yield field(f"{name}.bytes", shard, *number(1))
+            yield field(f"{name}.sha256", shard, *text)
+            if "ends" in shard:
+                yield f"{name}.ends", shard["ends"], _two_texts, "a list of two texts"
+
+
+def _two_texts(value) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+    )
 
 
 def check_tokenizer(directory: pathlib.Path, name: str) -> None:

@@ -85,7 +85,9 @@ def open_heldout(lm: LanguageModel, mixture, data_dir) -> tuple[dict, dict]:
     config.data_dir = saved["data_dir"] if data_dir is None else str(data_dir)
     config.model.vocab_size = lm.cfg.vocab_size
     tokenizer = tokenizer_of(lm.path.parent)
-    sources = pipeline.open_sources(config, list(weights), "heldout", tokenizer)
+    sources = pipeline.open_sources(
+        config, list(weights), "heldout", tokenizer, lm.meta.get("add_bos")
+    )
     names = {source.tokenizer for source in sources.values()}
     known = lm.tokenizer.name if lm.tokenizer else lm.meta.get("tokenizer")
     if known and names != {known}:

@@ -215,7 +215,7 @@ def _tokenizer(spec: str | None, directory: pathlib.Path, meta: dict, *, needed:
     """
     spec = spec or tokenizer_of(directory)
     if spec:
-        codec = tokenizers.load(spec)
+        codec = tokenizers.load(spec, add_bos=meta.get("add_bos"))
     else:
         name = meta.get("tokenizer") or "an unknown tokenizer"
         if name != tokenizers.ByteTokenizer.name and not needed:
@@ -226,10 +226,5 @@ def _tokenizer(spec: str | None, directory: pathlib.Path, meta: dict, *, needed:
                 f"trained with {name}; pass its tokenizer with --tokenizer"
             )
         codec = tokenizers.ByteTokenizer()
-    vocab_size = meta["model"]["vocab_size"]
-    if codec.vocab_size > vocab_size:
-        raise UserError(
-            f"the tokenizer has {codec.vocab_size} tokens, but the checkpoint's vocabulary has only "
-            f"{vocab_size}"
-        )
+    tokenizers.limit(codec, meta["model"]["vocab_size"])
     return codec

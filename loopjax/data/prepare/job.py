@@ -285,7 +285,7 @@ def _join(output: pathlib.Path, job: dict, all_pieces: list[shards.Piece]) -> di
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "splits": splits,
     }
-    write_json(output / token_shards.MANIFEST, manifest)
+    manifest = token_shards.write_manifest(output, manifest)
     shutil.rmtree(output / shards.UNFINISHED)
     return manifest
 

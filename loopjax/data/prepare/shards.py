@@ -64,6 +64,7 @@ class ShardWriter:
         self.temporary = task.output / UNFINISHED / f"{name}.{split}.{os.getpid()}.tmp"
         self.dtype = token_dtype(codec)
         self.end = np.array([codec.eos_id], self.dtype)
+        self.first = self.last = b""  # records
         self.writer = None
         self.pending = []  # arrays of token ids that are not written yet
         self.waiting = 0  # number of tokens in them
@@ -82,12 +83,21 @@ class ShardWriter:
         if self.writer is None:
             # One record per group: reading a record at random touches nothing else.
             self.writer = ArrayRecordWriter(str(self.temporary), "group_size:1,uncompressed")
-        tokens = np.concatenate(self.pending, dtype=self.dtype, casting="unsafe")
+        tokens = self._narrowed(np.concatenate(self.pending))
         for start in range(0, n, RECORD_TOKENS):
-            self.writer.write(tokens[start : start + RECORD_TOKENS].tobytes())
+            record = tokens[start : start + RECORD_TOKENS].tobytes()
+            self.writer.write(record)
+            self.last = record
+            self.first = self.first or record
         self.tokens += n
         self.pending = [tokens[n:]]
         self.waiting = len(tokens) - n
+
+    def _narrowed(self, ids: np.ndarray) -> np.ndarray:
+        """Token ids in the type of the shard, in which every one of them must fit."""
+        if ids.max(initial=0) > np.iinfo(self.dtype).max:
+            raise ValueError(f"the token id {ids.max()} does not fit {self.dtype}")
+        return ids.astype(self.dtype)
 
     def finish(self) -> dict:
         """Completes the shard, if there is one, and returns the counts of the split."""
@@ -103,11 +113,15 @@ class ShardWriter:
         self.path.parent.mkdir(exist_ok=True)
         os.replace(self.temporary, self.path)
         size = self.path.stat().st_size
-        shard = {"file": self.file, "tokens": self.tokens, "bytes": size, "sha256": digest}
+        ends = [hashlib.sha256(record).hexdigest() for record in (self.first, self.last)]
+        shard = {
+            "file": self.file, "tokens": self.tokens, "bytes": size, "sha256": digest, "ends": ends,
+        }  # fmt: skip
         return counts | {"shards": [shard]}
 
 
 def token_dtype(codec) -> np.dtype:
+    """The narrowest type of the tokenizer's largest id."""
     return np.dtype(np.uint16 if codec.vocab_size <= 2**16 else np.uint32)
 
 
