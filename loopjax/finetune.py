@@ -6,11 +6,13 @@ checkpoint.
 """
 
 import pathlib
+import re
 
 from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
 from loopjax import resume
+from loopjax.data import pairs as pairs_lib
 from loopjax.errors import UserError
 
 RATE = 0.1  # learning rate relative to that of the checkpoint's training
@@ -22,8 +24,8 @@ def config_for(checkpoint: str, pairs: str) -> ConfigDict:
     Args:
       checkpoint: DIR or DIR@STEP of a run or an imported model.
       pairs: training data, separated by commas: files of prompts and completions in one directory
-        (NAME.jsonl, or NAME.jsonl:N for the first N pairs), or items of reasoning primitives
-        (var_assign_code_1:64).
+        (chat.jsonl, or chat.jsonl:N for the first N pairs), or items of reasoning primitives
+        (var_assign_code_1:64). The path of a file is that file, whatever its name.
     """
     config = config_lib.default()
     config.init_from = checkpoint
@@ -57,15 +59,23 @@ def source_of(pairs: str) -> tuple[str, str]:
     """(data_dir, name of the source) of the data named on the command line."""
     folders = set()
     names = []
-    for part in pairs.split(","):
-        path, colon, count = part.partition(":")
-        if path.endswith(".jsonl"):
-            file = pathlib.Path(path)
-            if not file.is_file():
-                raise UserError(f"--pairs {path} is not a file")
+    for part in [pairs] if _is_file(pairs) else pairs.split(","):
+        counted = re.fullmatch(r"(.+)(:[1-9][0-9]*)", part, re.DOTALL)
+        path, count = (part, "") if _is_file(part) or not counted else counted.groups()
+        file = pathlib.Path(path)
+        if _is_file(path):
             folders.add(str(file.parent))
-            path = file.name.removesuffix(".jsonl")
-        names.append(path + colon + count)
+            path = pairs_lib.name_of(file)
+        elif not re.fullmatch(r"[\w:+-]+", path):
+            raise UserError(f"--pairs {path} is not a file")
+        names.append(path + count)
     if len(folders) > 1:
         raise UserError(f"--pairs names files of several directories: {', '.join(sorted(folders))}")
     return folders.pop() if folders else "", "+".join(names)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return pathlib.Path(path).is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return False

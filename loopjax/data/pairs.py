@@ -5,18 +5,21 @@ object {"prompt", "completion"} per line; "chat:500" its first 500 training pair
 "var_assign_code_1:64+var_assign_code_2:64" 64 items of each of two text tasks. Pairs are packed
 into rows of T tokens; each pair is a segment that attends only to itself and starts at position 0.
 A pair is tokenized as in evaluation; the end-of-document token is its last target.
+
+A name has letters, digits, "_" and "-" only, while files may be called chat.v2.jsonl.gz: any other
+file is named by its whole name, with "_" for every other character (chat_v2_jsonl_gz).
 """
 
 import bisect
 import dataclasses
 import hashlib
-import json
 import pathlib
 import re
 
 import numpy as np
 
-from loopjax.data import registry, token_shards
+from loopjax import files
+from loopjax.data import registry, token_shards, tokenizers
 from loopjax.data.source import Source
 from loopjax.errors import UserError
 
@@ -24,6 +27,8 @@ HELDOUT = 0.1  # share of the pairs of a file, by hash, if there is no NAME.held
 HELDOUT_ITEMS = 256  # per text task
 # The held-out items of a training run differ from those of the evaluation, whose seed is 0.
 HELDOUT_SEED = 2**31
+_FILE = re.compile(r"(.*)(\.(?:jsonl|ndjson|json)(?:\.gz|\.zst)?)", re.IGNORECASE | re.DOTALL)
+SUFFIXES = ".jsonl, .ndjson or .json (also .gz, .zst)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Pair:
 
     @property
     def digest(self) -> bytes:
-        return hashlib.sha256(f"{self.prompt}\0{self.completion}".encode()).digest()
+        return hashlib.sha256(tokenizers.utf8(f"{self.prompt}\0{self.completion}")).digest()
 
 
 class Pairs(Source):
@@ -55,15 +60,19 @@ class Pairs(Source):
         self.seq_len = seq_len
         self.codec = codec
         self.tokenizer = codec.name
-        self.vocab_size = codec.vocab_size
-        digest = hashlib.sha256(b"".join(pair.digest for pair in pairs))
-        self.fingerprint = {"pairs": digest.hexdigest(), "tokenizer": codec.name}
+        self.add_bos = codec.add_bos
         if not pairs:
             raise UserError(
                 f"config.mixture: {name!r} has no {split} pair"
                 + ("; add some, or set config.eval_batches=0" if split == "heldout" else "")
             )
-        self.segments = _tokenized(pairs, codec)
+        self.segments, apart = _tokenized(pairs, codec)
+        # A tokenizer may have more tokens than the model, as long as they do not occur.
+        self.vocab_size = max(int(tokens.max()) for tokens, _ in self.segments) + 1
+        digest = hashlib.sha256(b"".join(pair.digest for pair in pairs))
+        self.fingerprint = {"pairs": digest.hexdigest(), "tokenizer": codec.name}
+        if apart:  # earlier versions trained on other ids
+            self.fingerprint["version"] = 2
         for pair, (tokens, _) in zip(pairs, self.segments, strict=True):
             if len(tokens) > seq_len + 1:
                 raise UserError(
@@ -90,15 +99,15 @@ class Pairs(Source):
         return row
 
 
-def _tokenized(pairs: list[Pair], codec) -> list[tuple[np.ndarray, int]]:
-    """(tokens, number of prompt tokens) of each pair."""
-    segments = []
+def _tokenized(pairs: list[Pair], codec) -> tuple[list[tuple[np.ndarray, int]], bool]:
+    """(tokens, number of prompt tokens) of each pair; whether the two alone have other tokens."""
+    segments, differ = [], False
     for pair in pairs:
-        prompt = [int(i) for i in codec.encode(pair.prompt)] or [codec.bos_id]
-        completion = codec.encode_batch([pair.completion])[0].tolist()
-        tokens = np.array([*prompt, *completion, codec.eos_id], np.int32)
-        segments.append((tokens, len(prompt)))
-    return segments
+        ids, n_prompt = tokenizers.encode_pair(codec, pair.prompt, pair.completion)
+        segments.append((np.array([*ids, codec.eos_id], np.int32), n_prompt))
+        alone = codec.encode(pair.prompt) or [codec.bos_id]
+        differ |= ids != [*alone, *codec.encode_batch([pair.completion])[0].tolist()]
+    return segments, differ
 
 
 def _packed(lengths: list[int], room: int) -> list[list[int]]:
@@ -117,19 +126,17 @@ def _packed(lengths: list[int], room: int) -> list[list[int]]:
 
 def read_file(path: pathlib.Path) -> list[Pair]:
     """The pairs of a JSON lines file; raises UserError that names the invalid line."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
     pairs = []
-    for number, line in enumerate(lines, 1):
+    for number, line in files.lines(path):
         where = f"{path} line {number}"
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON: {error}") from None
+        row = files.parse_json(line, where)
+        if isinstance(row, dict) and "messages" in row:
+            raise UserError(
+                f'{where} has "messages"; write each conversation as {{"prompt": text, '
+                '"completion": text}, with the chat template of the model'
+            )
         for key in ("prompt", "completion"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str):
                 raise UserError(
@@ -142,6 +149,40 @@ def read_file(path: pathlib.Path) -> list[Pair]:
     if not pairs:
         raise UserError(f"{path} has no pairs")
     return pairs
+
+
+def find_file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """The file of pairs of this name in a folder; UserError if there are several."""
+    path = folder / f"{name}.jsonl"
+    if path.is_file():
+        return path
+    below = folder.iterdir() if folder.is_dir() else []
+    found = sorted(p for p in below if whole_name(p) == name and p.is_file())
+    if len(found) > 1:
+        raise UserError(
+            f"source {name!r} may be {' or '.join(map(str, found))}; rename one of the files"
+        )
+    return found[0] if found else None
+
+
+def whole_name(path: pathlib.Path) -> str | None:
+    """The name of a file of pairs that no other kind of source has; None for another file."""
+    return re.sub(r"[^\w-]", "_", path.name) if _FILE.fullmatch(path.name) else None
+
+
+def name_of(path: pathlib.Path) -> str:
+    """The name that a mixture has for a file of pairs: NAME of NAME.jsonl where it means the file.
+
+    A built-in source or a prepared folder may have that name; then it is the whole name.
+    """
+    if whole_name(path) is None:
+        raise UserError(f"{path} must end in {SUFFIXES} to be read as prompts and completions")
+    for name in (path.name.removesuffix(".jsonl"), whole_name(path)):
+        prepared = (path.parent / name / token_shards.MANIFEST).is_file()
+        plain = re.fullmatch(r"[\w-]+", name) and not registry.find(name) and not prepared
+        if plain and find_file(path.parent, name) == path:
+            return name
+    raise UserError(f"{path} has the name of another source; rename the file")
 
 
 _PART = re.compile(r"([^:+]+)(?::([1-9][0-9]*))?")
@@ -166,8 +207,8 @@ def open_pairs(name: str, split: str, folder: pathlib.Path, seq_len: int, seed: 
         return None
     pairs: list[Pair] = []
     for source, count in named:
-        if (folder / f"{source}.jsonl").is_file():
-            pairs += _of_file(folder, source, count, split)
+        if file := find_file(folder, source):
+            pairs += _of_file(file, source, count, split)
         elif count and registry.has_items(source):
             pairs += _of_task(source, count, split, seed)
         else:
@@ -175,13 +216,14 @@ def open_pairs(name: str, split: str, folder: pathlib.Path, seq_len: int, seed: 
     return Pairs(name, pairs, split, seq_len, codec())
 
 
-def _of_file(folder: pathlib.Path, name: str, count: int, split: str) -> list[Pair]:
-    heldout_file = folder / f"{name}.heldout.jsonl"
+def _of_file(path: pathlib.Path, name: str, count: int, split: str) -> list[Pair]:
+    stem, suffix = _FILE.fullmatch(path.name).groups()
+    heldout_file = path.with_name(f"{stem}.heldout{suffix}")
     if heldout_file.is_file():
-        pairs = read_file(heldout_file if split == "heldout" else folder / f"{name}.jsonl")
+        pairs = read_file(heldout_file if split == "heldout" else path)
     else:
         heldout = split == "heldout"
-        everything = read_file(folder / f"{name}.jsonl")
+        everything = read_file(path)
         pairs = [p for p in everything if token_shards.is_heldout(p.digest, HELDOUT) == heldout]
     if split == "heldout" or not count:
         return pairs
