@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from loopjax import model, surgery
-from loopjax.analysis import early_exit, exit_accuracy, lens
+from loopjax.analysis import early_exit, exit_accuracy, lens, lens_training
 from loopjax.analysis.activations import activations
 from loopjax.checkpoint import checksums
 from loopjax.data.hops import PHop
@@ -105,9 +105,28 @@ def test_updates_are_those_of_the_formula(optimizer):
             x = x - 0.1 * (1 - t / 4) * (g + 0.9 * momentum)
         else:
             momentum, second = 0.9 * momentum + 0.1 * g, 0.999 * second + 0.001 * g * g
-            most = np.maximum(most, second / (1 - 0.999 ** (t + 1)))
-            x = x - 1e-3 * (1 - t / 4) * momentum / (1 - 0.9 ** (t + 1)) / (np.sqrt(most) + 1e-8)
+            most = np.maximum(most, second)
+            scale = np.sqrt(most / (1 - 0.999 ** (t + 1))) + 1e-8
+            x = x - 1e-3 * (1 - t / 4) * momentum / (1 - 0.9 ** (t + 1)) / scale
         np.testing.assert_allclose(params, x, rtol=1e-5)
+
+
+def test_adam_of_the_lens_is_that_of_pytorch_with_amsgrad():
+    """torch.optim.Adam(amsgrad=True, lr=1e-3) gives -0.0059064, optax.amsgrad -0.0033277."""
+    gradients = [1.0, *[0.1] * 9]
+    x = first = second = most = 0.0
+    for t, g in enumerate(gradients, 1):
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
+        most = max(most, second)
+        x -= 1e-3 * first / (1 - 0.9**t) / ((most / (1 - 0.999**t)) ** 0.5 + 1e-8)
+    assert x == pytest.approx(-0.0059064, abs=5e-8)
+    made = optax.chain(lens_training.scale_by_amsgrad(), optax.scale_by_learning_rate(1e-3))
+    params = jnp.zeros(())
+    state = made.init(params)
+    for g in gradients:
+        updates, state = made.update(jnp.array(g), state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(params) == pytest.approx(x, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +371,19 @@ def test_a_lens_of_something_else_is_refused_in_a_sentence(trained, tmp_path):
     assert told(seed, lens.train, TRAINING) == (
         f"lens {path} was trained on other data; choose another file"
     )
+    adam = lens.Training("adam", steps=1, tokens=16 * T)
+    path = tmp_path / "adam.npz"
+    lens.train(path, LM, adam, progress="")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    about = json.loads(str(arrays.pop("about")))
+    assert about.pop("amsgrad")  # as an earlier version wrote it
+    np.savez(path, about=np.array(json.dumps(about)), **arrays)
+    assert told(LM, lens.train, adam) == (
+        f"lens {path} is of an earlier version, whose adam took smaller steps; choose another file"
+    )
+    assert lens.load(path, LM).bias.shape == (E, D)  # and it can still be read
+    path = trained[0]
     whole = path.read_bytes()
     for damage in (whole[:-300], whole[:200] + b"\xff" + whole[201:], b"", b"no lens"):
         (tmp_path / "bad.npz").write_bytes(damage)

@@ -5,7 +5,6 @@ for the same model, prompts and settings is not computed again. A stopped diagno
 the prompts that are done (NAME-PROMPTS.partial.npz), and its result is bit-identical.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -13,14 +12,13 @@ import pathlib
 from loopjax.analysis import lens
 from loopjax.analysis.diagnostics import DIAGNOSTICS, Diagnostic
 from loopjax.analysis.early_exit import TASKS
+from loopjax.analysis.lens_training import DEFAULTS, Training
 from loopjax.checkpoint import versions, weights_digest
 from loopjax.errors import UserError
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.plots import figure
 from loopjax.progress import duration
 from loopjax.results import store
-
-TRAINING = lens.Training()
 
 
 def analyze(
@@ -32,7 +30,7 @@ def analyze(
     prompts: dict,
     block: int = 4,
     one_boundary: bool = False,
-    training: lens.Training = TRAINING,
+    training: Training = DEFAULTS,
     lens_data: dict | None = None,
     tasks=TASKS,
     limit: int | None = None,
@@ -61,7 +59,7 @@ def analyze(
     options = {
         "block": block,
         "one_boundary": one_boundary,
-        "training": dataclasses.asdict(training),
+        "training": training.settings,
         "lens_data": lens_data or {},
         "tasks": list(tasks),
         "limit": limit,

@@ -18,7 +18,6 @@ A lens is one .npz file, which is also the checkpoint of its training:
     optimizer/0, ...                only in an unfinished training
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -36,6 +35,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from loopjax import kernels, model
+from loopjax.analysis.lens_training import DEFAULTS, Training
 from loopjax.checkpoint import versions, weights_digest
 from loopjax.data import pipeline
 from loopjax.errors import UserError, first_line
@@ -154,45 +154,10 @@ def positions_at_once(lm: LanguageModel, n_rows: int, T: int) -> int:
 # Training:
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """How a lens is trained; the defaults are those of the library tuned-lens.
-
-    Attributes:
-      optimizer: "sgd" (Nesterov momentum 0.9, learning rate 0.1) or "adam" (AMSGrad, 0.001). The
-        rate falls linearly to 0; the gradient of all exits together is clipped to norm 1; a weight
-        decay of 0.001 pulls the translators to the identity.
-      steps: updates.
-      tokens: tokens per batch, rounded down to whole windows.
-      seed: seed of the data order.
-    """
-
-    optimizer: str = "sgd"
-    steps: int = 250
-    tokens: int = 2**18
-    seed: int = 42
-
-    def __post_init__(self):
-        if self.optimizer not in ("sgd", "adam"):
-            raise UserError(f"the lens's optimizer={self.optimizer!r} must be sgd or adam")
-        for name in ("steps", "tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"the lens's {name}={getattr(self, name)} must be at least 1")
-
-    def make_optimizer(self) -> optax.GradientTransformation:
-        if self.optimizer == "sgd":
-            # Momentum is a sum in PyTorch and optax: a rate of 1.0 for its mean is 0.1 for it.
-            rate = optax.linear_schedule(0.1, 0.0, self.steps)
-            step = optax.sgd(rate, momentum=0.9, nesterov=True)
-        else:
-            step = optax.amsgrad(optax.linear_schedule(1e-3, 0.0, self.steps), b1=0.9, b2=0.999)
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(1e-3), step)
-
-
 def train(
     path,
     lm: LanguageModel,
-    training: Training = Training(),
+    training: Training = DEFAULTS,
     *,
     mixture: dict | None = None,
     data_dir=None,
@@ -213,7 +178,7 @@ def train(
       progress: label of the progress line; empty for no progress line.
     """
     path, data = pathlib.Path(path), _Windows(lm, training, mixture, data_dir)
-    how = dataclasses.asdict(training) | {"dtype": lm.cfg.dtype}
+    how = training.settings | {"dtype": lm.cfg.dtype}
     about = json.loads(json.dumps(_identity(lm) | how | data.about))
     lens, losses = logit_lens(lm), np.zeros((training.steps, lm.plan.n_effective), np.float32)
     state, done = (lens, training.make_optimizer().init(lens)), 0
@@ -384,13 +349,14 @@ def _read(path: pathlib.Path) -> tuple[dict, dict]:
 def _check(path: pathlib.Path, found: dict, wanted: dict, lm: LanguageModel) -> None:
     """Raises UserError if a lens belongs to another model or was trained with other settings."""
     for key, value in wanted.items():
-        if found[key] == value:
+        if found.get(key) == value:
             continue
         reasons = {
             "weights": f"is for other weights than those of {lm.path}",
             "depth": f"is for the plan {found['depth']}, not {value}",
             "order": f"is for the layer order {found['order']}, not {value}",
             "data": "was trained on other data; choose another file",
+            "amsgrad": "is of an earlier version, whose adam took smaller steps; choose another file",
         }
-        differs = f"was trained with {key}={found[key]}, not {value}; choose another file"
+        differs = f"was trained with {key}={found.get(key)}, not {value}; choose another file"
         raise UserError(f"lens {path} {reasons.get(key, differs)}")
