@@ -130,6 +130,37 @@ def test_the_hub_is_asked_for_what_the_papers_take(monkeypatch):
     ]
 
 
+# A row of each repository, with the columns that it has on the hub.
+ON_THE_HUB = {
+    "gsm8k": {"question": "q?", "answer": "one\n#### 1"},
+    "math": {
+        "problem": "p", "level": "Level 3", "type": "Intermediate Algebra", "solution": "s",
+    },
+    "mquake": {
+        "case_id": 1, "questions": ["q?", "r?"], "answer": "a", "answer_alias": ["A"],
+        "new_answer": "b", "orig_triples": [["Q1", "P1", "Q2"], ["Q2", "P2", "Q3"]],
+        "new_triples": [["Q1", "P1", "Q2"], ["Q2", "P2", "Q4"]],
+    },
+    "aqua": {"question": "q?", "options": ["A)1", "B)2"], "rationale": "r", "correct": "A"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "group"),
+    [
+        ("gsm8k", f"{prompts.FINAL} 1", None),
+        ("math", "Problem: p\nAnswer: s", 3),
+        ("mquake", "Question: q?\nAnswer: a", 2),
+        ("aqua", "Problem: q?\nOptions: A)1, B)2\nAnswer: r", None),
+    ],
+)
+def test_the_columns_of_the_hub_are_read(name, text, group, monkeypatch):
+    rows = datasets.Dataset.from_list([ON_THE_HUB[name]])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset, split: rows)
+    (one,) = prompts.load(name).prompts
+    assert one.text.endswith(text) and one.group == group
+
+
 SIGNS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
 
 

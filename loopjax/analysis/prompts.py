@@ -116,9 +116,9 @@ def _math(row: dict) -> Prompt | None:
 
 
 def _mquake(row: dict) -> Prompt:
-    return _answered(
-        row["questions"][0], row["answer"], len(row["orig"]["triples"]), asked="Question"
-    )
+    # A column of its own on the hub; inside "orig" in the original files.
+    triples = row["orig_triples"] if "orig_triples" in row else row["orig"]["triples"]
+    return _answered(row["questions"][0], row["answer"], len(triples), asked="Question")
 
 
 def _aqua(row: dict) -> Prompt:

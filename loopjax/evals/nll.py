@@ -1,6 +1,6 @@
 """`loopjax nll`: held-out negative log-likelihood by source, of a checkpoint or of a whole run.
 
-In nats per token and, for text, in bits per byte. The data are the held-out split of the data that
+In nats per token and, for text, in bits per byte: bits of all tokens over bytes of the text. The data are the held-out split of the data that
 the checkpoint was trained on, or other data with the same tokenizer.
 """
 
@@ -15,6 +15,7 @@ from loopjax import config as config_lib
 from loopjax.checkpoint import locate, tokenizer_of, versions
 from loopjax.data import pipeline
 from loopjax.errors import UserError
+from loopjax.evals.token_bytes import TokenBytes
 from loopjax.lm.loaded_model import LanguageModel, open_model
 from loopjax.results import schema
 from loopjax.step import eval_step
@@ -49,12 +50,13 @@ def measure(
     steps = [step]
     if all_steps:
         steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
-    rows, sources, weights = [], None, None
+    rows, sources, weights, counts = [], None, None, None
     for step in steps:
         source = f"{directory}@{step}"
         lm = open_model(source, mesh=mesh, dtype=dtype, context=context, text=False)
         if sources is None:
             sources, weights = open_heldout(lm, mixture, data_dir)
+            counts = TokenBytes(lm.tokenizer) if lm.tokenizer else None
         for depth in depths:
             try:
                 at_plan = lm.with_plan(depth) if depth else lm
@@ -64,7 +66,7 @@ def measure(
                 say(f"step {step}: skipped, {error}")
                 continue
             row = {"step": step, "depth": str(at_plan.plan)}
-            row |= _over(at_plan, sources, weights, batches, batch_size)
+            row |= _over(at_plan, sources, weights, counts, batches, batch_size)
             rows.append(row)
             say(as_line(row))
     return {
@@ -95,9 +97,9 @@ def open_heldout(lm: LanguageModel, mixture, data_dir) -> tuple[dict, dict]:
     return sources, weights
 
 
-def _over(lm: LanguageModel, sources: dict, weights: dict, batches: int, batch_size: int) -> dict:
+def _over(lm: LanguageModel, sources: dict, weights: dict, counts, *sizes: int) -> dict:
     """The metrics of every source, and their mean weighted by the mixture."""
-    by_source = {name: _source(lm, source, batches, batch_size) for name, source in sources.items()}
+    by_source = {name: _source(lm, source, counts, *sizes) for name, source in sources.items()}
     total = sum(weights.values())
     keys = [
         k for k in ("nll", "accuracy", "bits_per_byte") if all(k in s for s in by_source.values())
@@ -106,7 +108,9 @@ def _over(lm: LanguageModel, sources: dict, weights: dict, batches: int, batch_s
     return {**means, "sources": by_source}
 
 
-def _source(lm: LanguageModel, source, n_batches: int, batch_size: int) -> dict:
+def _source(
+    lm: LanguageModel, source, counts: TokenBytes | None, n_batches: int, batch_size: int
+) -> dict:
     B = lm.batch_parts * -(-min(batch_size, len(source)) // lm.batch_parts)
     step, n_bytes = _step(lm.cfg, lm.plan), 0
     sums: collections.Counter = collections.Counter()
@@ -114,7 +118,8 @@ def _source(lm: LanguageModel, source, n_batches: int, batch_size: int) -> dict:
         for batch in pipeline.heldout_batches(source, B, n_batches, np.arange(B)):
             for key, value in jax.device_get(step(lm.params, lm.put(batch))).items():
                 sums[key] += value.item()
-            n_bytes += _bytes(lm, source, batch["targets"])
+            if counts and source.finite:  # running text
+                n_bytes += counts.count(batch["inputs"], batch["targets"])
     n = sums["targets"]
     out = {"nll": sums["nll"] / n, "accuracy": sums["hits"] / n, "tokens": int(n)}
     if source.one_answer:
@@ -127,14 +132,6 @@ def _source(lm: LanguageModel, source, n_batches: int, batch_size: int) -> dict:
 @functools.lru_cache(maxsize=32)
 def _step(cfg, plan):
     return jax.jit(functools.partial(eval_step, cfg=cfg, plan=plan))
-
-
-def _bytes(lm: LanguageModel, source, targets_BT) -> int:
-    """Bytes of the targets' text; 0 if they are not running text."""
-    if not (lm.tokenizer and source.finite):
-        return 0
-    texts = (lm.tokenizer.decode(row[row >= 0].tolist(), special=False) for row in targets_BT)
-    return sum(len(text.encode()) for text in texts)
 
 
 def as_line(row: dict) -> str:
