@@ -1,6 +1,7 @@
 """Checkpoints evaluated and dissected from the command line."""
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
+from lm_eval.api.instance import Instance
 
 from loopjax import model
 from loopjax.cli import main as cli
@@ -16,6 +18,7 @@ from loopjax.data.prepare.job import prepare
 from loopjax.errors import UserError
 from loopjax.evals import evaluate, icl, nll, suite
 from loopjax.evals.harness import LoopjaxLM
+from loopjax.lm import score
 from loopjax.lm.loaded_model import open_model
 from loopjax.train import train
 from tests.conftest import tiny_run
@@ -227,6 +230,45 @@ def test_a_sweep_ends_with_the_most_examples_that_fit(place, tmp_path, capsys):
 
     assert longest(most) <= 501 < longest(most + 1)
     assert not any(row["truncated"] for row in curve["rows"])
+
+
+def asked(kind, *args):
+    return Instance(kind, {}, args, 0)
+
+
+def test_a_continuation_that_ends_in_a_token_of_the_context_is_scored_alone(place):
+    """A token spans both, so that the harness's own split leaves nothing to score."""
+    lm = LoopjaxLM(open_model(place / "bpe"))
+    encode = functools.partial(lm.tok_encode, add_special_tokens=False)
+    assert len(encode("line")) <= len(encode("lin"))
+    assert lm._encode_pair("lin", "e") == (encode("lin"), encode("e"))
+    assert lm._encode_pair("line", " 5") == (
+        encode("line"),
+        encode("line 5")[len(encode("line")) :],
+    )
+    ((logprob, _),) = lm.loglikelihood([asked("loglikelihood", "lin", "e")], True)
+    expected = score.log_likelihoods(lm.lm, [(encode("lin"), encode("e"))]).logprobs[0]
+    assert logprob == expected < 0
+    ((spaces, _),) = lm.loglikelihood([asked("loglikelihood", "  ", "line")], True)
+    expected = score.log_likelihoods(lm.lm, [([lm.prefix_token_id], encode("  line"))]).logprobs[0]
+    assert spaces == expected
+    for context in ("", "line"):
+        with pytest.raises(UserError, match=r"^request 0 has an empty continuation, which has no"):
+            lm.loglikelihood([asked("loglikelihood", context, "")], True)
+
+
+def test_settings_of_a_task_that_do_not_fit_are_told_as_the_task_s(place):
+    lm = LoopjaxLM(open_model(place / "bpe"))
+    for settings, message in (
+        ({"max_gen_toks": 64}, r"^the task's max_gen_toks 64 must lie within 1\.\.63, the context"),
+        (
+            {"do_sample": True, "temperature": -1},
+            r"^the task's temperature -1\.0 must be at least 0",
+        ),
+        ({"do_sample": True, "top_p": 0}, r"^the task's top-p 0\.0 must lie within 0\.\.1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            lm.generate_until([asked("generate_until", "line", {"until": ["."], **settings})])
 
 
 @pytest.mark.parametrize(("share", "n"), [(0.0, 20), (0.3, 10), (0.5, 1000), (1.0, 5)])

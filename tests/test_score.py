@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax import block, config, model, sharding
-from loopjax.data.tokenizers import ByteTokenizer
+from loopjax.data.tokenizers import ByteTokenizer, FileTokenizer
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.lm import decode, score
@@ -145,6 +146,12 @@ def test_a_continuation_longer_than_the_context_is_a_mistake():
         score.make_rows([([1], [2] * 49)], 48)
 
 
+@pytest.mark.parametrize(("before", "after", "what"), [([], [1], "context"), ([1], [], "contin")])
+def test_nothing_to_score_is_a_mistake(before, after, what):
+    with pytest.raises(UserError, match=rf"^request 1 has an empty {what}\w*; it needs at least"):
+        score.make_rows([([1], [2]), (before, after)], 48)
+
+
 PROMPTS = [[1, 2, 3], [65] * 20, [9], list(range(100, 111))]
 
 
@@ -231,6 +238,44 @@ def test_a_continuation_ends_before_a_stop_string_or_the_end_of_document():
     assert ended.tokens == whole.tokens[: whole.tokens.index(codec.eos_id)]
 
 
+def words_codec(path, special, eos):
+    """A tokenizer whose token i is the text "(i)", or "<|im_end|>" for the special one."""
+    pieces = {f"({i})": i for i in range(ONE.cfg.vocab_size) if i != special}
+    words = tokenizers.models.WordLevel(pieces | {"<|im_end|>": special}, unk_token="(0)")
+    made = tokenizers.Tokenizer(words)
+    made.decoder = tokenizers.decoders.Fuse()
+    made.add_special_tokens(["<|im_end|>"])
+    made.save(str(path))
+    return FileTokenizer(path, eos=f"({eos})")
+
+
+def test_generation_stops_at_a_special_token_and_keeps_no_token_of_a_stop_string(tmp_path):
+    whole = decode.generate(ONE, [[70, 71]], 30)[0].tokens
+    n = next(n for n in range(4, 30) if whole[n] not in whole[:n])
+    eos = next(i for i in range(ONE.cfg.vocab_size) if i not in whole)
+    codec = words_codec(tmp_path / "tokenizer.json", whole[n], eos)
+    lm = dataclasses.replace(ONE, tokenizer=codec)
+
+    def made(*stop):
+        return decode.generate(lm, [[70, 71]], 30, stop=stop)[0]
+
+    text = codec.decode(whole[:n])
+    assert "im_end" not in made().text and made().ended == "length"  # printed without
+    found = made("never", "<|im_end|>")
+    assert (found.ended, found.tokens, found.text) == ("stop", whole[:n], text)
+    found = made("<|im_end|>", ")<|im_end|>")  # the earlier one
+    assert (found.ended, found.tokens, found.text) == ("stop", whole[: n - 1], text[:-1])
+    assert made("im_end").ended == "length"  # a special token is one thing
+    # A stop string of several tokens, and one that begins within a token.
+    pair = codec.decode(whole[2:4])
+    several = made(pair)
+    assert several.text == text.split(pair)[0] == codec.decode(several.tokens)
+    last = f")({whole[n - 1]})"
+    within = made(last)
+    assert within.text == text.split(last)[0] != codec.decode(within.tokens)
+    assert within.text == f"{codec.decode(within.tokens)}({whole[len(within.tokens)]}"
+
+
 def test_a_prompt_that_is_too_long_loses_its_beginning():
     prompt = list(range(60))
     made = decode.generate(LM, [prompt, [1]], 10)
@@ -245,3 +290,6 @@ def test_mistakes_in_decoding_are_reported():
         decode.Sampling(-1)
     with pytest.raises(UserError, match="--top-p 0 must lie within"):
         decode.Sampling(0, 0)
+    for seed in (-1, 2**32, 10**22):
+        with pytest.raises(UserError, match=rf"^--seed {seed} must lie within 0\.\.4294967295$"):
+            decode.Sampling(seed=seed)

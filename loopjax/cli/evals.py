@@ -266,6 +266,8 @@ def generate(argv: list[str]) -> int:
     seconds = time.monotonic() - start
     before = lm.tokenizer.decode(prompt, special=False)
     whole = lm.tokenizer.decode([*prompt, *generation.tokens], special=False)
+    # A stop string may have left a part of a token.
+    whole += generation.text[len(lm.tokenizer.decode(generation.tokens, special=False)) :]
     print(whole if args.echo else whole.removeprefix(before))
     cut = f", prompt cut by {generation.truncated} tokens" if generation.truncated else ""
     say(

@@ -47,6 +47,9 @@ class ByteTokenizer:
     def decode(self, ids, *, special: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
+    def special_texts(self) -> list[str]:
+        return []
+
 
 def name_of(path: pathlib.Path) -> str:
     """The name of the tokenizer in a file."""
@@ -145,6 +148,11 @@ class FileTokenizer:
 
     def _in_a_sentence(self):
         return _as_user_error(f"tokenizer {str(self.path)!r} fails on a text")
+
+    def special_texts(self) -> list[str]:
+        """The special tokens as texts, which `decode` leaves out if `special` is False."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopjax import model
-from loopjax.errors import require
+from loopjax.errors import UserError, require
 from loopjax.lm import decode, score
 from loopjax.lm.loaded_model import LanguageModel, open_model
 
@@ -124,9 +124,27 @@ class LoopjaxLM(TemplateLM):
     def get_model_info(self) -> dict:
         return {"loopjax": self.lm.describe()}
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of both; the harness takes from the whole what lies behind those of the context.
+
+        Nothing is left of the continuation where a token spans both. It is then tokenized alone.
+        """
+        before, after = super()._encode_pair(context, continuation)
+        if not after:
+            # The harness moves white space at the end of the context to the continuation.
+            space = context[len(context.rstrip()) :]
+            after = self.tok_encode(space + continuation, add_special_tokens=False)
+        # Nothing is left of a context of white space.
+        return before or [self.prefix_token_id], after
+
     def loglikelihood(self, requests, disable_tqdm: bool = False):
         # Tokenizing is quick: the progress bar is for scoring alone.
         self.shown = not disable_tqdm
+        for number, request in enumerate(requests):
+            if not request.args[1]:
+                raise UserError(
+                    f"request {number} has an empty continuation, which has no likelihood"
+                )
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
@@ -168,6 +186,7 @@ class LoopjaxLM(TemplateLM):
         texts: list[str] = [""] * len(requests)
         for settings, numbers in _by_settings(requests, self.max_gen_toks).items():
             until, max_tokens, sampling = settings
+            decode.room_for_prompt(self.lm, max_tokens, "the task's max_gen_toks")
             prompts = [self.tok_encode(requests[i].args[0]) for i in numbers]
             generations = decode.generate(
                 self.lm,
@@ -193,7 +212,10 @@ def _by_settings(requests, default_max_tokens: int) -> dict:
         until = kwargs.get("until") or []
         until = (until,) if isinstance(until, str) else tuple(until)
         temperature = float(kwargs.get("temperature", 0.0)) if kwargs.get("do_sample") else 0.0
-        sampling = decode.Sampling(temperature, float(kwargs.get("top_p", 1.0)))
+        try:
+            sampling = decode.Sampling(temperature, float(kwargs.get("top_p", 1.0)))
+        except UserError as error:
+            raise UserError(f"the task's {str(error).removeprefix('--')}") from None
         groups.setdefault((until, int(kwargs["max_gen_toks"]), sampling), []).append(number)
     return groups
 

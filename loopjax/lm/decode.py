@@ -45,6 +45,8 @@ class Sampling:
             raise UserError(f"--temperature {self.temperature} must be at least 0")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p} must lie within 0..1 and be positive")
+        if not 0 <= self.seed < 2**32:  # JAX would drop the higher bits
+            raise UserError(f"--seed {self.seed} must lie within 0..{2**32 - 1}")
 
 
 @dataclasses.dataclass
@@ -52,8 +54,8 @@ class Generation:
     """The continuation of a prompt.
 
     Attributes:
-      tokens: generated tokens, without the end of document or the token that completes a stop string.
-      text: decoded tokens, cut before the first stop string.
+      tokens: generated tokens before the end of document, or wholly before the first stop string.
+      text: decoded tokens, without special tokens, and the part of a token before a stop string.
       ended: reason for the end: "eos", "stop" (a stop string) or "length".
       truncated: number of tokens cut from the left of the prompt to fit it into the context.
     """
@@ -80,16 +82,12 @@ def generate(
     lm-evaluation-harness.
 
     Args:
-      stop: strings that end a continuation; not included in its text.
+      stop: strings that end a continuation; not included in its text. They may contain special
+        tokens, like "<|im_end|>".
       batch_size: prompts per batch, over all devices.
       progress: label of the progress bar; empty for none.
     """
-    room = lm.context - max_new_tokens
-    if max_new_tokens < 1 or room < 1:
-        raise UserError(
-            f"--max-new-tokens {max_new_tokens} must lie within 1..{lm.context - 1}, the context "
-            "minus one token"
-        )
+    room = room_for_prompt(lm, max_new_tokens)
     if not all(prompts):
         raise ValueError("a prompt is empty")
     generations: list[Generation | None] = [None] * len(prompts)
@@ -105,6 +103,15 @@ def generate(
                 generations[i] = generation
             shown.update(len(numbers))
     return generations
+
+
+def room_for_prompt(lm: LanguageModel, n: int, name: str = "--max-new-tokens") -> int:
+    """Tokens of a prompt that n new tokens leave room for; `name` is what set n, for the error."""
+    if not 1 <= n < lm.context:
+        raise UserError(
+            f"{name} {n} must lie within 1..{lm.context - 1}, the context minus one token"
+        )
+    return lm.context - n
 
 
 def _continue(lm, prompts, numbers, max_new_tokens, stop, sampling) -> list[Generation]:
@@ -140,7 +147,11 @@ class _End:
 
     def __init__(self, tokenizer, stop: Sequence[str], limit: int):
         self.tokenizer = tokenizer
-        self.stop = [s for s in stop if s]
+        marks = tokenizer.special_texts()
+        stop = [s for s in stop if s]
+        # Stop strings that are seen with special tokens in the text, and those seen without.
+        self.stop = {True: [s for s in stop if any(mark in s for mark in marks)]}
+        self.stop[False] = [s for s in stop if s not in self.stop[True]]
         self.limit = limit
         self.tokens: list[int] = []
         self.text = ""
@@ -157,17 +168,24 @@ class _End:
         if not self.ended and len(self.tokens) == self.limit:
             self.ended = "length"
         self.text = self.decoded(len(self.tokens))
-        if self.stops(self.text):
+        if cuts := [cut for special in self.stop if (cut := self.cut(special))]:
+            self.tokens, self.text = min(cuts, key=lambda cut: tuple(map(len, cut)))
             self.ended = "stop"
-            n = next(n for n in range(len(self.tokens)) if self.stops(self.decoded(n + 1)))
-            self.tokens = self.tokens[:n]
-            self.text = min((self.text.split(s)[0] for s in self.stop), key=len)
 
-    def decoded(self, n: int) -> str:
-        return self.tokenizer.decode(self.tokens[:n], special=False)
+    def decoded(self, n: int, special: bool = False) -> str:
+        return self.tokenizer.decode(self.tokens[:n], special=special)
 
-    def stops(self, text: str) -> bool:
-        return any(s in text for s in self.stop)
+    def cut(self, special: bool) -> tuple[list[int], str] | None:
+        """(tokens, text) before the first stop string of one kind; None if there is none."""
+        whole = self.decoded(len(self.tokens), special)
+        places = [whole.find(s) for s in self.stop[special] if s in whole]
+        if not places:
+            return None
+        before = whole[: min(places)]
+        counts = range(len(self.tokens), -1, -1)
+        n = next(n for n in counts if before.startswith(self.decoded(n, special)))
+        # A stop string may begin within a token.
+        return self.tokens[:n], self.decoded(n) + before[len(self.decoded(n, special)) :]
 
     def generation(self) -> Generation:
         return Generation(self.tokens, self.text, self.ended or "length")

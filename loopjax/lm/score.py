@@ -85,7 +85,7 @@ def log_likelihoods(
     """log p(continuation | context) of (context, continuation) pairs of token ids.
 
     A request longer than the model's context is cut on the left, as in lm-evaluation-harness;
-    `truncated` counts such requests. A context must have at least one token.
+    `truncated` counts such requests. Both must have at least one token.
 
     Args:
       batch_tokens: tokens per batch, over all devices (default: chosen by platform).
@@ -115,8 +115,9 @@ def make_rows(requests, context: int) -> tuple[list[Row], int]:
     options: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
     truncated = 0
     for number, (before, after) in enumerate(requests):
-        if not before:
-            raise ValueError(f"request {number} has an empty context")
+        if not before or not after:
+            empty = "continuation" if before else "context"
+            raise UserError(f"request {number} has an empty {empty}; it needs at least one token")
         if len(after) > context:
             raise UserError(
                 f"a continuation of {len(after)} tokens is longer than the context of {context}"
