@@ -3,6 +3,7 @@
 Writes are atomic: a reader sees the old file or the new one, never a partial file.
 """
 
+import contextlib
 import gzip
 import io
 import json
@@ -20,10 +21,8 @@ LONGEST_LINE = 2**26  # bytes
 
 def write_text(path, text: str) -> None:
     """Replaces a text file."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with _replaced(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path, value) -> None:
@@ -33,11 +32,21 @@ def write_json(path, value) -> None:
 
 def write_arrays(path, arrays: dict) -> None:
     """Replaces a compressed .npz file."""
+    with _replaced(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+@contextlib.contextmanager
+def _replaced(path):
+    """A temporary file beside a path, which replaces it at the end; removed if that fails."""
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def parse_json(text: str | bytes, where: str):

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import statistics
 from collections.abc import Iterable
@@ -12,10 +13,19 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
-from loopjax import flops
+from loopjax import flops, json_shapes
 from loopjax.depth import DepthPlan
-from loopjax.files import read_json
+from loopjax.files import read_json, read_rows
+from loopjax.json_shapes import count, number, plan
 from loopjax.model_config import ModelConfig
+
+# What is read of the files of a run.
+CONFIG = {"model?": dict, "depth?": str, "seq_len?": count, "steps?": count}
+RESULT = {
+    "steps": count, "plan": plan, "heldout": {...: number}, "training_flops": number,
+    "parameters?": number, "flops_before?": number, "wall_clock_s?": number, "device?": str,
+}  # fmt: skip
+ROW = {"step": count, "flops": number, "loss?": number}
 
 # The costs that models are compared by: key of `Record.costs`, title.
 COSTS = {
@@ -99,10 +109,23 @@ def of_directory(directory) -> Record | None:
     config, result = (read_json(place / name) or {} for name in ("config.json", "result.json"))
     if not config and not result:
         return None
+    json_shapes.check_file(place / "config.json", config, CONFIG)
+    if result:
+        json_shapes.check_file(place / "result.json", result, RESULT)
     return Record(
         config=config, cfg=_architecture(config) if "model" in config else None, result=result,
         flops_before=result.get("flops_before", 0.0), seconds=result.get("wall_clock_s"),
     )  # fmt: skip
+
+
+def metrics_of(directory) -> list[dict]:
+    """The rows of metrics.jsonl; raises UserError for a damaged one."""
+    path = pathlib.Path(directory) / "metrics.jsonl"
+    rows = read_rows(path)
+    json_shapes.check_file(path, rows, [ROW])
+    evaluated = [{k: v for k, v in row.items() if k.startswith("eval/")} for row in rows]
+    json_shapes.check_file(path, evaluated, [{...: number}])
+    return rows
 
 
 def _architecture(config: dict) -> ModelConfig:
@@ -153,11 +176,15 @@ def differing(configs: Iterable[dict]) -> list[str]:
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for the deviation of a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    """Mean and sample standard deviation (None of a single value); NaN where a value is NaN."""
+    if len(values) < 2:
+        return statistics.fmean(values), None
+    finite = all(map(math.isfinite, values))  # `stdev` fails for others
+    return statistics.fmean(values), statistics.stdev(values) if finite else math.nan
 
 
 def spread(values: list[float], digits: int) -> str:
-    """ "0.412 ± 0.031"; a single value without deviation."""
+    """ "0.412 ± 0.031"; without deviation for a single value, and "nan" where a value is NaN."""
     mean, deviation = mean_and_deviation(values)
-    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+    known = deviation is not None and math.isfinite(deviation)
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if known else "")

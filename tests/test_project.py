@@ -17,8 +17,8 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "paths", "depth", "kernels", "rope", "model_config", "block", "model", "surgery", "optim",
-    "growth", "config", "flops", "curriculum", "sharding", "step", "files", "progress",
+    "errors", "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "model", "surgery", "optim",
+    "growth", "config", "flops", "curriculum", "sharding", "step", "files", "outputs", "progress",
     "text_table", "callbacks", "host", "log", "run_record", "lock", "data.tokenizers",
     "checkpoint_files", "checkpoint_arrays", "checkpoint",
     "lineage", "cli.main", "__main__", "analysis.activations", "analysis.diagnostics",

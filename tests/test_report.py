@@ -12,6 +12,7 @@ import pytest
 from loopjax import checkpoint
 from loopjax.cli import main as cli
 from loopjax.errors import UserError
+from loopjax.files import write_json
 from loopjax.plots import figure
 from loopjax.report import collect, page, svg
 from loopjax.report.sections import sections
@@ -141,6 +142,107 @@ def test_foreign_files_are_noted_where_found_and_refused_where_named(tmp_path):
         UserError, match=r"notes.json cannot be read as a result: it is not a result of loopjax"
     ):
         collect.collect([run, run / "notes.json"])
+
+
+def test_a_path_that_exists_is_a_path_before_it_is_a_label(tmp_path, monkeypatch):
+    name = "loop,learning_rate=0.001,seed=1"
+    run = material.run(tmp_path / name, material.LIDAS)
+    material.saved(run, 6, "8", material.LIDAS)
+    monkeypatch.chdir(tmp_path)
+    for path in (name, f"{name}@6", f"./{name}@6", str(run)):
+        assert labels([path]) == [f"{name}@6" if path.endswith("@6") else name]
+    assert labels([f"mine={name}@6"]) == ["mine"]
+
+
+def damaged(nested: dict, *keys):
+    """The content with a text, "x", in place of one value."""
+    whole = inner = json.loads(json.dumps(nested))
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = "x"
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "says"),
+    [
+        ("nll.json", ("rows", 0, "nll"), "rows[0].nll is 'x', not a number"),
+        ("nll.json", ("rows", 0, "depth"), "rows[0].depth is 'x', not a depth plan"),
+        ("icl.json", ("curves", "copying_real", "rows", 0, "interval", 1),
+         "curves.copying_real.rows[0].interval[1] is 'x', not a number"),
+        ("eval.json", ("plans", "12", "tasks", "copying_real", "metrics", "acc,none"),
+         "plans.12.tasks.copying_real.metrics.acc,none is 'x', not a number"),
+        ("swap.json", ("rows", 0, "tasks"), "rows[0].tasks is 'x', not an object"),
+        ("signature/norms-arithmetic.json", ("result", "layer"), None),
+        ("signature/norms-arithmetic.json", ("result", "layer", 2),
+         "layer is not an array of numbers"),
+        ("signature/depth_score-arithmetic.json", ("result", "score"),
+         "score is 'x', not a number"),
+    ],
+)  # fmt: skip
+def test_a_text_for_a_number_is_told_with_its_file(three, file, keys, says, tmp_path):
+    (source,) = (p for p in (three / "standard").rglob("*.json") if str(p).endswith(file))
+    path = tmp_path / source.name
+    path.write_text(json.dumps(damaged(json.loads(source.read_text()), *keys)))
+    with pytest.raises(UserError) as told:
+        collect.collect([path])
+    start = f"{path} cannot be read as a result: "
+    assert str(told.value).startswith(start) and "\n" not in str(told.value)
+    assert says is None or str(told.value) == f"{start}it is damaged or incomplete: {says}"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("result.json", {"heldout": {"nll": "x"}}, "heldout.nll is 'x', not a number"),
+        ("result.json", {"steps": True}, "steps is True, not a whole number"),
+        ("result.json", {"training_flops": [10**400]}, "training_flops is [1000"),
+        ("config.json", {"model": 3}, "model is 3, not an object"),
+        ("phases.json", None, "[0].start is 'x', not a whole number"),
+        ("metrics.jsonl", None, "[0].eval/nll is 'x', not a number"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_told(file, content, says, tmp_path):
+    run = material.run(tmp_path / "a")
+    path = run / file
+    if file == "phases.json":
+        write_json(path, damaged(material.STANDARD, 0, "start"))
+    elif file == "metrics.jsonl":
+        path.write_text('{"step": 1, "flops": 2.0, "loss": 1.0, "eval/nll": "x"}\n')
+    else:
+        write_json(path, json.loads(path.read_text()) | content)
+    with pytest.raises(UserError) as told:
+        collect.collect([run])
+    assert str(told.value).startswith(f"{path} is damaged or incomplete: {says}")
+
+
+def test_nested_json_is_told_and_leaves_no_page(tmp_path, capsys):
+    run = material.run(tmp_path / "a")
+    (tmp_path / "nll.json").write_text("[" * 100_000 + "]" * 100_000)
+    assert cli.main(["report", str(tmp_path / "r.html"), str(run), str(tmp_path / "nll.json")]) == 2
+    says = f"{tmp_path}/nll.json cannot be read as a result: it is nested too deeply"
+    assert capsys.readouterr().err == f"loopjax report: {says}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "nll.json"]
+
+
+def test_a_report_that_fails_leaves_nothing_behind(tmp_path, capsys):
+    run = material.run(tmp_path / "a")
+    (tmp_path / "folder").mkdir()
+    assert cli.main(["report", str(tmp_path / "folder"), str(run)]) == 2
+    says = f"{tmp_path}/folder cannot be written: it is a directory"
+    assert capsys.readouterr().err == f"loopjax report: {says}\n"
+    argv = ["report", str(tmp_path / "new/deep/r.html"), str(tmp_path / "none")]
+    assert cli.main([*argv, "--figures", str(tmp_path / "figures")]) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "folder"]
+
+
+@pytest.mark.parametrize("nll", [float("nan"), float("inf")])
+def test_a_model_without_a_finite_loss_is_shown_as_such(nll, tmp_path):
+    run = material.run(tmp_path / "a", nll=nll)
+    other = material.run(tmp_path / "b", material.LOOP)
+    text = written(tmp_path, [run, other])
+    Outline(text)
+    assert f'<td data-value="{nll}">{nll}</td>' in text
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty", "other"])
@@ -379,6 +481,13 @@ def test_a_label_may_hold_anything(tmp_path):
     Outline(text)
     assert "<b>&quot;" not in text and '<b>"' not in text
     assert numbers_of(text)["f1"]["axes"][0]["lines"][0]["label"] == '<b>"x" & <i>'
+    # Neither the end of the page's script nor a formula of matplotlib.
+    for label in ("<!--<script>", "$\\frac{$ a$ $"):
+        text = written(tmp_path, [f"{label}={run}"])
+        Outline(text)
+        assert numbers_of(text)["f1"]["axes"][0]["lines"][0]["label"] == label
+        inside = re.search(r'id="numbers">(.*?)</script>', text, re.S)[1]
+        assert "<" not in inside
 
 
 @pytest.fixture(scope="module")

@@ -210,3 +210,12 @@ def test_without_javascript_all_figures_and_tables_are_there_and_models_can_be_h
     assert len(seen["figures"]) == len(numbers) and min(seen["figures"]) > 100
     assert len(seen["tables"]) == 4 and min(seen["tables"]) > 60
     assert seen["hint"] and seen["before"] > 20 and seen["after"] == 0
+
+
+@pytest.mark.parametrize("label", ["<!--<script>", "<script>x"])
+def test_a_label_does_not_end_the_scripts_of_the_page(label, place, tmp_path):
+    page.write_report(tmp_path / "r.html", [page.Group("", "", [f"{label}={place / 'loop'}"])])
+    text = (tmp_path / "r.html").read_text()
+    seen = _act(text, tmp_path, "seen.buttons = document.querySelectorAll('button').length;"
+                "seen.label = document.querySelector('label').textContent;")  # fmt: skip
+    assert seen["buttons"] > 0 and seen["label"].strip() == label

@@ -121,7 +121,10 @@ def test_a_file_of_a_newer_version_is_refused_in_a_sentence(tmp_path):
     ("content", "says"),
     [
         ({"schema": "other.eval", "schema_version": 1}, "its schema 'other.eval' is not one of"),
-        ({"schema": "loopjax.eval", "schema_version": 1}, "it is damaged or incomplete: KeyError"),
+        (
+            {"schema": "loopjax.eval", "schema_version": 1},
+            "it is damaged or incomplete: it has no settings",
+        ),
         ({**schema.header("diagnostic"), "diagnostic": "depth"}, "its diagnostic 'depth' is not"),
         ({"kind": "Norms", "format": 1}, "its name does not start with a diagnostic"),
         ({"kind": "Norms", "format": 7}, "its name does not start with a diagnostic"),

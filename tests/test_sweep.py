@@ -492,6 +492,22 @@ def test_results_are_a_table_in_csv_and_markdown_with_means_over_seeds_and_a_pic
     assert all(re.fullmatch(r"\|( .* \|)+", line) for line in tables)
 
 
+@pytest.mark.parametrize("values", [(2.0, float("nan")), (float("nan"),) * 2, (float("inf"), 2.0)])
+def test_a_loss_that_is_not_finite_is_shown_as_such(values, scored, capsys):
+    for seed, value in enumerate(values):
+        path = scored / f"seed={seed}" / "result.json"
+        result = json.loads(path.read_text())
+        result["heldout"]["nll"] = value
+        write_json(path, result)
+    assert cli.main(["results", str(scored)]) == 0
+    shown = capsys.readouterr().out
+    means = shown.split("Mean ± standard deviation over seed:")[1]
+    line = next(line for line in means.splitlines() if line.startswith("| default"))
+    mean = "inf" if float("inf") in values else "nan"
+    assert f"| {mean} |" in re.sub(" +", " ", line)
+    assert (scored / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

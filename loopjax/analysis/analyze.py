@@ -9,6 +9,7 @@ import hashlib
 import json
 import pathlib
 
+from loopjax import outputs
 from loopjax.analysis import lens
 from loopjax.analysis.diagnostics import DIAGNOSTICS, Diagnostic
 from loopjax.analysis.early_exit import TASKS
@@ -68,10 +69,7 @@ def analyze(
     }
     # Missing packages are reported before anything is computed or written.
     computations = {name: DIAGNOSTICS[name].computation() for name in names}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    outputs.check_directory(output, "--output")
     if not (pictures := figure.installed()):
         say("numbers only: pictures need matplotlib (pip install 'loopjax[report]')")
     results = {}

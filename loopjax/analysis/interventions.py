@@ -13,12 +13,12 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
+from loopjax import outputs
 from loopjax.depth import INTERVENTIONS, starts
 from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.files import write_json
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import duration
 
@@ -128,7 +128,7 @@ def intervene(
             with _silent(one is not None):
                 evaluated = run_task(harness, name, loaded[name], limit)
             done[one][name] = _scored(evaluated, metrics[name], plain.get(name))
-            write_json(output, result)
+            outputs.write_json(output, result)
             progress.done(one, name, done[one][name])
         harness.lm = lm  # the copy of the layers is freed before the next is made
     return result

@@ -31,8 +31,7 @@ def intervene(argv: list[str]) -> int:
     from loopjax.analysis import interventions
     from loopjax.plots import accuracy, figure
 
-    if args.plot:
-        need_figures()
+    need_figures(args.plot)
     lm = open_named(args, args.depth)
     chosen = interventions.interventions(
         args.op, lm.plan.n_effective, args.size, args.times or [1], args.starts

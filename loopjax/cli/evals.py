@@ -1,8 +1,8 @@
 """Command lines of `loopjax eval`, `icl`, `nll` and `generate`."""
 
-import pathlib
 import time
 
+from loopjax import outputs
 from loopjax.cli.arguments import mixture, parser, positive, say
 from loopjax.errors import UserError, require
 
@@ -72,9 +72,11 @@ def need_harness() -> None:
     require("lm_eval.tasks", "eval")
 
 
-def need_figures() -> None:
-    """Raises MissingPackage, before anything is computed, where no figure can be drawn."""
-    require("matplotlib.figure", "report", "a figure")
+def need_figures(path: str | None) -> None:
+    """Raises UserError, before anything is computed, where a figure cannot be drawn or written."""
+    if path:
+        require("matplotlib.figure", "report", "a figure")
+        outputs.check_file(path, "--plot")
 
 
 def open_named(args, depth: str | None, **kwargs):
@@ -153,8 +155,7 @@ def icl(argv: list[str]) -> int:
     from loopjax.evals import icl as evaluation
     from loopjax.plots import accuracy, figure
 
-    if args.plot:
-        need_figures()
+    need_figures(args.plot)
     lm = open_named(args, args.depth)
     result = evaluation.sweep(
         lm, args.tasks.split(","), args.output, shots=shots, **task_options(args)
@@ -190,8 +191,9 @@ def nll(argv: list[str]) -> int:
       loopjax nll --checkpoint runs/lidas --all --output runs/lidas/nll.json
     """
     args = _nll_parser().parse_args(argv)
+    if args.output:
+        outputs.check_file(args.output, "--output")
     from loopjax.evals import nll as evaluation
-    from loopjax.files import write_json
 
     result = evaluation.measure(
         args.checkpoint,
@@ -207,7 +209,7 @@ def nll(argv: list[str]) -> int:
         say=print,
     )
     if args.output:
-        write_json(pathlib.Path(args.output), result)
+        outputs.write_json(args.output, result)
     return 0
 
 

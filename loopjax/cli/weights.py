@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+from loopjax import outputs
 from loopjax.cli import arguments
 from loopjax.errors import require
 
@@ -21,6 +22,7 @@ def inspect(argv: list[str]) -> int:
 
     if args.plot:
         require("matplotlib.figure", "report", "a figure")
+        outputs.check_file(args.plot, "--plot")
     layers = args.layers or bool(args.plot)
     result = numbers.inspect(args.directory, args.step, layers=layers, other=args.against)
     if args.json:

@@ -16,12 +16,11 @@ from importlib import metadata
 
 import numpy as np
 
-from loopjax import checkpoint
+from loopjax import checkpoint, outputs
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.files import write_json
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import duration
 from loopjax.results import schema
@@ -67,7 +66,7 @@ def evaluate(
         for name in todo:
             plan["tasks"][name] = run_task(harness, name, loaded[name], limit)
             plan["groups"] = group_scores(plan["tasks"])
-            write_json(output, result)
+            outputs.write_json(output, result)
             say(f"{depth}  {name}  {_summary(plan['tasks'][name])}")
         for name, score in plan["groups"].items():
             error = "" if score["stderr"] is None else f" ± {score['stderr']:.4f}"
@@ -92,15 +91,7 @@ def begin(name: str, output: pathlib.Path, lm: LanguageModel, **settings) -> dic
     settings = json.loads(json.dumps(settings, default=str))
     if output.exists():
         return _resumed(name, output, settings)
-    try:
-        if not output.parent.is_dir():
-            output.parent.mkdir(parents=True)
-        output.touch()
-        output.unlink()
-    except FileExistsError:
-        raise UserError(f"--output {output} cannot be written: {output.parent} is a file") from None
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    outputs.check_file(output, "--output")
     return {
         **schema.header(name),
         "settings": settings,
@@ -117,7 +108,7 @@ def _resumed(name: str, output: pathlib.Path, settings: dict) -> dict:
         identity = schema.identify(output, result)
     except schema.Unreadable as error:
         raise UserError(f"--output {output} cannot be resumed: {error}") from None
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         stored = identity = None
     if stored != settings or identity["schema"] != f"loopjax.{name}":
         raise UserError(

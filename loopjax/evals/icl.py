@@ -7,11 +7,11 @@ et al. 2026, Figures 7 and 16).
 import math
 import pathlib
 
+from loopjax import outputs
 from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.files import write_json
 from loopjax.lm.loaded_model import LanguageModel
 
 GRID = (0, 1, 2, 4, 5)  # and multiples of 8, and the limit
@@ -55,7 +55,7 @@ def sweep(
             task = suite.load([name], data_dir, k)["tasks"][name]
             row = _point(run_task(harness, name, task, limit), k)
             curve["rows"].append(row)
-            write_json(output, result)
+            outputs.write_json(output, result)
             low, high = row["interval"]
             say(
                 f"{name}  {k} of at most {most} shots  {row['accuracy']:.4f} ({low:.4f} to {high:.4f})"

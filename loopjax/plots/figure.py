@@ -66,8 +66,13 @@ def own(artist, label: str):
     return artist
 
 
+def literal(text: str) -> str:
+    """A text as matplotlib must get it to draw its dollar signs, which would start a formula."""
+    return text.replace("$", r"\$")
+
+
 def title(axis, text: str) -> None:
-    axis.set_title(text, loc="left", color=INK, fontsize=10, fontweight="bold")
+    axis.set_title(literal(text), loc="left", color=INK, fontsize=10, fontweight="bold")
 
 
 def layers(axis, n: int, label: str = "executed layer") -> None:
@@ -91,7 +96,7 @@ def legend(fig, lines: dict) -> None:
     columns = max(1, int(fig.get_figwidth() / (longest / 14 + 0.6)))
     fig.set_figheight(fig.get_figheight() + max(0, -(-len(lines) // columns) - 2) / 5)
     fig.legend(
-        lines.values(), lines.keys(), loc="outside lower left", ncols=min(columns, len(lines)),
+        lines.values(), map(literal, lines), loc="outside lower left", ncols=min(columns, len(lines)),
         frameon=False, fontsize=9, labelcolor=INK,
     )  # fmt: skip
 

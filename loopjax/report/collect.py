@@ -7,17 +7,21 @@ own. A page shows models at a plan: an `Entry` each.
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from loopjax import lineage, run_record
+from loopjax import json_shapes, lineage, run_record
 from loopjax.checkpoint import locate, read_meta, run_directory, weights_digest
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.files import read_json, read_rows
+from loopjax.files import read_json
 from loopjax.model_config import ModelConfig
 from loopjax.results import reader
+
+PHASE = {"start": json_shapes.count, "operator": str, "plan": json_shapes.plan,
+         "order": ([json_shapes.count], None)}  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -138,7 +142,10 @@ def collect(paths) -> Collection:
 
 def _label(text: str) -> tuple[str, str]:
     label, equals, path = text.partition("=")
-    if equals and label and "/" not in label and not pathlib.Path(text).exists():
+    place, _, step = text.rpartition("@")
+    # Names of a sweep's runs have "=" too: a path that exists is no label.
+    known = any(map(os.path.exists, (text, place if step.isdecimal() else text)))
+    if equals and label and "/" not in label and not known:
         return label, path
     return "", text
 
@@ -180,7 +187,7 @@ def open_model(path: str, label: str = "") -> Model:
     if run.result and run.result["steps"] != step:
         return _without_checkpoint(place, label, run)
     home = run_directory(directory)
-    rows = [row for row in read_rows(home / "metrics.jsonl") if row["step"] <= step]
+    rows = [row for row in run_record.metrics_of(home) if row["step"] <= step]
     return Model(
         name=label or home.resolve().name + (f"@{step}" if not place.is_dir() else ""),
         checkpoint=path, directory=home, step=step, weights=weights_digest(meta),
@@ -194,6 +201,7 @@ def open_model(path: str, label: str = "") -> Model:
 def _without_checkpoint(place: pathlib.Path, label: str, run: run_record.Record) -> Model:
     """A finished run whose last checkpoint was deleted."""
     phases = read_json(place / "phases.json") or []
+    json_shapes.check_file(place / "phases.json", phases, [PHASE])
     keys = ("operator", "plan", "order")
     events = [{"step": phase["start"], **{k: phase[k] for k in keys}} for phase in phases]
     for event in events[:1]:
@@ -202,7 +210,7 @@ def _without_checkpoint(place: pathlib.Path, label: str, run: run_record.Record)
         name=label or place.resolve().name, checkpoint=str(place), directory=place,
         step=run.result["steps"], weights=None, plan=DepthPlan.parse(run.result["plan"]),
         events=events, config=run.config, cfg=run.cfg, result=run.result,
-        rows=read_rows(place / "metrics.jsonl"), flops_before=run.flops_before, seconds=run.seconds,
+        rows=run_record.metrics_of(place), flops_before=run.flops_before, seconds=run.seconds,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import re
 import shlex
 from importlib import resources
 
+from loopjax import outputs
 from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
@@ -35,6 +36,9 @@ def write_report(path, groups: list[Group], title: str = "loopjax", lead: str = 
     path = pathlib.Path(path)
     if not figure.installed():
         raise UserError("a report needs matplotlib: pip install 'loopjax[report]'")
+    outputs.check_file(path, "")
+    if figures:
+        outputs.check_directory(figures, "--figures")
     page = _Page(figures and pathlib.Path(figures))
     body = [page.group(group, number) for number, group in enumerate(groups)]
     text = _fill(
@@ -154,10 +158,9 @@ class _Page:
         return html.escape(f"{devices}Report created with {packages}.")
 
     def data(self) -> str:
-        # "</script>" in a label would end the element.
-        return json.dumps(self.numbers, separators=(",", ":"), allow_nan=False).replace(
-            "</", "<\\/"
-        )
+        # "</script>" or "<!--<script>" in a label would change where the element ends.
+        text = json.dumps(self.numbers, separators=(",", ":"), allow_nan=False)
+        return text.replace("<", "\\u003c")
 
 
 def _section_html(section: Section, level: int, body: list[str]) -> str:

@@ -116,7 +116,7 @@ def _numbers(axis, width: float, height: float, owners: dict) -> dict | None:
                                     width * box.x1, height * (1 - box.y0))],
         "x": [*map(float, axis.get_xlim()), axis.get_xscale()],
         "y": [*map(float, axis.get_ylim()), axis.get_yscale()],
-        "title": axis.get_title(loc="left"), "xlabel": axis.get_xlabel(),
+        "title": axis.get_title(loc="left").replace(r"\$", "$"), "xlabel": axis.get_xlabel(),
         "ylabel": axis.get_ylabel(), "lines": lines, "images": images,
     }  # fmt: skip
 

@@ -11,7 +11,9 @@ import os
 import pathlib
 from typing import Any
 
+from loopjax import json_shapes
 from loopjax.analysis.diagnostics import DIAGNOSTICS
+from loopjax.json_shapes import count, number, plan
 from loopjax.results import schema, store
 from loopjax.results.schema import Unreadable
 
@@ -21,6 +23,38 @@ OTHERS = {
     "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
 }  # fmt: skip
 CLOSED = {"checkpoints", "checkpoints.damaged", "tensorboard", "wandb"}
+
+
+# What is read of each kind of file; the arrays of diagnostics are checked by `store.restore`.
+_MODEL = {"step": count, "depth": plan}
+_SETTINGS = {"checkpoint": str, "weights": (str, None)}
+_TASK = {"metrics": {...: number}}
+_GROUP = {"metric": str, "value": number, "stderr": (number, None)}
+_POINT = {"shots": count, "accuracy": number, "interval": [number]}
+_ACCURACY = {"accuracy": number}
+_ROW = {"size": count, "start": count, "times": (count, None),
+        "tasks": {...: _ACCURACY}}  # fmt: skip
+_CHECKPOINT = {
+    **_MODEL, "nll": number, "accuracy?": number, "bits_per_byte?": number, "sources?": dict,
+}  # fmt: skip
+_DIAGNOSTIC = {"about": {**_MODEL, **_SETTINGS}, "result": dict}
+SHAPES = {
+    "loopjax.eval": {
+        "settings": _SETTINGS,
+        "plans": {...: {"model": _MODEL, "tasks": {...: _TASK}, "groups": {...: _GROUP}}},
+    },
+    "loopjax.icl": {
+        "settings": _SETTINGS, "model": _MODEL, "curves": {...: {"rows": [_POINT]}},
+        "chance?": {...: (number, None)},
+    },
+    "loopjax.intervene": {
+        "settings": {**_SETTINGS, "op": str}, "model": _MODEL, "metrics": {...: str},
+        "chance": {...: (number, None)}, "unmodified": {...: _ACCURACY}, "rows": [_ROW],
+    },
+    "loopjax.nll": {
+        "checkpoint": str, "mixture": {...: number}, "model": dict, "rows": [_CHECKPOINT],
+    },
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +104,20 @@ def read(path: pathlib.Path) -> list[Result]:
     if identity["schema"] not in readers:
         raise Unreadable(f"a file of {identity['schema']} has no results to show")
     try:
+        json_shapes.check(content, SHAPES.get(identity["schema"], {}))
         return readers[identity["schema"]]()
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         if isinstance(error, Unreadable):
             raise
-        raise Unreadable(f"it is damaged or incomplete: {error!r}") from None
+        why = error if type(error) is ValueError else repr(error)
+        raise Unreadable(f"it is damaged or incomplete: {why}") from None
 
 
 def _json(path: pathlib.Path):
     try:
         return json.loads(path.read_text())
+    except RecursionError:
+        raise Unreadable("it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise Unreadable(getattr(error, "strerror", None) or "it is not JSON") from None
 
@@ -116,6 +154,7 @@ def is_run(path: pathlib.Path) -> bool:
 def _diagnostic(path: pathlib.Path, content: dict, name: str) -> Result:
     if name not in DIAGNOSTICS:
         raise Unreadable(f"its diagnostic {name!r} is not one of {', '.join(DIAGNOSTICS)}")
+    json_shapes.check(content, _DIAGNOSTIC)
     about = content["about"]
     value = store.restore(path, content, DIAGNOSTICS[name].result_type())
     return Result(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from loopjax import json_shapes
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.files import read_arrays, write_arrays, write_json
@@ -103,6 +104,7 @@ class Parts:
         return [dict(zip(arrays, column, strict=True)) for column in columns]
 
     def _write(self, about: dict, parts: list[dict[str, np.ndarray]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
         header = schema.header("partial")
         text = json.dumps({**header, **about, "seconds": self.seconds})
@@ -160,7 +162,7 @@ def load(directory, file: str, diagnostic: str, kind: type, about: dict | None =
         if isinstance(content, dict) and "schema" in content:
             raise UserError(f"{path}: {error}") from None
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     try:
         if identity.get("diagnostic") != diagnostic:
@@ -183,9 +185,12 @@ def restore(path: pathlib.Path, content: dict, kind: type):
             continue
         if np.ndarray in (hint, *typing.get_args(hint)):
             stored = fields[key]
-            fields[key] = (
-                _array(path, content, key) if isinstance(stored, str) else np.array(stored)
-            )
+            named = isinstance(stored, str)
+            fields[key] = _array(path, content, key) if named else np.array(stored)
+            if fields[key].dtype.kind not in "biuf":
+                raise ValueError(f"{key} is not an array of numbers")
+        elif hint in (int, float):
+            json_shapes.check(fields[key], json_shapes.number, key)
         elif typing.get_origin(hint) is tuple:
             fields[key] = tuple(fields[key])
     return kind(**fields)
