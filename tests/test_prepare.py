@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from loopjax.cli import main as cli
 from loopjax.data import show, token_shards, tokenizers
-from loopjax.data.prepare import hub, job, pieces, progress, shards, workers
+from loopjax.data.prepare import hub, input_files, job, pieces, progress, shards, unpack, workers
 from loopjax.errors import UserError
 from tests.test_shards import decoded
 
@@ -32,8 +32,16 @@ def tree(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
-def documents_of(cut, key="text"):
-    return [d for piece in cut for part in piece for d, _ in part.documents(key)]
+LIMIT = unpack.MAX_DOCUMENT
+
+
+def cut_files(paths, size, limit=LIMIT):
+    files, _ = input_files.find(paths, input_files.Reading("text", None, limit))
+    return pieces.cut_files(files, "text", size, limit)
+
+
+def documents_of(cut, key="text", limit=LIMIT):
+    return [d for piece in cut for part in piece for d, _ in part.documents(key, limit)]
 
 
 # --- pieces --------------------------------------------------------------------------------------
@@ -47,20 +55,20 @@ def test_pieces_tile_the_input_exactly(tmp_path_factory, lines, last, size):
     folder = tmp_path_factory.mktemp("tiles")
     content = "".join(a + b for a, b in lines) + last
     (folder / "a.txt").write_bytes(content.encode())
-    cut = pieces.cut_files([folder / "a.txt"], "text", size)
+    cut = cut_files([folder / "a.txt"], size)
     assert "".join(documents_of(cut)) == content
     assert sum(part.bytes for piece in cut for part in piece) == len(content.encode())
     assert len(cut) == -(-len(content.encode()) // size)
 
     as_json = (json.dumps({"text": a}, ensure_ascii=False) + b for a, b in [*lines, (last, "")])
     (folder / "a.jsonl").write_bytes("".join(as_json).encode())
-    cut = pieces.cut_files([folder / "a.jsonl"], "text", size)
+    cut = cut_files([folder / "a.jsonl"], size)
     assert documents_of(cut) == [*(a for a, _ in lines), last]
 
 
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 100))
 def test_short_files_lie_together_in_their_order(sizes, size):
-    parts = [pieces.FileRange(str(i), 0, n) for i, n in enumerate(sizes)]
+    parts = [pieces.FileRange(str(i), 0, n, "text", "") for i, n in enumerate(sizes)]
     cut = pieces.join(parts, size)
     assert [part for piece in cut for part in piece] == parts
     totals = [sum(part.bytes for part in piece) for piece in cut]
@@ -71,7 +79,7 @@ def test_short_files_lie_together_in_their_order(sizes, size):
 def test_a_long_text_file_is_cut_at_line_ends(tmp_path):
     lines = [f"line {i} " + "x" * 100 + "\n" for i in range(2000)]
     (tmp_path / "long.txt").write_text("".join(lines))
-    documents = documents_of(pieces.cut_files([tmp_path / "long.txt"], "text", 10**9))
+    documents = documents_of(cut_files([tmp_path / "long.txt"], 10**9))
     assert "".join(documents) == "".join(lines) and len(documents) > 2
     assert all(document.endswith("\n") for document in documents)
 
@@ -85,11 +93,10 @@ def test_a_directory_stands_for_the_files_below_it_packed_or_not(tmp_path):
         file.write("first")
     with pa.CompressedOutputStream(str(tmp_path / "c.jsonl.zst"), "zstd") as file:
         file.write(b'{"text": "third"}\n')
-    paths = pieces.find_files([tmp_path])
-    assert documents_of(pieces.cut_files(paths, "text", 1)) == ["first", "second", "third"]
-    with pytest.raises(UserError, match=r"has no .jsonl, .txt, .parquet file"):
+    assert documents_of(cut_files([tmp_path], 1)) == ["first", "second", "third"]
+    with pytest.raises(UserError, match="has no file of JSON lines, Parquet, or text"):
         (tmp_path / "empty").mkdir()
-        pieces.find_files([tmp_path / "empty"])
+        cut_files([tmp_path / "empty"], 1)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -101,7 +108,7 @@ def test_a_packed_file_cut_short_is_told(tmp_path, suffix):
         file.write(np.random.default_rng(0).bytes(5000).hex().encode())
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=f"input {path} is not readable: "):
-        documents_of(pieces.cut_files([path], "text", 10**6))
+        documents_of(cut_files([path], 10**6))
 
 
 def test_parquet_and_datasets_make_the_shards_of_the_json_lines(tmp_path):
@@ -136,7 +143,7 @@ def test_parquet_and_datasets_make_the_shards_of_the_json_lines(tmp_path):
         assert len(found["splits"]["train"]["shards"]) > 3
     assert found["source"] == {
         "dataset": str(tmp_path / "hub"), "subset": None, "split": "train",
-        "fingerprint": found["source"]["fingerprint"],
+        **{k: found["source"][k] for k in ("fingerprint", "modified_ns", "ends_sha256")},
     }  # fmt: skip
 
 
@@ -228,7 +235,7 @@ class Fatal:
 
     bytes = 1
 
-    def documents(self, key):
+    def documents(self, key, limit):
         os.kill(os.getpid(), signal.SIGKILL)
         yield
 
@@ -236,7 +243,7 @@ class Fatal:
 def test_a_process_that_the_system_kills_is_told(long_corpus, tmp_path):
     (tmp_path / "out" / shards.UNFINISHED).mkdir(parents=True)
     task = shards.Task(tmp_path / "out", "bytes", "", "text", None, 0.0, False)
-    cut = pieces.cut_files(long_corpus["inputs"], "text", 10**5)
+    cut = cut_files(long_corpus["inputs"], 10**5)
     todo = [shards.Piece("00000", cut[0]), shards.Piece("00001", (Fatal(),))]
     shown = progress.Progress(todo, [])
     with pytest.raises(UserError, match=r"a worker process died \(exit code -9\) at piece"):
@@ -259,7 +266,7 @@ def test_a_mistake_in_a_process_is_told_with_file_and_line(long_corpus, tmp_path
 def test_the_speed_leaves_out_what_was_done_before(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    parts = [shards.Piece(str(i), (pieces.FileRange("f", 0, 10**8),)) for i in range(4)]
+    parts = [shards.Piece(str(i), (pieces.FileRange("f", 0, 10**8, "text", ""),)) for i in range(4)]
     shown = progress.Progress(parts, parts[:1])
     clock[0] = 10.0
     shown.done(parts[1], 2 * 10**8)
@@ -331,9 +338,10 @@ def test_the_beginning_of_another_job_is_refused(long_corpus, tmp_path):
         job.prepare(output=out, **{**long_corpus, "heldout": 0.1})
     path = long_corpus["inputs"][0]
     path.write_text(path.read_text() + '\n{"text": "more"}')
-    with pytest.raises(
-        UserError, match="an unfinished job with a different source; resume that job or"
-    ):
+    says = (
+        rf"an unfinished job with a different source \({path} is another or has changed\); resume"
+    )
+    with pytest.raises(UserError, match=says):
         job.prepare(output=out, **long_corpus)
     with (
         job._claimed(out, {}, tokenizers.ByteTokenizer()),

@@ -57,6 +57,9 @@ def test_texts_are_fetched_in_order_and_missing_ones_left_out(server, tmp_path, 
     with pytest.raises(UserError, match="flaky cannot be fetched: .*refused"):
         list(fetch.documents([("flaky", 0)], "http://localhost:9/", pause=0.01))
 
+    with pytest.raises(UserError, match="blob0: the text is longer than 5e-06 MB; raise --max-doc"):
+        list(fetch.documents([("blob0", 0)], server, limit=5))
+
     path = tmp_path / "names.jsonl"
     path.write_text("".join(json.dumps({"blob_id": name}) + "\n" for name in names))
     manifest = job.prepare(

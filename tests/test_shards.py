@@ -41,7 +41,8 @@ def test_prepared_text_reads_back_and_no_document_is_on_both_sides(corpus, tmp_p
 
 def test_duplicates_fall_on_one_side_and_named_heldout_files_are_kept_out(corpus, tmp_path):
     documents, files = corpus
-    job.prepare([*files, *files], tmp_path / "twice", heldout=0.1, shard_size=3000)
+    copies = [shutil.copy(file, tmp_path / f"copy-{file.name}") for file in files]
+    job.prepare([*files, *copies], tmp_path / "twice", heldout=0.1, shard_size=3000)
     assert not set(decoded(tmp_path / "twice", "train")) & set(
         decoded(tmp_path / "twice", "heldout")
     )
@@ -54,7 +55,8 @@ def test_duplicates_fall_on_one_side_and_named_heldout_files_are_kept_out(corpus
 @pytest.mark.parametrize("seq_len", [3, 1000, 2048, 5000])
 def test_windows_of_any_length_tile_the_stream(corpus, tmp_path, seq_len):
     _, files = corpus
-    job.prepare([*files, files[1]], tmp_path / "out", heldout=0.1, shard_size=9000)
+    copy = shutil.copy(files[1], tmp_path / "c.jsonl")
+    job.prepare([*files, copy], tmp_path / "out", heldout=0.1, shard_size=9000)
     source = token_shards.TokenShards(tmp_path / "out", "train", seq_len)
     position = 0
     for i in range(len(source)):

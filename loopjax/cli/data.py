@@ -33,6 +33,8 @@ def prepare(argv: list[str]) -> int:
         needed = "recipe" if flag == "only" else "dataset"
         if flag in options and needed not in options:
             raise UserError(f"--{flag} goes with --{needed}")
+    if "input_format" in options and not {"inputs", "heldout_inputs"} & options.keys():
+        raise UserError("--input-format goes with --input")
     manifest = job.prepare(options.pop("inputs", ()), options.pop("output"), **options)
     for split, counts in manifest["splits"].items():
         print(
@@ -43,7 +45,7 @@ def prepare(argv: list[str]) -> int:
 
 
 def _prepare_parser() -> argparse.ArgumentParser:
-    from loopjax.data.prepare import recipes
+    from loopjax.data.prepare import input_files, recipes
 
     parser = arguments.parser("prepare", prepare.__doc__)
     parser.argument_default = argparse.SUPPRESS  # options not given keep the defaults of `prepare`
@@ -56,7 +58,7 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     add(
         "--input",
-        "JSONL, Parquet or text files (also .gz, .zst), or directories of such files",
+        "JSON lines, Parquet or text files (also .gz, .zst), or directories of such files",
         dest="inputs",
         nargs="+",
         metavar="PATH",
@@ -83,6 +85,17 @@ def _prepare_parser() -> argparse.ArgumentParser:
         "--text-url",
         "URL prefix of gzipped texts; the field of --text-key completes the URL",
         metavar="PREFIX",
+    )
+    parser.add_argument(
+        "--input-format",
+        choices=input_files.FORMATS,
+        help="format of all inputs (default: the content of each file decides)",
+    )
+    add(
+        "--max-document",
+        "largest line or text; a longer one is an error (default 64MB)",
+        type=arguments.size,
+        metavar="SIZE",
     )
     add("--heldout", "fraction of held-out documents (default 0.01)", type=float, metavar="F")
     add(
@@ -112,7 +125,7 @@ def _prepare_parser() -> argparse.ArgumentParser:
 def _prepare_recipe(recipe: str, output: str, only=(), **options) -> int:
     from loopjax.data.prepare import job
 
-    free = {"heldout", "heldout_inputs", "first_pieces", "processes"}
+    free = {"heldout", "heldout_inputs", "first_pieces", "max_document", "processes"}
     for key in options:
         if key not in free:
             flag = {"inputs": "input"}.get(key, key.replace("_", "-"))

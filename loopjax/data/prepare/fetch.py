@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 import zlib
 
+from loopjax.data.prepare import unpack
 from loopjax.errors import UserError, first_line
 
 THREADS = 64  # many, because they only wait for the network
@@ -24,11 +25,11 @@ MISSING = (403, 404, 410)
 SURE = 100  # missing texts at the start after which the prefix is taken to be wrong
 
 
-def documents(named, prefix: str, pause: float = 1.0):
+def documents(named, prefix: str, limit: int = unpack.MAX_DOCUMENT, pause: float = 1.0):
     """Yields (text or None if it does not exist, position) for (name, position), in order.
 
-    `pause` is the wait after a first failure in seconds; it doubles. Raises UserError if a text
-    cannot be fetched, or if none of the first 100 exists.
+    `limit` is the largest text in bytes, `pause` the wait after a first failure in seconds; it
+    doubles. Raises UserError if a text cannot be fetched, or if none of the first 100 exists.
     """
     fetched = 0
     missing = 0
@@ -37,7 +38,7 @@ def documents(named, prefix: str, pause: float = 1.0):
 
         def start(items):
             for name, position in items:
-                waiting.append((threads.submit(_fetch, prefix + name, pause), position))
+                waiting.append((threads.submit(_fetch, prefix + name, limit, pause), position))
 
         named = iter(named)
         try:
@@ -56,14 +57,19 @@ def documents(named, prefix: str, pause: float = 1.0):
                 future.cancel()
 
 
-def _fetch(url: str, pause: float) -> str | None:
+def _fetch(url: str, limit: int, pause: float) -> str | None:
     url = urllib.parse.quote(url, safe=":/?&=%")
     for attempt in range(TRIES):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-                return gzip.decompress(response.read()).decode("utf-8", errors="ignore")
+                data = gzip.GzipFile(fileobj=response).read(limit + 1)
+                if len(data) > limit:
+                    raise unpack.too_long(url, "the text", limit)
+                return data.decode("utf-8", errors="ignore")
+        except UserError:
+            raise
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in MISSING:

@@ -5,11 +5,14 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 import pathlib
 
-from loopjax.data.prepare import pieces
+from loopjax.data.prepare import parquet
+from loopjax.data.prepare.input_files import END
 from loopjax.errors import UserError, first_line, require
 
+ROWS = 1024  # rows that are read at a time
 SAVED = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
 
 
@@ -29,13 +32,33 @@ class Dataset:
     def on_disk(self) -> bool:
         return any((pathlib.Path(self.path) / name).is_file() for name in SAVED)
 
-    @property
-    def fingerprint(self) -> str:
-        """The hash of the names and sizes of a directory's files."""
-        root = pathlib.Path(self.path)
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        listing = [f"{path.relative_to(root)} {path.stat().st_size}" for path in files]
-        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    def describe(self) -> dict:
+        """What tells the dataset from another one, in the manifest."""
+        description = {"dataset": self.path, "subset": self.subset, "split": self.split}
+        if self.revision:
+            return description | {"revision": self.revision}
+        return description | _directory(pathlib.Path(self.path))
+
+
+def _directory(root: pathlib.Path) -> dict:
+    """Hashes of the names and sizes of a directory's files and of their ends, and the last change."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    listing, ends, modified = hashlib.sha256(), hashlib.sha256(), 0
+    for i, path in enumerate(files):
+        try:
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                ends.update(file.read(END))
+                file.seek(max(0, status.st_size - END))
+                ends.update(file.read(END))
+        except OSError as error:
+            raise UserError(f"{path} in dataset {root} is not readable: {error.strerror}") from None
+        listing.update(("\n" if i else "").encode())
+        listing.update(f"{path.relative_to(root)} {status.st_size}".encode())
+        modified = max(modified, status.st_mtime_ns)
+    return {
+        "fingerprint": listing.hexdigest(), "modified_ns": modified, "ends_sha256": ends.hexdigest()
+    }  # fmt: skip
 
 
 def find(path: str, subset: str | None, split: str, revision: str | None) -> Dataset:
@@ -51,26 +74,18 @@ def find(path: str, subset: str | None, split: str, revision: str | None) -> Dat
     return Dataset(path, subset, split, info.sha)
 
 
-def describe(dataset: Dataset) -> dict:
-    """The description of a dataset in the manifest."""
-    description = {"dataset": dataset.path, "subset": dataset.subset, "split": dataset.split}
-    if dataset.revision:
-        return description | {"revision": dataset.revision}
-    return description | {"fingerprint": dataset.fingerprint}
-
-
 def cut(dataset: Dataset, key: str, size: int) -> list[tuple]:
     """Pieces of about `size` bytes."""
     if dataset.on_disk:
         rows = _open_saved(dataset)
-        pieces.check_column(rows.column_names, str(dataset), key)
+        parquet.check_column(rows.column_names, str(dataset), key)
         n = max(1, -(-rows.data.nbytes // size))
         cuts = [len(rows) * i // n for i in range(n + 1)]
         share = rows.data.nbytes // n
         return [(Rows(dataset, *span, share),) for span in itertools.pairwise(cuts)]
     stream, files = _open_stream(dataset)
     if stream.column_names is not None:
-        pieces.check_column(stream.column_names, str(dataset), key)
+        parquet.check_column(stream.column_names, str(dataset), key)
     sizes = _sizes(files)
     per_file = sum(sizes) // stream.num_shards
     # Only Parquet can be read from the middle.
@@ -91,11 +106,11 @@ class Rows:
     stop: int
     bytes: int
 
-    def documents(self, key: str):
-        rows = _open_saved(self.dataset).select_columns([key])
-        starts = range(self.start, self.stop, pieces.ROWS)
-        columns = (rows[i : min(i + pieces.ROWS, self.stop)][key] for i in starts)
-        texts = pieces.texts(columns, self.start, str(self.dataset), key)
+    def documents(self, key: str, limit: int):
+        rows = _open_saved(self.dataset).select_columns([key]).with_format("arrow")
+        starts = range(self.start, self.stop, ROWS)
+        columns = (rows[i : min(i + ROWS, self.stop)].column(key) for i in starts)
+        texts = parquet.texts(columns, self.start, str(self.dataset), key, limit)
         for i, document in enumerate(texts, 1):
             yield document, self.bytes * i // (self.stop - self.start)
 
@@ -114,7 +129,7 @@ class StreamPart:
     parts: int
     bytes: int
 
-    def documents(self, key: str):
+    def documents(self, key: str, limit: int):
         with _as_user_error(f"{self.dataset}, file {self.file}, is not readable"):
             stream, _ = _open_stream(self.dataset)
             stream = stream.shard(stream.num_shards, self.file)
@@ -124,15 +139,15 @@ class StreamPart:
                 if self.part >= n:
                     return
                 stream = stream.shard(n, self.part)
-            tables = stream.with_format("arrow").iter(pieces.ROWS)
+            tables = stream.with_format("arrow").iter(ROWS)
             columns = (self._column(table, key) for table in tables)
             where = f"{self.dataset}, file {self.file}, part {self.part}"
-            for document in pieces.texts(columns, 0, where, key):
+            for document in parquet.texts(columns, 0, where, key, limit):
                 yield document, 0
 
-    def _column(self, table, key: str) -> list:
-        pieces.check_column(table.column_names, str(self.dataset), key)
-        return table.column(key).to_pylist()
+    def _column(self, table, key: str):
+        parquet.check_column(table.column_names, str(self.dataset), key)
+        return table.column(key)
 
 
 def _library():

@@ -2,48 +2,25 @@
 
 A piece is a tuple of parts. The cuts depend only on the input and the size of a piece, so the
 shards are the same for any number of processes. A part has a size in `bytes`, by which progress is
-counted, and `documents(key)` yields (text, bytes read so far).
+counted, and `documents(key, limit)` yields (text, bytes read so far); a document of more than
+`limit` bytes is refused before it is read whole.
 """
 
 import dataclasses
-import gzip
-import io
 import itertools
 import json
-import pathlib
 import zlib
 
-from loopjax.errors import UserError, first_line, require
+from loopjax.data.prepare import parquet, unpack
+from loopjax.data.prepare.input_files import Input
+from loopjax.errors import UserError, first_line
 
 TEXT_DOCUMENT = 2**16  # bytes; a longer plain-text file is cut into documents of this size
-BUFFER = 2**20  # bytes; lines are often longer than Python's default buffer
-ROWS = 1024  # rows of Parquet files and datasets that are read at a time
-PACKED = (".gz", ".zst")
-JSON_LINES = (".jsonl", ".json")
-IN_DIRECTORY = (".jsonl", ".txt", ".parquet")  # files that are read from a directory
 
 
-def find_files(inputs) -> list[pathlib.Path]:
-    """The files among the inputs, and those below the directories among them, sorted."""
-    paths = []
-    for given in map(pathlib.Path, inputs):
-        if given.is_dir():
-            below = sorted(path for path in given.rglob("*") if path.is_file())
-            readable = [path for path in below if _format(path) in IN_DIRECTORY]
-            if not readable:
-                suffixes = ", ".join(IN_DIRECTORY)
-                raise UserError(f"input {given} has no {suffixes} file (or .gz, .zst)")
-            paths += readable
-        elif given.is_file():
-            paths.append(given)
-        else:
-            raise UserError(f"input {given} is not a file or a directory")
-    return paths
-
-
-def cut_files(paths, key: str, size: int) -> list[tuple]:
+def cut_files(files: list[Input], key: str, size: int, limit: int) -> list[tuple]:
     """Pieces of about `size` bytes: long files are cut, short ones are joined."""
-    parts = [part for path in paths for part in _parts(path, key, size)]
+    parts = [part for file in files for part in _parts(file, key, size, limit)]
     return join(parts, size)
 
 
@@ -61,163 +38,112 @@ def join(parts, size: int) -> list[tuple]:
     return pieces
 
 
-def _format(path: pathlib.Path) -> str:
-    """The suffix of a file without its compression, which decides how it is read."""
-    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
-
-
-def _parts(path: pathlib.Path, key: str, size: int) -> list:
-    if path.suffix == ".parquet":
-        return list(_row_groups(path, key, size))
-    length = path.stat().st_size
-    n = 1 if path.suffix in PACKED else -(-length // size)  # compressed files cannot be cut
-    cuts = [length * i // max(n, 1) for i in range(n + 1)]
-    return [FileRange(str(path), start, stop) for start, stop in itertools.pairwise(cuts)]
+def _parts(file: Input, key: str, size: int, limit: int) -> list:
+    if file.kind == "parquet":
+        return list(parquet.row_groups(file, key, size, limit))
+    n = 1 if file.packing else -(-file.bytes // size)  # compressed files cannot be cut
+    cuts = [file.bytes * i // max(n, 1) for i in range(n + 1)]
+    return [
+        FileRange(file.path, start, stop, file.kind, file.packing)
+        for start, stop in itertools.pairwise(cuts)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class FileRange:
-    """The lines of a .jsonl or text file that begin in the bytes [start, stop)."""
+    """The lines of a JSON lines or text file that begin in the bytes [start, stop)."""
 
     path: str
     start: int
     stop: int
+    kind: str
+    packing: str
 
     @property
     def bytes(self) -> int:
         return self.stop - self.start
 
-    def documents(self, key: str):
-        read = self._json if _format(pathlib.Path(self.path)) in JSON_LINES else self._text
+    def documents(self, key: str, limit: int):
         try:
-            with open(self.path, "rb", BUFFER) as raw:
-                yield from read(self._lines(raw), key)
-        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+            with open(self.path, "rb", unpack.BUFFER) as raw:
+                lines = self._lines(raw, limit)
+                yield from self._json(lines, key) if self.kind == "jsonl" else self._text(lines)
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"input {self.path} is not readable: {first_line(error)}") from None
 
-    def _lines(self, raw):
-        """Yields (line, position in the file after it)."""
-        if self.path.endswith(PACKED):
-            for line in _unpacked(raw, self.path):
-                yield line, raw.tell()
-            return
+    def _lines(self, raw, limit: int):
+        """Yields (number of the line in this part, line, position in the file after it)."""
         position = self.start
         if position:
-            # The line of the previous byte belongs to the part before.
+            # The line of the previous byte belongs to the part before; it may have any length.
             raw.seek(position - 1)
-            position += len(raw.readline()) - 1
-        while position < self.stop and (line := raw.readline()):
-            position += len(line)
-            yield line, position
+            while rest := raw.readline(unpack.BUFFER):
+                position += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            position -= 1
+        content = unpack.unpacked(raw, self.packing, self.path)
+        for number in itertools.count(1):
+            if not self.packing and position >= self.stop:
+                return
+            line = content.readline(limit + 1)
+            if not line:
+                return
+            if len(line) > limit:
+                raise unpack.too_long(self._where(number), "the line", limit)
+            position = raw.tell() if self.packing else position + len(line)
+            yield number, line, position
+
+    def _where(self, number: int) -> str:
+        """A line of this part, for messages; the lines before the part are counted only now."""
+        before = 0
+        if self.start:
+            with open(self.path, "rb", unpack.BUFFER) as raw:
+                left = self.start - 1
+                while left and (block := raw.read(min(left, unpack.BUFFER))):
+                    before += block.count(b"\n")
+                    left -= len(block)
+            before += 1
+        return f"input {self.path}, line {before + number}"
 
     def _json(self, lines, key):
-        for number, (line, position) in enumerate(lines, 1):
+        for number, line, position in lines:
             if not line.strip():
                 continue
             try:
-                document = json.loads(line)[key]
+                document = json.loads(unpack.text_of(line).removeprefix("\ufeff"))[key]
+            except UnicodeDecodeError as error:
+                raise UserError(f"{self._where(number)}: not UTF-8 ({error.reason})") from None
+            except RecursionError:
+                raise UserError(f"{self._where(number)}: JSON nested too deeply") from None
             except (ValueError, KeyError, TypeError):
                 document = None
             if not isinstance(document, str):
                 raise UserError(
-                    f"input {self.path}, line {self._lines_before() + number}: not a JSON object "
-                    f"with a text field {key!r}"
+                    f"{self._where(number)}: not a JSON object with a text field {key!r}"
                 )
             yield document, position - self.start
 
-    def _lines_before(self) -> int:
-        """The number of lines before this part; counted only to locate an error."""
-        if not self.start:
-            return 0
-        before = dataclasses.replace(self, start=0, stop=self.start)
-        with open(self.path, "rb", BUFFER) as raw:
-            return sum(1 for _ in before._lines(raw))
-
-    def _text(self, lines, key):
+    def _text(self, lines):
         """Plain text as documents, cut at line ends where it is long."""
         pending = []  # lines of the current document
         size = 0
+        number = 0
         position = self.start
-        for line, position in lines:
+        for number, line, position in lines:
             pending.append(line)
             size += len(line)
             if size >= TEXT_DOCUMENT:
-                yield b"".join(pending).decode("utf-8"), position - self.start
+                yield self._joined(pending, number), position - self.start
                 pending = []
                 size = 0
         if pending:
-            yield b"".join(pending).decode("utf-8"), position - self.start
+            yield self._joined(pending, number), position - self.start
 
-
-def _unpacked(raw, path: str):
-    if path.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)
-    return io.BufferedReader(pyarrow(path).CompressedInputStream(raw, "zstd"), BUFFER)
-
-
-def pyarrow(what):
-    """The package with its reader of Parquet; raises UserError where it is not installed."""
-    require("pyarrow.parquet", "data", f"reading {what}")
-    return require("pyarrow", "data")
-
-
-@dataclasses.dataclass(frozen=True)
-class RowGroups:
-    """The row groups [start, stop) of a Parquet file; `bytes` is the size of the text column."""
-
-    path: str
-    start: int
-    stop: int
-    bytes: int
-
-    def documents(self, key: str):
-        parquet = pyarrow(self.path).parquet
+    def _joined(self, lines: list[bytes], last: int) -> str:
+        """The text of lines, of which the last has this number."""
         try:
-            with parquet.ParquetFile(self.path) as file:
-                groups = range(self.start, self.stop)
-                first = sum(file.metadata.row_group(g).num_rows for g in range(self.start))
-                rows = sum(file.metadata.row_group(g).num_rows for g in groups)
-                batches = file.iter_batches(ROWS, row_groups=list(groups), columns=[key])
-                columns = (batch.column(0).to_pylist() for batch in batches)
-                for i, document in enumerate(texts(columns, first, f"input {self.path}", key), 1):
-                    yield document, self.bytes * i // rows
-        except OSError as error:
-            raise UserError(f"input {self.path} is not readable: {first_line(error)}") from None
-
-
-def texts(columns, first: int, where: str, key: str):
-    """Yields the texts of lists of values; the first value is row number `first` of `where`."""
-    row = first
-    for values in columns:
-        for document in values:
-            if not isinstance(document, str):
-                raise UserError(f"{where}, row {row}: column {key!r} is not text")
-            yield document
-            row += 1
-
-
-def check_column(columns, where: str, key: str) -> None:
-    if key not in columns:
-        raise UserError(
-            f"{where} has no column {key!r}; set --text-key to one of {', '.join(columns)}"
-        )
-
-
-def _row_groups(path: pathlib.Path, key: str, size: int):
-    arrow = pyarrow(path)
-    try:
-        with arrow.parquet.ParquetFile(path) as file:
-            metadata, names = file.metadata, file.schema_arrow.names
-    except (OSError, arrow.ArrowInvalid) as error:
-        raise UserError(f"input {path} is not readable: {first_line(error)}") from None
-    check_column(names, f"input {path}", key)
-    start = total = 0
-    for group in range(metadata.num_row_groups):
-        columns = (metadata.row_group(group).column(c) for c in range(metadata.num_columns))
-        length = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == key)
-        if group > start and total + length > size:
-            yield RowGroups(str(path), start, group, total)
-            start, total = group, 0
-        total += length
-    if metadata.num_row_groups:
-        yield RowGroups(str(path), start, metadata.num_row_groups, total)
+            return unpack.text_of(b"".join(lines))
+        except UnicodeDecodeError as error:
+            number = last - len(lines) + 1 + error.object[: error.start].count(b"\n")
+            raise UserError(f"{self._where(number)}: not UTF-8 ({error.reason})") from None

@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from loopjax.data import token_shards, tokenizers
-from loopjax.data.prepare import fetch
+from loopjax.data.prepare import fetch, unpack
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
 
@@ -40,6 +40,7 @@ class Task:
     text_url: str | None
     heldout: float
     named_heldout: bool  # whether the held-out documents have their own files
+    max_document: int = unpack.MAX_DOCUMENT  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def write_piece(task: Task, piece: Piece, codec, report) -> int:
     dropped = 0
     missing = 0
     text_bytes = 0
-    for batch, read in _batches(_documents(task, piece)):
+    for batch, read in _batches(documents(task, piece)):
         known = [document for document in batch if document is not None]
         missing += len(batch) - len(known)
         for document, ids in zip(known, codec.encode_batch(known), strict=True):
@@ -173,14 +174,14 @@ def _disk(output: pathlib.Path):
         raise UserError(f"--output {output} cannot be written: {first_line(error)}") from None
 
 
-def _documents(task: Task, piece: Piece):
+def documents(task: Task, piece: Piece):
     """Yields (text, or None if it cannot be found, and bytes of the piece read so far)."""
     before = 0
     for part in piece.parts:
-        documents = part.documents(task.text_key)
+        found = part.documents(task.text_key, task.max_document)
         if task.text_url:
-            documents = fetch.documents(documents, task.text_url)
-        for document, read in documents:
+            found = fetch.documents(found, task.text_url, task.max_document)
+        for document, read in found:
             yield document, before + read
         before += part.bytes
 
