@@ -279,7 +279,7 @@ def written_config(**options):
 
 def read(config, **changes):
     config = {**config, **changes}
-    return architectures.read_config({k: v for k, v in config.items() if v != "-"}, "float32")
+    return architectures.read_config({k: v for k, v in config.items() if v != "-"}, "float32", 99)
 
 
 def test_configs_of_transformers_5_and_older_ones_say_the_same():
@@ -320,7 +320,7 @@ WINDOWS = [
 @pytest.mark.parametrize(("family", "changes", "context"), WINDOWS)
 def test_the_context_ends_where_a_window_would_begin_to_slide(family, changes, context):
     config = {**written_config(), "sliding_window": "-", "model_type": family, **changes}
-    described = read(config)
+    described = read(config, architectures="-")
     assert described.seq_len == context
     cut = f"attention slides over {context} tokens (sliding_window), so the context is {context} "
     positions = config["max_position_embeddings"]
@@ -479,6 +479,42 @@ def test_tokens_come_from_the_tokenizer_where_no_config_names_them(tmp_path, cap
     assert (tmp_path / "file" / "tokenizer.json").is_file() and not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("add_bos", [False, None])
+def test_a_model_trained_without_bos_is_exported_without_it(add_bos, hf, tmp_path, capsys):
+    tokenizers = pytest.importorskip("tokenizers")
+    ids = {"<s>": 7, "</s>": 8, "<unk>": 9, "a": 10}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, "<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
+    template = tokenizers.processors.TemplateProcessing(
+        "<s> $A </s>", None, [("<s>", 7), ("</s>", 8)]
+    )
+    together = tokenizers.processors.Sequence([tokenizers.processors.ByteLevel(), template])
+    for name, processor in (("one", template), ("several", together)):
+        directory = random_checkpoint(tmp_path / name, 2, "2")
+        tokenizer.post_processor = processor
+        tokenizer.save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer_config.json").write_text(
+            json.dumps({"eos_token": "</s>", "bos_token": "<s>"})
+        )
+        run = saved.open_saved(directory)
+        run = dataclasses.replace(run, meta=run.meta | {"add_bos": add_bos})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("loopjax.interop.export_hf.open_saved", lambda *args, run=run: run)
+            config = export_hf(directory, tmp_path / f"{name} out")
+        theirs = hf[1].PreTrainedTokenizerFast.from_pretrained(tmp_path / f"{name} out")
+        told = capsys.readouterr().err
+        if add_bos is None:  # a checkpoint that does not know keeps the files as they are
+            assert theirs("a a").input_ids == [7, 10, 10, 8] and config["bos_token_id"] == 7
+            continue
+        assert theirs("a a").input_ids == [10, 10]
+        assert theirs.bos_token_id == theirs.eos_token_id == config["bos_token_id"] == 8
+        says = (
+            "the exported tokenizer adds no BOS to a text, because the model was trained without it"
+        )
+        assert says in told
+
+
 # Mistakes
 
 
@@ -543,6 +579,21 @@ CONFIGS = [
     ("a layer too few", {"num_hidden_layers": 1}, "the tensor model.layers.1.input_layernorm.weight does not belong to the model of config.json"),
     ("another width", {"intermediate_size": 32}, "the tensor model.layers.0.mlp.down_proj.weight has shape 16x24, but config.json implies 16x32"),
     ("no head", {"tie_word_embeddings": False}, "the tensor lm_head.weight is missing"),
+    ("more layers than tensors", {"num_hidden_layers": 10**9}, "config.json has num_hidden_layers=1000000000, but there are only 20 tensors"),
+    ("a vocabulary beyond any", {"vocab_size": 10**15}, "config.json has vocab_size=1000000000000000; it must be at most 2147483647"),
+    ("the largest vocabulary", {"vocab_size": 2**31 - 1}, "the tensor model.embed_tokens.weight has shape 50x16, but config.json implies 2147483647x16"),
+    ("a width beyond any", {"hidden_size": 2**31 - 4}, "the tensor model.embed_tokens.weight has shape 50x16, but config.json implies 50x2147483644"),
+    ("heads beyond any", {"num_attention_heads": 2**30, "num_key_value_heads": 2}, "the tensor model.layers.0.self_attn.o_proj.weight has shape 16x16, but config.json implies 16x4294967296"),
+    ("a context beyond any", {"max_position_embeddings": 10**12}, "config.json has max_position_embeddings=1000000000000; it must be at most 16777216"),
+    ("a number of 400 digits", {"rope_theta": 10**400}, "config.json is not a valid model: int too large to convert to float"),
+    ("a token beyond the vocabulary", {"eos_token_id": 10**9}, "config.json has eos_token_id=1000000000; it must be an id below vocab_size=50, a list of such ids, or null"),
+    ("a word for a token", {"eos_token_id": "a"}, "config.json has eos_token_id='a'; it must be an id below vocab_size=50, a list of such ids, or null"),
+    ("a list of words for tokens", {"bos_token_id": [1, "a"]}, "config.json has bos_token_id=[1, 'a']; it must be an id below vocab_size=50, a list of such ids, or null"),
+    ("a word for a truth", {"tie_word_embeddings": "false"}, "config.json has tie_word_embeddings='false'; it must be true or false"),
+    ("capped logits", {"final_logit_softcapping": 30.0}, "config.json has final_logit_softcapping=30.0, which changes what the model computes and is not supported"),
+    ("scaled residuals", {"residual_multiplier": 0.22}, "config.json has residual_multiplier=0.22, which changes what the model computes and is not supported"),
+    ("another order of rotation", {"rope_interleaved": True}, "config.json has rope_interleaved=True, which changes what the model computes and is not supported"),
+    ("no mask", {"is_causal": False}, "config.json has is_causal=False, which changes what the model computes and is not supported"),
 ]  # fmt: skip
 
 
@@ -551,6 +602,71 @@ def test_a_config_that_cannot_be_represented(config, says, sound, tmp_path, said
     path = changed(sound, tmp_path / "m", config)
     assert said("import-hf", path, tmp_path / "c", "--no-tokenizer") == says
     assert not (tmp_path / "c").exists()
+
+
+def test_what_is_not_taken_over_from_a_config_is_told():
+    config = written_config()
+    neutral = {
+        "rope_interleaved": False,
+        "logits_scaling": 1.0,
+        "clip_qkv": None,
+        "use_cache": True,
+    }
+    assert read(config, **neutral, eos_token_id=[1, 2]).notes == ()
+    told = {
+        "sliding_window": (8, "config.json has sliding_window=8, which a Llama does not use: its attention is imported without a window, as in transformers"),
+        "layer_types": (["sliding_attention"], "config.json has layer_types=['sliding_attention'], which a Llama does not use: its attention is imported without a window, as in transformers"),
+        "pad_token_id": (-1, "config.json has pad_token_id=-1, which is no id of the vocabulary; ignored"),
+        "architectures": (["LlamaForClassification"], "config.json names the class LlamaForClassification; the weights are imported as LlamaForCausalLM"),
+        "auto_map": ({"AutoModel": "own.py"}, "the model has code of its own (auto_map), which is not run: it is imported as LlamaForCausalLM"),
+        "zeta": (1, "config.json has fields of no known meaning, which are ignored: zeta"),
+    }  # fmt: skip
+    for key, (value, says) in told.items():
+        assert read(config, **{key: value}).notes == (says,)
+    assert read(config, pad_token_id=-1).token_ids["pad_token_id"] is None
+    many = {f"x{i}": 1 for i in range(9)}
+    assert read(config, **many).notes[0].endswith("ignored: x0, x1, x2, x3, x4 and 4 more")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_weights_that_are_no_numbers_are_counted_and_refused(name, value, sound, tmp_path, said):
+    tensor = tensors_of(sound)[name].copy()
+    tensor[1, 1:4] = value
+    path = changed(sound, tmp_path / "m", None, {name: tensor})
+    assert said("import-hf", path, tmp_path / "c", "--no-tokenizer") == (
+        f"the tensor {name} in {path}/model.safetensors has 3 of {tensor.size:,} values that are NaN "
+        "or infinite; the model is damaged"
+    )
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_with_a_nan_is_not_exported(tmp_path, said):
+    config = tiny_run()
+    config.depth, config.growth.operator = "2", ""
+    params = fresh(config, 2)
+    params["layers"]["up"] = params["layers"]["up"].at[1, 0, 0].set(np.nan)
+    save(tmp_path / "run" / "checkpoints", config, "2", params)
+    says = r"params/layers/up of .* has values that are NaN or infinite in float32; nothing is exported"
+    assert re.fullmatch(says, said("export-hf", tmp_path / "run", tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tensor_of_two_files_and_a_config_too_large(sound, tmp_path, said):
+    path = changed(sound, tmp_path / "m")
+    shutil.copy(path / "model.safetensors", path / "a.safetensors")
+    (path / "model.safetensors").rename(path / "b.safetensors")
+    names = tensors_of(sound)
+    where = {name: f"{'ab'[i % 2]}.safetensors" for i, name in enumerate(names)}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    told = said("import-hf", path, tmp_path / "c", "--no-tokenizer")
+    assert re.fullmatch(rf"{path} has the tensor \S+ in a.safetensors and in b.safetensors", told)
+    (path / "config.json").write_text("{" + " " * files_lib.LARGEST_JSON + "}")
+    told = said("import-hf", path, tmp_path / "c", "--no-tokenizer")
+    assert told == f"{path}/config.json has 32 MB; it can have at most 32 MB"
+    (path / "config.json").write_text('{"a": ' + "[" * 10**5 + "]" * 10**5 + "}")
+    told = said("import-hf", path, tmp_path / "c", "--no-tokenizer")
+    assert told == f"{path}/config.json cannot be read: it is nested too deeply"
 
 
 BIAS = "model.layers.1.self_attn.o_proj.bias"

@@ -14,18 +14,15 @@ import numpy as np
 from flax.core import meta
 
 from loopjax.errors import UserError, first_line
+from loopjax.interop import options
+from loopjax.interop.options import FAMILIES
 from loopjax.model import init_params
 from loopjax.model_config import DTYPES, ModelConfig
 
-# model_type -> the class that config.json names.
-FAMILIES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 # Fields of "llama3" scaling, in the order of `ModelConfig.rope_scaling`.
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+MOST = 2**31 - 1  # of a size or a number of layers
+MOST_POSITIONS = 2**24  # up to which a position is exact in float32
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 _LAYER = "model.layers.{}."
@@ -73,32 +70,38 @@ class Described:
     notes: tuple[str, ...]
 
 
-def read_config(config: dict, stored_dtype: str) -> Described:
+def read_config(config: dict, stored_dtype: str, n_tensors: int) -> Described:
     """The model of a config.json of transformers 5 or older.
 
     Args:
       config: content of the file.
       stored_dtype: type of the stored weights, used if the config has no dtype.
+      n_tensors: number of stored tensors, which bounds the number of layers.
 
     Raises UserError if the model cannot be represented.
     """
     try:
-        return _described(config, stored_dtype)
+        return _described(config, stored_dtype, n_tensors)
     except UserError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"config.json is not a valid model: {first_line(error)}") from None
 
 
-def _described(config: dict, stored_dtype: str) -> Described:
-    family = _family(config)
+def _described(config: dict, stored_dtype: str, n_tensors: int) -> Described:
+    family = options.family(config)
     fixed = {"qwen2": True, "mistral": False}  # the other families have a field for it
-    attention_bias = fixed.get(family, bool(config.get("attention_bias")))
-    n_heads, n_layers, positions = (
-        _whole(config, key)
-        for key in ("num_attention_heads", "num_hidden_layers", "max_position_embeddings")
+    attention_bias = fixed.get(family, options.flag(config, "attention_bias"))
+    n_heads, n_layers = (
+        _whole(config, key) for key in ("num_attention_heads", "num_hidden_layers")
     )
+    if n_layers > n_tensors:
+        raise UserError(
+            f"config.json has num_hidden_layers={n_layers}, but there are only {n_tensors} tensors"
+        )
+    positions = _whole(config, "max_position_embeddings", most=MOST_POSITIONS)
     dtype, notes = _dtype(config, stored_dtype)
+    notes += options.notes(config, family)
     window = _window(config, family, n_layers)
     if window and window < positions:
         notes.append(
@@ -120,46 +123,45 @@ def _described(config: dict, stored_dtype: str) -> Described:
         attention_bias=attention_bias,
         qk_norm=family == "qwen3",
         norm_eps=_number(config, "rms_norm_eps", 1e-6),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_embeddings=options.flag(config, "tie_word_embeddings"),
         dtype=dtype,
     )
-    token_ids = {key: config.get(key) for key in TOKEN_IDS}
+    token_ids, of_ids = _token_ids(config, cfg.vocab_size)
+    notes += of_ids
     output_bias = attention_bias and family != "qwen2"
     return Described(cfg, n_layers, positions, output_bias, token_ids, tuple(notes))
 
 
-def _family(config: dict) -> str:
-    """The model_type; raises UserError for every option that changes what a layer computes."""
-    family = config.get("model_type")
-    for key in ("num_experts", "num_local_experts", "n_routed_experts"):
-        if config.get(key):
-            raise UserError(
-                f"config.json has {key}={config[key]}; a mixture of experts is not supported"
-            )
-    if family not in FAMILIES:
-        raise UserError(
-            f"config.json has model_type={family!r}; supported are {', '.join(FAMILIES)}"
-        )
-    if config.get("quantization_config"):
-        raise UserError(
-            "config.json has a quantization_config; quantized weights are not supported"
-        )
-    act = config.get("hidden_act", "silu")
-    if act not in ("silu", "swish"):
-        raise UserError(f"config.json has hidden_act={act!r}; only silu is supported")
-    if config.get("mlp_bias"):
-        raise UserError("config.json has mlp_bias=true; feed-forward biases are not supported")
-    return family
-
-
-def _whole(config: dict, key: str, default: int | None = None) -> int:
+def _whole(config: dict, key: str, default: int | None = None, most: int = MOST) -> int:
     value = config.get(key)
     value = default if value is None else value
     if value is None:
         raise UserError(f"config.json has no {key}")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"config.json has {key}={value!r}; it must be a positive whole number")
+        raise UserError(f"config.json has {key}={value!r:.80}; it must be a positive whole number")
+    if value > most:
+        raise UserError(f"config.json has {key}={value!r:.80}; it must be at most {most}")
     return value
+
+
+def _token_ids(config: dict, vocab_size: int) -> tuple[dict, list[str]]:
+    """(bos_token_id, eos_token_id and pad_token_id, notes about them)."""
+    found, notes = {}, []
+    for key in TOKEN_IDS:
+        found[key] = value = config.get(key)
+        ids = value if isinstance(value, list) and value else [] if value is None else [value]
+        if all(type(i) is int and 0 <= i < vocab_size for i in ids):
+            continue
+        if key != "pad_token_id":
+            raise UserError(
+                f"config.json has {key}={value!r:.80}; it must be an id below "
+                f"vocab_size={vocab_size}, a list of such ids, or null"
+            )
+        notes.append(
+            f"config.json has {key}={value!r:.80}, which is no id of the vocabulary; ignored"
+        )
+        found[key] = None
+    return found, notes
 
 
 def _number(values: dict, key: str, default: float | None = None) -> float:
@@ -167,7 +169,7 @@ def _number(values: dict, key: str, default: float | None = None) -> float:
     if value is None:
         raise UserError(f"config.json has no {key}")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"config.json has {key}={value!r}; it must be a positive number")
+        raise UserError(f"config.json has {key}={value!r:.80}; it must be a positive number")
     return float(value)
 
 
@@ -191,7 +193,7 @@ def _rope(config: dict, positions: int) -> tuple[float, str]:
     """(base, scaling) from rope_parameters, or rope_theta and rope_scaling of older configs."""
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(config.get(key) or {}, dict):
-            raise UserError(f"config.json has {key}={config[key]!r}; it must be an object")
+            raise UserError(f"config.json has {key}={config[key]!r:.80}; it must be an object")
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = _number({"rope_theta": 10_000.0, **_if_set(config, "rope_theta"), **rope}, "rope_theta")
@@ -204,7 +206,7 @@ def _rope(config: dict, positions: int) -> tuple[float, str]:
     if kind == "default":
         return theta, ""
     if kind != "llama3":
-        raise UserError(f"config.json has rope_type={kind!r}; supported are default, llama3")
+        raise UserError(f"config.json has rope_type={kind!r:.80}; supported are default, llama3")
     rope = {"original_max_position_embeddings": positions, **rope}
     numbers = [_number(rope, key) for key in _LLAMA3]
     return theta, ":".join(["llama3", *(f"{x:.12g}" for x in numbers)])
@@ -224,7 +226,7 @@ def _window(config: dict, family: str, n_layers: int) -> int | None:
     if family == "mistral":
         window = config.get("sliding_window", 4096)
         return None if window is None else _whole({"sliding_window": window}, "sliding_window")
-    sliding = bool(config.get("use_sliding_window"))
+    sliding = options.flag(config, "use_sliding_window")
     types = config.get("layer_types") or [
         "sliding_attention"
         if sliding and i >= config.get("max_window_layers", 28)

@@ -15,7 +15,7 @@ from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.files import write_json
-from loopjax.interop import architectures, files
+from loopjax.interop import architectures, files, tokenizer_files
 from loopjax.interop.tensors import Writer
 from loopjax.model_config import DTYPES, ModelConfig
 from loopjax.progress import Progress
@@ -63,12 +63,22 @@ def export_hf(
     cfg = ModelConfig(**meta["model"])
     dtype = dtype or (source["dtype"] if source.get("dtype") in DTYPES else "float32")
     ids = source.get("token_ids") or files.token_ids(run, architectures.TOKEN_IDS)
+    without_bos = meta.get("add_bos") is False
+    if without_bos:  # a text without context follows the end of the document before
+        ids = ids | {"bos_token_id": ids["eos_token_id"]}
     seq_len = meta["config"]["seq_len"]
     config = architectures.write_config(cfg, plan.n_effective, seq_len, dtype, ids)
     with files.new(directory) as temporary:
         write_tensors(saved, temporary, cfg, plan, dtype, shard_size)
         write_json(temporary / "config.json", config)
         files.copy((*files.TOKENIZER, files.GENERATION), run, temporary)
+        if without_bos:
+            tokenizer_files.leave_out_bos(temporary)
+    if without_bos and (run / tokenizers.FILE).is_file():
+        print(
+            "the exported tokenizer adds no BOS to a text, because the model was trained without it",
+            file=sys.stderr,
+        )
     if not (run / tokenizers.FILE).is_file():
         reason = "the model reads bytes" if meta.get("tokenizer") == "bytes" else f"{run} has none"
         print(f"no {tokenizers.FILE} was written: {reason}", file=sys.stderr)
@@ -100,5 +110,10 @@ def write_tensors(
                     uses = [n for n, u in zip(names[name], order, strict=True) if u == i]
                     rows = np.empty(architectures.turned(name, layer.shape), writer.dtype)
                     architectures.turn(name, layer, rows)
+                    if not np.isfinite(rows.astype(np.float32)).all():
+                        raise UserError(
+                            f"params/{name} of {saved.path} has values that are NaN or infinite in "
+                            f"{dtype}; nothing is exported"
+                        )
                     writer.write(uses, start, rows)
     progress.close()

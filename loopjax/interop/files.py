@@ -17,6 +17,7 @@ from loopjax.errors import UserError, first_line, require
 # Files beside the weights and config.json; copied if they exist.
 TOKENIZER = (tokenizers.FILE, tokenizers.CONFIG, "special_tokens_map.json", "chat_template.jinja")
 GENERATION = "generation_config.json"
+LARGEST_JSON = 32 * 10**6  # bytes of a config.json or an index
 
 
 def find(source: str, revision: str | None = None) -> pathlib.Path:
@@ -42,9 +43,17 @@ def find(source: str, revision: str | None = None) -> pathlib.Path:
 
 def read_json(path: pathlib.Path) -> dict:
     """The object in a JSON file; raises UserError if it is missing, damaged or not an object."""
-    value = files.read_json(path)
-    if value is None and not path.is_file():
+    if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}")
+    if path.stat().st_size > LARGEST_JSON:
+        raise UserError(
+            f"{path} has {path.stat().st_size / 1e6:,.0f} MB; it can have at most "
+            f"{LARGEST_JSON / 1e6:.0f} MB"
+        )
+    try:
+        value = files.read_json(path)
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: it is nested too deeply") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must contain a JSON object")
     return value

@@ -14,7 +14,7 @@ from loopjax import config as config_lib
 from loopjax.checkpoint import save_params, versions
 from loopjax.data import tokenizers
 from loopjax.errors import UserError
-from loopjax.interop import architectures, files
+from loopjax.interop import architectures, files, options
 from loopjax.interop.architectures import Described
 from loopjax.interop.tensors import Tensor, open_tensors, stored_dtype
 from loopjax.progress import Progress
@@ -37,7 +37,7 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     path = files.find(source, revision)
     config = files.read_json(path / "config.json")
     tensors = open_tensors(path)
-    described = architectures.read_config(config, stored_dtype(tensors))
+    described = architectures.read_config(config, stored_dtype(tensors), len(tensors))
     leaves = architectures.shapes(described.cfg, described.n_layers)
     tensors = check_tensors(tensors, described, leaves)
     if tokenizer and not (path / tokenizers.FILE).is_file():
@@ -54,7 +54,7 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
         "source": {
             "format": "huggingface",
             "from": source,
-            "architecture": (config.get("architectures") or [config["model_type"]])[0],
+            "architecture": options.architecture(config, config["model_type"]),
             "dtype": stored_dtype(tensors),
             "token_ids": described.token_ids,
             "sha256": {file.name: files.sha256(file, progress) for file in read},
@@ -148,6 +148,17 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return all(np.array_equal(a.rows(cut), b.rows(cut)) for cut in cuts)
 
 
+def not_finite(tensor: Tensor) -> UserError:
+    """Says how many values of a tensor are NaN or infinite."""
+    step = max(1, BLOCK // max(1, int(np.prod(tensor.shape[1:]))))
+    cuts = (slice(i, min(i + step, tensor.shape[0])) for i in range(0, tensor.shape[0], step))
+    n = sum(int(np.sum(~np.isfinite(tensor.rows(cut).astype(np.float32)))) for cut in cuts)
+    return UserError(
+        f"the tensor {tensor.name} in {tensor.path} has {n:,} of {int(np.prod(tensor.shape)):,} values "
+        "that are NaN or infinite; the model is damaged"
+    )
+
+
 class Blocks:
     """Leaves converted from their tensors one block at a time, for `checkpoint.save_params`."""
 
@@ -164,5 +175,7 @@ class Blocks:
             layers = block if architectures.stacked(leaf) else [block]
             for layer, name in zip(layers, names, strict=True):
                 architectures.turn(leaf, self.tensors[name].rows(rows), layer)
+                if not np.isfinite(layer).all():
+                    raise not_finite(self.tensors[name])
             yield cut, block
             self.progress.update(block.nbytes)

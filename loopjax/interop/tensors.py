@@ -61,7 +61,11 @@ def open_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
     for name in sorted(set(map(str, where.values()))):
         if pathlib.PurePath(name).name != name or not (directory / name).is_file():
             raise UserError(f"{directory / INDEX} names {name}, which does not exist")
-        tensors |= _tensors(directory / name)
+        for tensor in _tensors(directory / name).values():
+            if tensor.name in tensors:
+                both = f"{tensors[tensor.name].path.name} and in {name}"
+                raise UserError(f"{directory} has the tensor {tensor.name} in {both}")
+            tensors[tensor.name] = tensor
     missing = sorted(where.keys() - tensors.keys())
     if missing:
         name = missing[0]
