@@ -82,11 +82,11 @@ def test_a_damaged_corpus_is_refused_or_gives_the_same_run(
             kind = file.name if file.suffix == ".json" else f"{file.parts[1]} shard"
             verified = cli.main(["data", str(data / "web"), "--verify", "--samples", "0"])
             said = check(capsys, verified, "data", kind, harm)
-            outcome("damaged data: data --verify", f"{kind}: {harm.__name__}", said)
+            outcome("damaged data: data --verify", kind, said)
             workdir = tmp_path / f"{file.name}-{harm.__name__}"
             code = train(data, workdir)
             said = check(capsys, code, "train", kind, harm)
-            outcome("damaged data: train", f"{kind}: {harm.__name__}", said)
+            outcome("damaged data: train", kind, said)
             if code == 0:
                 assert runs.rows(workdir) == runs.rows(whole), (file, harm)
                 assert runs.result(workdir)["heldout"] == runs.result(whole)["heldout"]
