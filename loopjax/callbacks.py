@@ -10,14 +10,19 @@ exception in a callback ends the run with that exception; the checkpoints are co
 same command resumes.
 """
 
+import contextlib
+import itertools
+import os
 import pathlib
 import secrets
+import socket
 import time
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from loopjax.errors import UserError, first_line, require
+from loopjax.progress import print_line
 
 WANDB_ID = "wandb_id"  # file in the run's directory
 
@@ -45,16 +50,27 @@ def check(config) -> None:
 
 
 class TensorBoard(Callback):
-    """Event files in DIR/tensorboard: every `config.log_every` steps, evaluations, the last step."""
+    """Event files in DIR/tensorboard: every `config.log_every` steps, evaluations, the last step.
+
+    The file is written here, not by TensorBoard's thread, whose errors would end the run: curves
+    that cannot be written are a warning, and metrics.jsonl has the same rows.
+    """
 
     def __init__(self, config, workdir: pathlib.Path, step: int):
         self.config = config
-        self.events = EventFileWriter(str(workdir / "tensorboard"))
+        directory = workdir / "tensorboard"
+        now = time.time()
+        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}"
+        self.file = None
+        try:
+            directory.mkdir(exist_ok=True)
+            self.file = open(_unused(directory / name), "wb")  # noqa: SIM115
+        except OSError as error:
+            self._give_up(error.strerror)
+        self._write(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
         # TensorBoard then hides what a killed run wrote after its last checkpoint.
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self.events.add_event(
-            event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=restart)
-        )
+        self._write(event_pb2.Event(wall_time=now, step=step + 1, session_log=restart))
 
     def on_step(self, row: dict) -> None:
         if not _shown(self.config, row):
@@ -66,10 +82,35 @@ class TensorBoard(Callback):
         ]
         event = event_pb2.Event(wall_time=time.time(), step=row["step"])
         event.summary.CopyFrom(summary_pb2.Summary(value=values))
-        self.events.add_event(event)
+        self._write(event)
+
+    def _write(self, event) -> None:
+        if self.file is None:
+            return
+        try:
+            RecordWriter(self.file).write(event.SerializeToString())
+            self.file.flush()
+            if not os.fstat(self.file.fileno()).st_nlink:
+                self._give_up("its file was removed")
+        except OSError as error:
+            self._give_up(error.strerror)
+
+    def _give_up(self, reason: str) -> None:
+        print_line(f"TensorBoard is not written any more: {reason}; metrics.jsonl has all rows")
+        self.close()
 
     def close(self) -> None:
-        self.events.close()
+        file, self.file = self.file, None
+        if file is not None:
+            # What the full disk did not take is still in its buffer.
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+    """The path with a number that no file has: a process may train twice within a second."""
+    paths = (path.with_name(f"{path.name}.{n}") for n in itertools.count())
+    return next(path for path in paths if not path.exists())
 
 
 class WeightsAndBiases(Callback):

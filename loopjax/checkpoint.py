@@ -45,6 +45,8 @@ from loopjax.model_config import ModelConfig
 
 # Arrays are stored in pieces of this many bytes, so that a reader never holds a whole array.
 PIECE = 2**26
+# Orbax measures its time limits by a clock that may be set while it saves.
+NEVER_S = 10 * 365 * 86_400
 
 
 def versions() -> dict[str, str]:
@@ -91,6 +93,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             create=True,
             save_interval_steps=1,
+            async_options=ocp.options.AsyncOptions(timeout_secs=NEVER_S),
         )
         self.manager = self._open()
         self.saved_step: int | None = None

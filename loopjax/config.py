@@ -18,10 +18,12 @@ from loopjax.model_config import ModelConfig
 RUNTIME_FIELDS = (
     "checkpoint_every", "keep_last", "keep_every", "eval_every", "eval_batches", "log_every",
     "data_dir", "tokenizer", "data_threads", "microbatches", "mesh", "model.attention", "model.remat",
-    "wandb",
+    "wandb", "watchdog",
 )  # fmt: skip
 # Fields that may change if phases and learning rates agree on the steps already done.
-FUTURE_FIELDS = ("steps", "patience", "depth", "growth", "cooldown", "mixture")
+FUTURE_FIELDS = (
+    "steps", "patience", "depth", "growth", "cooldown", "mixture", "skip_bad_steps",
+)  # fmt: skip
 INIT_FIELDS = ("init_from", "init", "init_operator")  # what a run was initialized from
 INITS = ("state", "weights", "moments")
 # Current names of the fields of earlier versions.
@@ -90,6 +92,13 @@ def default() -> ConfigDict:
     config.patience = 0  # evaluations without improvement that end the run; 0: no early stopping
     config.log_every = 10  # steps between rows in TensorBoard and W&B; metrics.jsonl has all
     config.wandb = ""  # Weights & Biases project; empty: off
+
+    # What is not right. A process that ends for one of the last three has exit code 75: restart it.
+    config.skip_bad_steps = 0  # updates in a row with nan or inf that stop; fewer are skipped
+    config.watchdog = ConfigDict()
+    config.watchdog.medians = 100  # step times without a step that count as a hang; 0: never
+    config.watchdog.least_s = 300.0  # seconds without a step, at least, that count as a hang
+    config.watchdog.silence_s = 30.0  # seconds without a sign of life before a process is lost
 
     # Architecture: the fields of `model_config.ModelConfig`.
     config.model = ConfigDict()
@@ -162,7 +171,7 @@ def check(config: ConfigDict) -> None:
     at_least = {
         "batch_size": 1, "seq_len": 1, "microbatches": 1, "warmup_steps": 0, "checkpoint_every": 0,
         "keep_last": 0, "keep_every": 0, "eval_every": 0, "eval_batches": 0, "log_every": 1,
-        "data_threads": 0, "patience": 0,
+        "data_threads": 0, "patience": 0, "skip_bad_steps": 0,
     }  # fmt: skip
     for name, least in at_least.items():
         if config[name] < least:
@@ -173,9 +182,13 @@ def check(config: ConfigDict) -> None:
         )
     optim.check(config, default())
     values = flatten(config.to_dict())
-    for name in ("learning_rate", "clip_norm", "optimizer.eps"):
+    for name in (
+        "learning_rate", "clip_norm", "optimizer.eps", "watchdog.least_s", "watchdog.silence_s",
+    ):  # fmt: skip
         if not 0 < values[name] < float("inf"):
             raise UserError(f"config.{name}={values[name]} must be positive")
+    if config.watchdog.medians < 0:
+        raise UserError(f"config.watchdog.medians={config.watchdog.medians} must be at least 0")
     for name in ("beta1", "beta2", "weight_decay", "momentum"):
         if not 0 <= config.optimizer[name] < 1:
             raise UserError(

@@ -44,7 +44,7 @@ class EarlyStopping:
         """Whether an evaluation is the best one so far, which is then to be saved."""
         if not self.enabled or not heldout:
             return False
-        if heldout["eval/nll"] >= self.best.get("eval/nll", math.inf):
+        if not heldout["eval/nll"] < self.best.get("eval/nll", math.inf):  # nan is no improvement
             return False
         self.best_step = step
         self.best = heldout

@@ -1,16 +1,15 @@
-"""The training process and its machine: messages, signals, the disk."""
+"""The training process and its machine: messages, the disk."""
 
 import contextlib
 import errno
 import os
 import pathlib
-import signal
-import sys
 
 import jax
-from jax.experimental import multihost_utils
 
 from loopjax.errors import UserError
+from loopjax.lock import Lock
+from loopjax.progress import print_line
 
 
 def is_main() -> bool:
@@ -21,31 +20,7 @@ def is_main() -> bool:
 def say(text: str) -> None:
     """Prints one line on standard error, from process 0 only; nothing for an empty text."""
     if text and is_main():
-        print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def stop_on_signal():
-    """Yields a function of the step that returns whether to save and stop now.
-
-    SIGTERM and the first SIGINT request a stop; a second SIGINT interrupts at once.
-    """
-    if jax.process_count() > 1:
-        # All processes have to stop after the same step; JAX's preemption service agrees on one.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    requests = []
-
-    def request(signum, frame):
-        requests.append(signum)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    handlers = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda step: bool(requests)
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        print_line(text)
 
 
 def check_writable(workdir: pathlib.Path) -> None:
@@ -59,21 +34,27 @@ def check_writable(workdir: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def full_disk_explained(workdir: pathlib.Path):
-    """Turns the error of a full disk, from whichever library, into one sentence."""
+def disk_errors_explained(workdir: pathlib.Path, lock: Lock):
+    """Turns the error of a full disk, or of a directory that is gone, into one sentence."""
     try:
         yield
     except Exception as error:
+        if not isinstance(error, UserError):
+            lock.check()
         full = os.strerror(errno.ENOSPC)
         # TensorStore and Orbax report it as text in errors of their own.
         if full not in str(error) and getattr(error, "errno", None) != errno.ENOSPC:
             raise
-        folders = (workdir / "checkpoints").glob("*")
-        steps = sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
         raise UserError(
-            f"--workdir {workdir}: {full}; {last_good(steps)}; free some space and rerun the same "
+            f"--workdir {workdir}: {full}; {last_good(saved_steps(workdir))}; free some space and rerun the same "
             "command to resume"
         ) from error
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps of the complete checkpoints of a run, ascending."""
+    folders = (workdir / "checkpoints").glob("*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
 
 
 def last_good(steps: list[int]) -> str:

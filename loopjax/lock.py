@@ -52,6 +52,27 @@ class Lock:
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(owner).encode(), 0)
 
+    def check(self) -> None:
+        """Raises UserError when the directory of a lock that was taken is not there any more."""
+        if self._file is None:
+            return
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            there = None
+        if there is None or not os.path.samestat(there, os.fstat(self._file)):
+            raise UserError(
+                f"--workdir {self.path.parent} was removed or replaced while the run was training "
+                "in it; start the run again"
+            )
+
+    def owner(self) -> dict:
+        """What the process that has the lock wrote into the file; {} if it cannot be read."""
+        try:
+            return json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+
     def __enter__(self) -> "Lock":
         return self
 

@@ -191,10 +191,14 @@ def rescheduled(opt_state):
 
 def reset(optimizer: optax.GradientTransformation, params, opt_state):
     """A fresh optimizer state for `params`, at the schedule step of `opt_state`."""
-    fresh = optimizer.init(params)
-    nodes = jax.tree.leaves(opt_state, is_leaf=_is_schedule)
+    return unmoved(optimizer.init(params), opt_state)
+
+
+def unmoved(before, after):
+    """The optimizer state `before`, at the schedule step of the state `after`."""
+    nodes = jax.tree.leaves(after, is_leaf=_is_schedule)
     step = next(node.count for node in nodes if _is_schedule(node))
-    return _map_schedules(lambda _: step, fresh)
+    return _map_schedules(lambda _: step, before)
 
 
 def _is_schedule(node) -> bool:

@@ -1,5 +1,6 @@
 """The progress line on standard error, used by all long-running commands."""
 
+import os
 import sys
 import time
 
@@ -12,6 +13,18 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def print_line(text: str, end: str = "\n") -> None:
+    """Prints on standard error, if anybody still reads it.
+
+    A reader that is gone (`2>&1 | head -1`, a closed terminal) must not end a training.
+    """
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        # What is buffered would fail again, at the latest when the interpreter ends.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 class Line:
@@ -30,7 +43,7 @@ class Line:
         """Prints the line; the last one stays on a terminal too."""
         self.shown_at = time.monotonic()
         end = "\r" if self.terminal and not last else "\n"
-        print(f"{text:<{WIDTH}}" if self.terminal else text, end=end, file=sys.stderr, flush=True)
+        print_line(f"{text:<{WIDTH}}" if self.terminal else text, end)
 
 
 class Progress:

@@ -94,6 +94,7 @@ class Run(Outline):
             optimizer=self.optimizer,
             schedule=self.schedule,
             microbatches=self.config.microbatches,
+            skip_bad=self.config.skip_bad_steps > 0,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         # Metrics are replicated, so that every process can read them.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from loopjax import block, model, sharding
+from loopjax import block, model, optim, sharding
 from loopjax.depth import DepthPlan
 from loopjax.surgery import on_stack
 
@@ -100,8 +100,9 @@ def _placement(batch) -> block.Placement | None:
 
 
 def train_step(
-    state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int
-):
+    state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int,
+    skip_bad: bool = False,
+):  # fmt: skip
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
     The metrics are "loss", "grad_norm" (global, before clipping), "grad_norms" (per parameter;
@@ -111,6 +112,10 @@ def train_step(
     divided by the number of targets of the whole batch and gradients are summed, which gives the
     same mean. Training minimizes the loss plus the auxiliary losses (`model.outputs`; none in the
     plain model), which are averaged over the microbatches.
+
+    With `skip_bad`, an update with a loss, a gradient or a new parameter that is nan or infinite
+    leaves parameters and moments as they were, bit by bit; the step and the schedule advance. The
+    metric "skipped" tells it.
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
 
@@ -145,7 +150,14 @@ def train_step(
         "learning_rate": schedule(state.step),
         **{f"losses/{name}": value for name, value in losses.items()},
     }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    new = TrainState(state.step + 1, params, opt_state)
+    if skip_bad:
+        norms = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(params)])
+        good = jnp.all(jnp.isfinite(norms))
+        old = TrainState(new.step, state.params, optim.unmoved(state.opt_state, opt_state))
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        metrics["skipped"] = ~good
+    return new, metrics
 
 
 def _norm(path, leaf):

@@ -1,15 +1,18 @@
 """The metrics of an update, from the device to a row of metrics.jsonl."""
 
+import pathlib
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from loopjax import flops
 from loopjax.checkpoint import Checkpoints
 from loopjax.curriculum import Phase
 from loopjax.errors import UserError
-from loopjax.host import last_good
+from loopjax.files import read_rows
+from loopjax.host import last_good, say
 from loopjax.run import Run
 
 
@@ -18,10 +21,15 @@ class StepMetrics:
 
     Reading a metric waits for the device. `push` therefore returns the row of the step before,
     which is complete or nearly so, while the device works on the step that was just dispatched.
+
+    Args:
+      checkpoints: checkpoints of the run, named when it has to stop.
+      bad_steps: updates in a row that were skipped before the first one.
     """
 
-    def __init__(self, run: Run, checkpoints: Checkpoints):
+    def __init__(self, run: Run, checkpoints: Checkpoints, bad_steps: int = 0):
         self.run = run
+        self.bad_steps = bad_steps
         self.checkpoints = checkpoints
         self.peak_flops = flops.peak_flops(jax.devices()[0])
         self._pending: tuple | None = None
@@ -45,7 +53,8 @@ class StepMetrics:
     def flush(self) -> dict:
         """The row of the last step; waits for the device.
 
-        Raises UserError when its loss or gradient is not finite.
+        Raises UserError when its loss or gradient is not finite, unless the update was skipped and
+        `config.skip_bad_steps` in a row are not reached.
         """
         step, metrics = self._pending
         self._pending = None
@@ -54,13 +63,16 @@ class StepMetrics:
         now = time.monotonic()
         speed = run.tokens_per_step / max(now - self._time, 1e-9)
         self._time = now
-        if not (np.isfinite(loss) and np.isfinite(grad_norm)):
-            # The save of an earlier step may still be under way.
-            self.checkpoints.wait()
-            raise UserError(
-                f"step {step}: loss {loss}, {largest_gradient(metrics['grad_norms'])}; stopped, "
-                f"{last_good(self.checkpoints.steps())}"
-            )
+        skipped = bool(metrics.get("skipped", False))
+        self.bad_steps = self.bad_steps + 1 if skipped else 0
+        if skipped or not (np.isfinite(loss) and np.isfinite(grad_norm)):
+            reason = f"step {step}: loss {loss}, {largest_gradient(metrics['grad_norms'])}"
+            if not skipped or self.bad_steps >= run.config.skip_bad_steps:
+                # The save of an earlier step may still be under way.
+                self.checkpoints.wait()
+                many = f"{self.bad_steps} such steps in a row; " if skipped else ""
+                raise UserError(f"{reason}; {many}stopped, {last_good(self.checkpoints.steps())}")
+            say(f"{reason}; this update is skipped, {self.bad_steps} in a row")
         row = {
             "step": step,
             "loss": loss,
@@ -73,6 +85,8 @@ class StepMetrics:
             "flops": float(run.flops_until(step)),
             "plan": str(self.phase.plan),
         }
+        if skipped:
+            row["skipped"] = 1.0
         if self.peak_flops:
             flops_per_s = run.flops_per_step(self.phase) * speed / run.tokens_per_step
             row["mfu"] = flops_per_s / (self.peak_flops * jax.device_count())
@@ -80,6 +94,25 @@ class StepMetrics:
             row["compile_s"] = self._compile_s
             self._compile_s = None
         return row
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def all_finite(params) -> bool:
+    """Whether no parameter is nan or infinite; waits for the device."""
+    return bool(_all_finite(params))
+
+
+def trailing_bad_steps(workdir: pathlib.Path, step: int) -> int:
+    """How many of the last updates before a resumed `step` were skipped, by metrics.jsonl."""
+    count = 0
+    for row in read_rows(workdir / "metrics.jsonl"):
+        if row["step"] <= step:
+            count = count + 1 if "skipped" in row else 0
+    return count
 
 
 def largest_gradient(grad_norms) -> str:

@@ -1,55 +1,74 @@
 """The training loop: from a config to its result."""
 
 import contextlib
+import dataclasses
 import json
+import math
 import pathlib
 import time
 
 import jax
 
 from loopjax import callbacks as callbacks_lib
-from loopjax import flops, growth, host, paths, resume
+from loopjax import flops, growth, host, paths, resume, same
 from loopjax.checkpoint import Checkpoints, versions
 from loopjax.curriculum import Phase
 from loopjax.early_stopping import EarlyStopping
+from loopjax.errors import UserError
 from loopjax.files import read_rows, write_json
 from loopjax.heldout import HeldoutEvaluation
 from loopjax.host import say
 from loopjax.lock import Lock
-from loopjax.log import open_log
+from loopjax.log import NoLog, RunLog, open_log
+from loopjax.processes import Processes
 from loopjax.progress import duration
 from loopjax.run import Run, on_mesh, plan_run
-from loopjax.step_metrics import StepMetrics
+from loopjax.signals import Signals
+from loopjax.step_metrics import StepMetrics, all_finite, trailing_bad_steps
+from loopjax.watchdog import Watchdog
 
 
-def train(config, workdir, callbacks=()) -> dict | None:
+def train(config, workdir, callbacks=(), processes: Processes | None = None) -> dict | None:
     """Trains to the end of the curriculum and returns the result, also saved as `result.json`.
 
-    Resumes from the newest checkpoint in `workdir`, if there is one. Returns None when SIGTERM or
-    SIGINT stopped the run; it is saved then, and the same call resumes it.
+    Resumes from the newest checkpoint in `workdir`, if there is one. Returns None when SIGTERM,
+    SIGHUP or SIGINT stopped the run; it is saved then, and the same call resumes it.
 
     Args:
       config: a config as of `config.default`.
       workdir: directory of the run, created if needed.
       callbacks: `callbacks.Callback`s that get every row of metrics.jsonl, besides the config's.
+      processes: the processes of the run, which have met; by default this one alone.
 
     Raises UserError, one sentence, for mistakes in the config and for damaged files.
     """
+    if processes is None:
+        if jax.process_count() > 1:
+            raise UserError(
+                "train() in several processes needs processes=loopjax.processes.Group(...), which "
+                "`loopjax train --coordinator=...` makes"
+            )
+        with Signals() as signals:
+            return train(config, workdir, callbacks, Processes(signals))
+    workdir = paths.local(workdir, "--workdir").absolute()
+    same.check_program(processes, config)
     run = plan_run(config)
     config = run.config
     callbacks_lib.check(config)
-    workdir = paths.local(workdir, "--workdir").absolute()
+    processes.silence_s = config.watchdog.silence_s
+    processes.outlook = lambda: host.last_good(host.saved_steps(workdir))
     with (
         on_mesh(run),
-        host.stop_on_signal() as stop,
-        host.full_disk_explained(workdir),
         Lock(workdir) as lock,
+        host.disk_errors_explained(workdir, lock),
         contextlib.ExitStack() as stack,
     ):
         source = resume.find_source(run, workdir)  # before anything is written
-        host.check_writable(workdir)
         if host.is_main():
+            host.check_writable(workdir)
             lock.take()
+        same.check_data(processes, run)
+        same.check_workdir(processes, lock)
         checkpoints = Checkpoints(workdir / "checkpoints", config.keep_last, config.keep_every)
         stack.enter_context(contextlib.closing(checkpoints))
         start = resume.start(run, workdir, checkpoints, source)
@@ -61,65 +80,122 @@ def train(config, workdir, callbacks=()) -> dict | None:
             return result
         log = open_log(config, workdir, start.step, callbacks)
         stack.enter_context(contextlib.closing(log))
-        return _loop(run, workdir, start, checkpoints, early, log, stop)
+        stacks = workdir / f"stacks.{processes.index}.txt"
+        watchdog = Watchdog(config.watchdog.medians, config.watchdog.least_s, stacks)
+        stack.enter_context(watchdog)
+        return _Training(
+            run=run, workdir=workdir, lock=lock, start=start, checkpoints=checkpoints, early=early,
+            log=log, processes=processes, watchdog=watchdog,
+        ).loop()  # fmt: skip
 
 
-def _loop(run: Run, workdir, start: resume.Start, checkpoints, early, log, stop) -> dict | None:
-    """Trains from `start` to the end; the result, or None when `stop(step)` asked to stop."""
-    config = run.config
-    state, step = start.state, start.step
-    evaluate = HeldoutEvaluation(run)
-    step_metrics = StepMetrics(run, checkpoints)
-    update, compiled_plan = None, None
-    for phase in run.phases:
-        if step >= phase.stop:
-            continue
-        if step == phase.start and phase.order is not None:
-            state = growth.grow(state, phase, run.optimizer, config.seed)
-            say(f"step {step}: {phase.operator} to {phase.plan.n_unique} layers")
-        batches = run.stream.batches(run.rows, step)
-        batch = run.to_device(next(batches))
-        compile_s = None
-        if phase.plan != compiled_plan:
-            update, compile_s = _compile(run, phase, step, state, batch)
-            compiled_plan = phase.plan
-        _describe_parameters(phase, state.params, workdir)
-        step_metrics.start_phase(phase, compile_s)
-        while step < phase.stop and not early.exhausted(step):
-            state, metrics = update(state, batch)
-            step += 1
-            if step < phase.stop:
+@dataclasses.dataclass(kw_only=True)
+class _Training:
+    """What the training loop works with, from `start` to the end."""
+
+    run: Run
+    workdir: pathlib.Path
+    lock: Lock
+    start: resume.Start
+    checkpoints: Checkpoints
+    early: EarlyStopping
+    log: RunLog | NoLog
+    processes: Processes
+    watchdog: Watchdog
+
+    def loop(self) -> dict | None:
+        """Trains to the end; the result, or None when a signal asked to stop."""
+        run, early, watchdog, log = self.run, self.early, self.watchdog, self.log
+        config, state, step = run.config, self.start.state, self.start.step
+        evaluate = HeldoutEvaluation(run)
+        bad = trailing_bad_steps(self.workdir, step) if config.skip_bad_steps else 0
+        step_metrics = StepMetrics(run, self.checkpoints, bad)
+        update, compiled_plan = None, None
+        for phase in run.phases:
+            if step >= phase.stop:
+                continue
+            compile_s = None
+            with watchdog.off():
+                if step == phase.start and phase.order is not None:
+                    state = growth.grow(state, phase, run.optimizer, config.seed)
+                    say(f"step {step}: {phase.operator} to {phase.plan.n_unique} layers")
+                batches = run.stream.batches(run.rows, step)
                 batch = run.to_device(next(batches))
-            # The device works on this step while the host logs the one before.
-            if row := step_metrics.push(step, metrics):
-                log.row(row)
-            stopping = stop(step)
-            evaluating = early.evaluates(step)
-            saving = early.saves(step, stopping)
-            if saving or evaluating or step == phase.stop:
-                row = step_metrics.flush()
-                heldout = evaluate(state.params, phase.plan) if evaluating else {}
-                log.row({**row, **heldout})
-                if saving or early.improves(step, heldout):
-                    meta = resume.checkpoint_meta(run, start, step, heldout)
-                    checkpoints.save(step, state, meta)
-                step_metrics.restart_clock()
-            if stopping and step < config.steps:
-                checkpoints.wait()
-                say(_stopped(checkpoints.saved_step))
-                return None
-    if early.enabled:
-        heldout = early.best
-    else:
-        checkpoints.save(step, state, resume.checkpoint_meta(run, start, step, {}))
-        heldout = evaluate(state.params, run.phases[-1].plan)
-    checkpoints.wait()
-    result = _result(run, workdir, start, step, early, heldout)
-    if host.is_main():
-        write_json(workdir / "result.json", result)
-    nll = f"held-out NLL {heldout['eval/nll']:.4f}, " if heldout else ""
-    say(f"done: {nll}{result['training_flops']:.3g} FLOPs, {duration(result['wall_clock_s'])}")
-    return result
+                if phase.plan != compiled_plan:
+                    update, compile_s = _compile(run, phase, step, state, batch)
+                    compiled_plan = phase.plan
+            _describe_parameters(phase, state.params, self.workdir)
+            step_metrics.start_phase(phase, compile_s)
+            while step < phase.stop and not early.exhausted(step):
+                self.processes.signals.something_to_save()
+                state, metrics = update(state, batch)
+                step += 1
+                if step < phase.stop:
+                    batch = run.to_device(next(batches))
+                # The device works on this step while the host logs the one before.
+                row = step_metrics.push(step, metrics)
+                watchdog.step(step)
+                if row:
+                    with watchdog.off():
+                        log.row(row)
+                stopping = self.processes.stops(step)
+                evaluating = early.evaluates(step)
+                saving = early.saves(step, stopping)
+                if saving or evaluating or step == phase.stop:
+                    row = step_metrics.flush()
+                    with watchdog.off():
+                        heldout = evaluate(state.params, phase.plan) if evaluating else {}
+                        log.row({**row, **heldout})
+                        self._check_heldout(step, heldout)
+                        if saving or early.improves(step, heldout):
+                            self._save(step, state, heldout)
+                    step_metrics.restart_clock()
+                if stopping and step < config.steps:
+                    with watchdog.off():
+                        self.checkpoints.wait()
+                    say(_stopped(self.checkpoints.saved_step))
+                    return None
+        with watchdog.off():
+            if early.enabled:
+                heldout = early.best
+            else:
+                self._save(step, state, {})
+                heldout = evaluate(state.params, run.phases[-1].plan)
+                self._check_heldout(step, heldout)
+            return self._finish(step, heldout)
+
+    def _save(self, step: int, state, heldout: dict) -> None:
+        """Starts to save a checkpoint, which is finite and in a directory that is still there."""
+        self.lock.check()
+        if step != self.checkpoints.saved_step and not all_finite(state.params):
+            self.checkpoints.wait()
+            raise UserError(
+                f"step {step}: parameters that are nan or infinite after the update; stopped, "
+                f"{host.last_good(self.checkpoints.steps())}"
+            )
+        meta = resume.checkpoint_meta(self.run, self.start, step, heldout)
+        self.checkpoints.save(step, state, meta)
+
+    def _check_heldout(self, step: int, heldout: dict) -> None:
+        """Raises UserError for a loss that is not finite: the last update spoiled the weights."""
+        bad = [name for name, value in heldout.items() if not math.isfinite(value)]
+        if bad:
+            self.checkpoints.wait()
+            earlier = [saved for saved in self.checkpoints.steps() if saved < step]
+            raise UserError(
+                f"step {step}: {bad[0]} is {heldout[bad[0]]}; stopped, {host.last_good(earlier)}"
+            )
+
+    def _finish(self, step: int, heldout: dict) -> dict:
+        """Writes and returns the result of a run that ended after `step` updates."""
+        self.checkpoints.wait()
+        self.lock.check()
+        result = _result(self.run, self.workdir, self.start, step, self.early, heldout)
+        if host.is_main():
+            write_json(self.workdir / "result.json", result)
+        nll = f"held-out NLL {heldout['eval/nll']:.4f}, " if heldout else ""
+        say(f"done: {nll}{result['training_flops']:.3g} FLOPs, {duration(result['wall_clock_s'])}")
+        return result
 
 
 def _compile(run: Run, phase: Phase, step: int, state, batch):

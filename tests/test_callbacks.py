@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import os
+import shutil
 import signal
 import sys
 import types
@@ -12,7 +13,7 @@ import pytest
 
 from loopjax import checkpoint
 from loopjax import config as config_lib
-from loopjax.callbacks import WANDB_ID, Callback, WeightsAndBiases
+from loopjax.callbacks import WANDB_ID, Callback, TensorBoard, WeightsAndBiases
 from loopjax.errors import UserError
 from loopjax.files import read_rows
 from loopjax.train import train
@@ -172,3 +173,21 @@ def test_wandb_may_be_switched_on_or_off_when_a_run_is_resumed():
     before, after = short_run(), short_run()
     after.wandb = "study"
     assert config_lib.contradictions(before.to_dict(), after.to_dict()) == []
+
+
+def test_tensorboard_that_cannot_write_is_a_warning(tmp_path, capfd):
+    config = short_run()
+    (tmp_path / "tensorboard").write_text("a file in its place")
+    board = TensorBoard(config, tmp_path, 0)
+    board.on_step({"step": config.steps, "loss": 1.0})
+    board.close()
+    said = capfd.readouterr().err
+    assert said == "TensorBoard is not written any more: File exists; metrics.jsonl has all rows\n"
+
+    (tmp_path / "tensorboard").unlink()
+    board = TensorBoard(config, tmp_path, 0)
+    shutil.rmtree(tmp_path / "tensorboard")
+    for _ in range(3):
+        board.on_step({"step": config.steps, "loss": 1.0})
+    board.close()
+    assert capfd.readouterr().err.count("its file was removed") == 1

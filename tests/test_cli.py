@@ -227,6 +227,42 @@ def test_an_interrupt_is_reported_in_one_sentence(tmp_path):
     )
 
 
+@pytest.mark.parametrize("closed", ["2>&1 | head -1", "2>&-", ">&- 2>&-"])
+def test_a_reader_that_is_gone_ends_nothing(closed, tmp_path):
+    script = (
+        "import sys, time, loopjax.cli.main as cli\n"
+        "from loopjax.progress import print_line\n"
+        "def train(argv):\n"
+        "    for i in range(20):\n"
+        "        print_line(f'step {i}')\n"
+        "        time.sleep(0.01)\n"
+        "    with open('file', 'w') as file: file.write('trained')\n"
+        "    return 0\n"
+        "cli.Command.run = lambda command, argv: train(argv)\n"
+        "sys.argv = ['loopjax', 'train']\n"
+        "cli.run()\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    shell = f"set -o pipefail; {sys.executable} run.py {closed}; exit $?"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=env, capture_output=True)
+    assert done.returncode == 0, done
+    assert (tmp_path / "file").read_text() == "trained"
+    assert b"Broken" not in done.stderr
+
+
+def test_few_open_files_are_told_before_anything_is_imported(tmp_path):
+    shell = (
+        f"ulimit -n 24; {sys.executable} -m loopjax train --config={TINY} --workdir={tmp_path}/w"
+    )
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "loopjax train: this process may open 24 files; training needs at least 64: raise the limit "
+        "with ulimit -n\n",
+    )
+
+
 def test_help_lists_every_command_in_two_columns_without_jax():
     script = (
         "import sys, loopjax.cli.main as cli\n"

@@ -75,3 +75,9 @@ def test_a_run_is_over_when_its_result_is_that_of_its_newest_checkpoint(config, 
     assert EarlyStopping(config, 4, {"eval/nll": 1.0}).is_final(result) == final
     config.patience = 0
     assert not EarlyStopping(config, 4, {}).is_final(result)
+
+
+def test_a_loss_that_is_nan_is_no_improvement(config):
+    losses = {2: 5.0, 4: float("nan"), 6: 4.0, 8: float("nan"), 10: float("nan")}
+    assert run(config, losses) == ([2, 4, 6, 8, 10], [2, 6], 10)
+    assert run(config, {2: float("nan"), 4: float("nan")})[1] == []

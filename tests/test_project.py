@@ -17,9 +17,10 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "model", "surgery", "optim",
-    "growth", "config", "flops", "curriculum", "sharding", "step", "files", "outputs", "progress",
-    "text_table", "callbacks", "host", "log", "run_record", "lock", "data.tokenizers",
+    "errors", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog",
+    "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "model", "surgery",
+    "optim", "growth", "config", "flops", "curriculum", "sharding", "step", "files", "outputs",
+    "text_table", "callbacks", "lock", "host", "log", "run_record", "data.tokenizers",
     "checkpoint_files", "checkpoint_arrays", "checkpoint",
     "lineage", "cli.main", "__main__", "analysis.activations", "analysis.diagnostics",
     "data.source", "data.instances", "data.addition", "data.items", "data.hops", "data.igsm",
@@ -41,7 +42,7 @@ LAYERS = [
     "plots.ancestry", "plots.runs", "report.tables", "report.figures", "report.sections",
     "report.svg", "report.page", "cli.report", "sweep.points", "sweep.progress", "sweep.local",
     "sweep.slurm", "sweep.table", "sweep.tradeoffs", "cli.sweep", "resume", "finetune",
-    "early_stopping", "heldout", "step_metrics", "train", "cli.training", "weights.compare",
+    "early_stopping", "heldout", "step_metrics", "same", "train", "cli.training", "weights.compare",
     "weights.numbers", "weights.plot", "weights.terminal", "cli.weights", "config_variants",
     "evals.answers", "evals.metrics", "plots.diagnostics",
 ]  # fmt: skip

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import flax.linen as nn
@@ -6,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loopjax import model, surgery
+from loopjax import config as config_lib
+from loopjax import model, optim, surgery
 from loopjax import step as step_lib
 from loopjax.config import default
 from loopjax.depth import DepthPlan
@@ -148,3 +150,48 @@ def test_a_row_is_exact_where_all_of_its_targets_are_hit(tiny_config):
     )
     found = {key: int(sums[key]) for key in ("hits", "targets", "exact", "rows")}
     assert found == {"hits": 20, "targets": 21, "exact": 2, "rows": 3}
+
+
+def lowered(config, n_layers=2, **options):
+    cfg = config_lib.model_config(config)
+    optimizer, schedule = optim.make_optimizer(config)
+    plan = DepthPlan.parse(str(n_layers))
+    update = functools.partial(
+        step_lib.train_step, cfg=cfg, plan=plan, optimizer=optimizer, schedule=schedule,
+        microbatches=1, **options,
+    )  # fmt: skip
+    state = step_lib.init_state(cfg, n_layers, optimizer, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (4, 9), 0, cfg.vocab_size)
+    return jax.jit(update), state, {"inputs": tokens, "targets": tokens}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
+def test_a_skipped_update_leaves_parameters_and_moments_as_they_were(tiny_config, name):
+    tiny_config.optimizer.name = name
+    update, state, batch = lowered(tiny_config, skip_bad=True)
+    good, metrics = update(state, batch)
+    assert not metrics["skipped"]
+    plain, _ = lowered(tiny_config)[0](state, batch)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), good, plain)
+    embed = good.params["embed"].at[0, 0].set(jnp.nan)
+    spoiled = good.replace(params={**good.params, "embed": embed})
+    after, metrics = update(spoiled, batch)
+    assert metrics["skipped"]
+    jax.tree.map(np.testing.assert_array_equal, after.params, spoiled.params)
+    assert after.step == 2
+    expected = optim.unmoved(spoiled.opt_state, plain_count(spoiled.opt_state))
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, expected)
+
+
+def plain_count(opt_state):
+    """An optimizer state whose schedule is one step further."""
+    return jax.tree.map(lambda leaf: leaf + 1, opt_state)
+
+
+def test_without_skipping_the_program_is_the_one_that_it_was(tiny_config):
+    texts = []
+    for options in ({}, {"skip_bad": False}, {"skip_bad": True}):
+        update, state, batch = lowered(tiny_config, **options)
+        texts.append(update.lower(state, batch).as_text())
+    assert texts[0] == texts[1]
+    assert texts[0].count("is_finite") < texts[2].count("is_finite")

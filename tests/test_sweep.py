@@ -47,7 +47,7 @@ THREE = """
     add(seed=1)
     add(arg="1x2", seed=0)
 """
-NAMES = ["seed=0", "seed=1", "1x2,seed=0"]
+NAMES = ["seed-0", "seed-1", "1x2__seed-0"]
 QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
 
 
@@ -104,10 +104,10 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept")
     path, directory = config_file(folder, THREE), folder / "runs"
     process = begin(path, directory)
-    next(line for line in process.stderr if "training seed=0" in line)  # its process is there
+    next(line for line in process.stderr if "training seed-0" in line)  # its process is there
     process.kill()
     process.communicate()
-    assert lock.held(directory / "seed=0" / "train.log")  # the run itself goes on
+    assert lock.held(directory / "seed-0" / "train.log")  # the run itself goes on
     _, err = end(begin(path, directory))
     return path, directory, err
 
@@ -115,12 +115,12 @@ def swept(tmp_path_factory):
 def test_a_sweep_that_was_killed_runs_nothing_twice(swept):
     _, directory, err = swept
     assert "3 points: 0 finished, 3 to run" in err and "3 of 3 points finished" in err
-    assert "training seed=0" not in err  # it was waited for
+    assert "training seed-0" not in err  # it was waited for
     assert [starts(directory, name) for name in NAMES] == [1, 1, 1]
     assert all(steps_of(directory, name) == [1, 2, 3] for name in NAMES)
     shown = json.loads((directory / "sweep.json").read_text())["points"]
     assert [point["name"] for point in shown] == NAMES
-    log = (directory / "seed=1" / "train.log").read_text()
+    log = (directory / "seed-1" / "train.log").read_text()
     assert log.startswith(f"$ {shown[1]['command']}\n") and "done: held-out NLL" in log
 
 
@@ -144,7 +144,7 @@ def test_twelve_points_killed_twice_end_with_twelve_results_and_nothing_run_twic
             add(arg=arg, seed=seed)
     """
     path, directory = config_file(tmp_path, twelve, steps=300), tmp_path / "runs"
-    names = [f"{arg},seed={seed}" for arg in ("1", "1x2", "2") for seed in range(4)]
+    names = [f"{arg}__seed-{seed}" for arg in ("1", "1x2", "2") for seed in range(4)]
 
     def finished():
         return {n for n in names if (directory / n / "result.json").is_file()}
@@ -209,17 +209,17 @@ def test_points_are_named_by_what_they_change_and_commands_are_those_of_train(tm
     )
     made = names_and_flags(path, "w", ["--config.batch_size=16"])
     assert made == {
-        "1x2,seed=1,learning_rate=0.001": [
-            f"--config={path}:1x2", "--workdir=w/1x2,seed=1,learning_rate=0.001",
+        "1x2__seed-1__learning_rate-0.001": [
+            f"--config={path}:1x2", "--workdir=w/1x2__seed-1__learning_rate-0.001",
             "--config.batch_size=16", "--config.seed=1", "--config.learning_rate=0.001",
         ],
-        "model.d_model=16,model.tie_embeddings=false": [
-            f"--config={path}", "--workdir=w/model.d_model=16,model.tie_embeddings=false",
+        "model.d_model-16__model.tie_embeddings-false": [
+            f"--config={path}", "--workdir=w/model.d_model-16__model.tie_embeddings-false",
             "--config.batch_size=16", "--config.model.d_model=16",
             "--config.model.tie_embeddings=false",
         ],
-        "mixture=p_hop_1-0.5+p_hop_2-1.0,data_dir=a_b_c": [
-            f"--config={path}", "--workdir=w/mixture=p_hop_1-0.5+p_hop_2-1.0,data_dir=a_b_c",
+        "mixture-p_hop_1-0.5_p_hop_2-1.0__data_dir-a_b_c": [
+            f"--config={path}", "--workdir=w/mixture-p_hop_1-0.5_p_hop_2-1.0__data_dir-a_b_c",
             "--config.batch_size=16", '--config.mixture={"p_hop_1": 0.5, "p_hop_2": 1.0}',
             "--config.data_dir=a/b c",
         ],
@@ -231,26 +231,44 @@ def test_points_are_named_by_what_they_change_and_commands_are_those_of_train(tm
     assert found[2].config.mixture.to_dict() == {"p_hop_1": 0.5, "p_hop_2": 1.0}
 
 
+def test_runs_that_have_the_name_of_an_earlier_version_are_found_again(tmp_path):
+    path = config_file(tmp_path, """
+    for seed in (0, 1):
+        add(arg="1x2", seed=seed, mixture={"p_hop_1": 0.5, "p_hop_2": 1.0})
+""")  # fmt: skip
+    earlier = "1x2,seed=1,mixture=p_hop_1-0.5+p_hop_2-1.0"
+    (tmp_path / "w" / earlier).mkdir(parents=True)
+    names = [*names_and_flags(path, tmp_path / "w")]
+    assert names == ["1x2__seed-0__mixture-p_hop_1-0.5_p_hop_2-1.0", earlier]
+    runs = [{"name": f"lidas{seed}", "config": {"seed": n, "depth": "4"}}
+            for n, seed in enumerate((",seed=0", ",seed=1"))]  # fmt: skip
+    assert [*table.groups(runs, ["seed"])] == ["lidas"]
+
+
 def test_the_argument_of_the_command_line_is_for_points_that_name_none(tmp_path):
     path = config_file(tmp_path, "\n    add(seed=1)\n")
-    assert names_and_flags(path, "w", config=f"{path}:1x4")["seed=1"][0] == f"--config={path}:1x4"
+    assert names_and_flags(path, "w", config=f"{path}:1x4")["seed-1"][0] == f"--config={path}:1x4"
 
 
 @pytest.mark.parametrize(
     ("sweep", "flags", "says"),
     [
         ("    add(seed=0)\n    add({'model.d_modle': 8})", [],
-         "point model.d_modle=8: config.model.d_modle does not exist; did you mean config.model.d_m"),
+         "point model.d_modle-8: config.model.d_modle does not exist; did you mean config.model.d_m"),
         ("    add(seed=0)\n    add(steps='many')", [], "config.steps='many' must be a whole number"),
-        ("    add(seed=0)\n    add(depth='4-4y')", [], "point depth=4-4y: config.depth"),
+        ("    add(seed=0)\n    add(depth='4-4y')", [], "point depth-4-4y: config.depth"),
         ("    add(seed=0)\n    add(batch_size=0)", [], "config.batch_size=0 must be at least 1"),
-        ("    add(seed=0)\n    add(seed=0)", [], "have the name seed=0; set name= for each"),
+        ("    add(seed=0)\n    add(seed=0)", [], "have the name seed-0; set name= for each"),
         ("    add(name='a/b')", [], "invalid name 'a/b' of a point"),
         ("    add(name='slurm')", [], "invalid name 'slurm' of a point"),
+        ("    add(name='sweep.json')", [], "invalid name 'sweep.json' of a point"),
+        ("    add(name='checkpoints')", [], "invalid name 'checkpoints' of a point"),
+        ("    add(seed=0)", ["--gpus=a,,b"], "--gpus=a,,b must list different devices like 0,1, "),
+        ("    add(seed=0)", ["--gpus="], "--gpus= must list different devices like 0,1, "),
         ("    pass", [], "adds no point"),
         ("    add(seed=1 / 0)", [], "sweep(add) raised ZeroDivisionError"),
         ("    add(seed=0)", ["--config.seed=1"],
-         "--config.seed contradicts the sweep, whose point seed=0 sets config.seed"),
+         "--config.seed contradicts the sweep, whose point seed-0 sets config.seed"),
         ("    add(arg='2')", ["--config={}:1"], "contradicts the sweep, whose points set arg"),
         ("    add(seed=0)", ["--config.sede=1"], "config.sede does not exist"),
         ("    add(seed=0)", ["--jbos=2"], "unknown flag '--jbos=2'"),
@@ -295,18 +313,18 @@ def test_a_directory_of_another_run_is_refused_before_anything_starts(
 ):
     path, directory, _ = swept
     (tmp_path / "runs").mkdir()
-    saved = json.loads((directory / "seed=1" / "config.json").read_text())
+    saved = json.loads((directory / "seed-1" / "config.json").read_text())
     saved["learning_rate"] = 1.0
-    (tmp_path / "runs" / "seed=1").mkdir()
-    write_json(tmp_path / "runs" / "seed=1" / "config.json", saved)
-    result = (directory / "seed=1" / "result.json").read_bytes()
-    (tmp_path / "runs" / "seed=1" / "result.json").write_bytes(result)
+    (tmp_path / "runs" / "seed-1").mkdir()
+    write_json(tmp_path / "runs" / "seed-1" / "config.json", saved)
+    result = (directory / "seed-1" / "result.json").read_bytes()
+    (tmp_path / "runs" / "seed-1" / "result.json").write_bytes(result)
     text = path.read_text().replace("    return", "    config.learning_rate = 1.0\n    return")
     other = tmp_path / "other.py"
     other.write_text(text)
     assert len(points.points(str(other), [], tmp_path / "runs")) == 3
     other.write_text(text.replace(old, new))
-    with pytest.raises(UserError, match="point seed=1: .* belongs to another run: ") as refused:
+    with pytest.raises(UserError, match="point seed-1: .* belongs to another run: ") as refused:
         points.points(str(other), [], tmp_path / "runs")
     assert says in str(refused.value)
 
@@ -405,7 +423,7 @@ def scored(swept, tmp_path):
             (tmp_path / name / file).write_bytes((directory / name / file).read_bytes())
     (tmp_path / "cut").mkdir()
     for file in ("config.json", "phases.json"):
-        (tmp_path / "cut" / file).write_bytes((directory / "seed=0" / file).read_bytes())
+        (tmp_path / "cut" / file).write_bytes((directory / "seed-0" / file).read_bytes())
     (tmp_path / "cut" / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
     write_json(tmp_path / "sweep.json", {"points": [{"name": n} for n in (*NAMES, "later")]})
 
@@ -433,9 +451,9 @@ def test_rows_hold_what_was_changed_what_it_cost_and_what_came_of_it(scored):
     directories = table.runs_below(scored)
     assert [d.name for d in directories] == sorted([*NAMES, "cut"])
     found = {row["name"]: row for row in table.rows(directories)}
-    looped, plain, cut = found["1x2,seed=0"], found["seed=0"], found["cut"]
+    looped, plain, cut = found["1x2__seed-0"], found["seed-0"], found["cut"]
     assert (cut["finished"], cut["step"], cut["steps"]) == (False, 2, 3)
-    result = json.loads((scored / "seed=0" / "result.json").read_text())
+    result = json.loads((scored / "seed-0" / "result.json").read_text())
     assert plain["metrics"] == result["heldout"]
     assert plain["training_flops"] == result["training_flops"]
     # A forward pass is a third of an update.
@@ -451,7 +469,7 @@ def test_rows_hold_what_was_changed_what_it_cost_and_what_came_of_it(scored):
 
 
 def test_the_table_and_the_report_tell_the_same_of_a_run(scored):
-    path = scored / "seed=0" / "result.json"
+    path = scored / "seed-0" / "result.json"
     write_json(path, json.loads(path.read_text()) | {"flops_before": 1e9})
     (row,), (entry,) = table.rows([path.parent]), collect.collect([path.parent])[0]
     assert {key: row[key] for key in run_record.COSTS} == entry.costs
@@ -460,9 +478,9 @@ def test_the_table_and_the_report_tell_the_same_of_a_run(scored):
 
 
 def test_a_damaged_file_is_named(scored):
-    (scored / "seed=0" / "result.json").write_text('{"steps"')
-    with pytest.raises(UserError, match=r"seed=0/result.json cannot be read"):
-        table.rows([scored / "seed=0"])
+    (scored / "seed-0" / "result.json").write_text('{"steps"')
+    with pytest.raises(UserError, match=r"seed-0/result.json cannot be read"):
+        table.rows([scored / "seed-0"])
 
 
 def test_results_are_a_table_in_csv_and_markdown_with_means_over_seeds_and_a_picture(
@@ -473,19 +491,19 @@ def test_results_are_a_table_in_csv_and_markdown_with_means_over_seeds_and_a_pic
     assert shown == (scored / "results.md").read_text()
     with open(scored / "results.csv", newline="") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
-    assert sorted(rows) == sorted(NAMES) and set(list(rows["seed=0"])[1:3]) == {"seed", "depth"}
+    assert sorted(rows) == sorted(NAMES) and set(list(rows["seed-0"])[1:3]) == {"seed", "depth"}
     nll = [
         json.loads((scored / n / "result.json").read_text())["heldout"]["nll"]
-        for n in ("seed=0", "seed=1")
+        for n in ("seed-0", "seed-1")
     ]
-    assert [float(rows[n]["nll"]) for n in ("seed=0", "seed=1")] == nll
+    assert [float(rows[n]["nll"]) for n in ("seed-0", "seed-1")] == nll
     assert (
-        rows["1x2,seed=0"]["copying/acc at 1x3"] == "0.75" and rows["seed=0"]["copying/acc"] == ""
+        rows["1x2__seed-0"]["copying/acc at 1x3"] == "0.75" and rows["seed-0"]["copying/acc"] == ""
     )
     means = shown.split("Mean ± standard deviation over seed:")[1]
     line = next(line for line in means.splitlines() if re.match(r"\| default +\| 2 ", line))
     assert f"{statistics.fmean(nll):.4f} ± {statistics.stdev(nll):.4f}" in line
-    assert "±" not in next(line for line in means.splitlines() if line.startswith("| 1x2,seed=0 "))
+    assert "±" not in next(line for line in means.splitlines() if line.startswith("| 1x2__seed-0 "))
     assert "- cut: step 2 of 3\n- later: not started\n" in shown
     assert (scored / "results.png").read_bytes().startswith(b"\x89PNG")
     tables = [line for line in shown.splitlines() if line.startswith("|")]
@@ -528,7 +546,7 @@ def test_without_matplotlib_the_tables_are_there_all_the_same(scored, capsys, mo
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert cli.main(["results", str(scored)]) == 0
     said = capsys.readouterr()
-    assert "pip install 'loopjax[report]'" in said.err and "| seed=1 " in said.out
+    assert "pip install 'loopjax[report]'" in said.err and "| seed-1 " in said.out
     assert sorted(p.name for p in scored.glob("results*")) == ["results.csv", "results.md"]
 
 
@@ -546,7 +564,7 @@ def test_a_job_that_is_preempted_saves_and_goes_on_when_it_is_queued_again(tmp_p
     cluster = submitit.LocalExecutor(tmp_path / "slurm")
     cluster.update_parameters(timeout_min=5)
     job = cluster.submit(slurm.Job(one))
-    while not steps_of(tmp_path / "runs", "seed=0"):
+    while not steps_of(tmp_path / "runs", "seed-0"):
         assert not job.done(), job.stderr()
         time.sleep(0.05)
     controller = job._process.pid
@@ -556,8 +574,8 @@ def test_a_job_that_is_preempted_saves_and_goes_on_when_it_is_queued_again(tmp_p
     assert one.result()["steps"] == 2000, job.stderr()
     log = one.log.read_text()
     assert "stopped; saved step" in log and "resuming from step" in log
-    assert starts(tmp_path / "runs", "seed=0") == 2
-    assert steps_of(tmp_path / "runs", "seed=0") == list(range(1, 2001))
+    assert starts(tmp_path / "runs", "seed-0") == 2
+    assert steps_of(tmp_path / "runs", "seed-0") == list(range(1, 2001))
 
 
 # What submitit calls, on a cluster of this machine: an array runs one job after another.
@@ -610,9 +628,9 @@ def test_a_sweep_on_slurm_is_an_array_that_outlives_it_and_is_found_again(cluste
     assert "--partition=small" in script and "--signal=USR2@75" in script
     _, err = end(begin(path, directory, *flags, PATH=cluster), code=1)
     assert "2 points: 0 finished, 2 queued or running, 0 to submit" in err
-    assert "done     seed=0" in err and "failed   lost  exit code 2: " in err
+    assert "done     seed-0" in err and "failed   lost  exit code 2: " in err
     assert "1 of 2 points finished, 1 failed" in err
-    assert [starts(directory, name) for name in ("seed=0", "lost")] == [1, 1]
+    assert [starts(directory, name) for name in ("seed-0", "lost")] == [1, 1]
 
 
 def test_a_setting_that_slurm_does_not_know_is_told(cluster, tmp_path, capsys, monkeypatch):

@@ -1,16 +1,18 @@
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loopjax import checkpoint
+from loopjax import checkpoint, model
 from loopjax import step as step_lib
 from loopjax.callbacks import Callback
 from loopjax.errors import UserError
@@ -380,6 +382,95 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     )
     assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, 8))
     assert checkpoint.load_params(tmp_path)[1]["step"] == 6
+
+
+def one_plan(config):
+    """The same run without growth: one program is compiled."""
+    config.depth, config.growth.operator = "1", ""
+    return config
+
+
+def poisoned_at(monkeypatch, bad_steps):
+    """Makes the loss and the gradients of these steps nan."""
+    real = model.outputs
+
+    def update(state, batch, **kwargs):
+        bad = jnp.isin(state.step + 1, jnp.array(bad_steps))
+
+        def outputs(params, *args):
+            logits, losses = real(params, *args)
+            return logits * jnp.where(bad, jnp.nan, 1.0), losses
+
+        with monkeypatch.context() as patched:
+            patched.setattr(model, "outputs", outputs)
+            return step_lib.train_step(state, batch, **kwargs)
+
+    monkeypatch.setattr("loopjax.run.train_step", update)
+
+
+def test_a_bad_step_is_skipped_and_logged_and_too_many_in_a_row_stop(
+    tiny_config, tmp_path, monkeypatch, capfd
+):
+    poisoned_at(monkeypatch, [4, 8, 9, 10])
+    one_plan(tiny_config).update(skip_bad_steps=3, checkpoint_every=1, eval_batches=0)
+    with pytest.raises(UserError) as error:
+        train(tiny_config, tmp_path)
+    assert str(error.value) == (
+        "step 10: loss nan, all gradients are nan; 3 such steps in a row; stopped, the last good "
+        "checkpoint is step 9"
+    )
+    err = capfd.readouterr().err
+    assert "step 4: loss nan, all gradients are nan; this update is skipped, 1 in a row" in err
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows if "skipped" in row] == [4, 8, 9]
+    (before, _), (after, meta) = (checkpoint.load_params(tmp_path, step) for step in (7, 9))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert meta["step"] == 9
+    # A resumed run has not forgotten the steps in a row.
+    with pytest.raises(UserError, match="step 10: .* 3 such steps in a row"):
+        train(tiny_config, tmp_path)
+
+
+def test_weights_that_the_last_update_spoils_are_neither_saved_nor_the_end_of_a_run(
+    tiny_config, tmp_path, monkeypatch
+):
+    real = step_lib.train_step
+
+    def spoiled(state, batch, **kwargs):
+        new, metrics = real(state, batch, **kwargs)
+        bad = jnp.where(new.step == 12, jnp.inf, 1.0)
+        params = {**new.params, "embed": new.params["embed"] * bad}
+        return dataclasses.replace(new, params=params), metrics
+
+    monkeypatch.setattr("loopjax.run.train_step", spoiled)
+    with pytest.raises(UserError) as error:
+        train(one_plan(tiny_config), tmp_path)
+    assert str(error.value) == (
+        "step 12: parameters that are nan or infinite after the update; stopped, the last good "
+        "checkpoint is step 10"
+    )
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_workdir_that_was_removed_is_told_in_one_sentence(tiny_config, tmp_path):
+    class Removes(Callback):
+        def on_step(self, row):
+            if row["step"] == 3:
+                shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(UserError) as error:
+        train(one_plan(tiny_config), tmp_path / "run", [Removes()])
+    assert str(error.value) == (
+        f"--workdir {tmp_path / 'run'} was removed or replaced while the run was training in it; "
+        "start the run again"
+    )
+
+
+def test_a_clock_that_jumps_changes_nothing(tiny_config, tmp_path, monkeypatch):
+    real, jumps = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + 1800 * next(jumps))
+    one_plan(tiny_config).update(eval_batches=0)
+    assert train(tiny_config, tmp_path)["steps"] == 12
 
 
 def test_the_largest_gradient_is_named_with_its_layer():

@@ -1,5 +1,6 @@
 """`loopjax COMMAND ...`: finds the function of a command, and reports its errors."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -8,7 +9,9 @@ import sys
 
 from loopjax.errors import UserError
 
-INTERRUPTED = 130  # exit code of a command that Ctrl-C stopped, by the convention of shells
+# Exit codes by the convention of shells, 128 + signal.
+INTERRUPTED = 130  # of a command that Ctrl-C stopped
+READER_GONE = 141  # of a command whose output nobody reads any more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"loopjax {name}: {error}", file=sys.stderr)
         return INTERRUPTED if isinstance(error.__context__, KeyboardInterrupt) else 2
+    except BrokenPipeError:  # `loopjax results DIR | head -1`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return READER_GONE
     except KeyboardInterrupt:
         print(f"loopjax {name}: interrupted; files already written are kept", file=sys.stderr)
         return INTERRUPTED
@@ -102,13 +108,24 @@ def usage() -> str:
 
 def run() -> None:
     """The entry point of the console script `loopjax`."""
+    _open_standard_streams()
     code = main()
-    if code == INTERRUPTED:
-        # An interpreter that ends while XLA compiles in another thread may crash.
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if code:
+        # An interpreter that ends while XLA compiles in another thread may crash, and one that has
+        # lost the other processes of its run waits for them.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
         os._exit(code)
-    sys.exit(code)
+    sys.exit(0)
+
+
+def _open_standard_streams() -> None:
+    """Opens closed standard streams (`2>&-`): else a file of the run would get their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            setattr(sys, name, open(file, "w" if number else "r"))  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -97,10 +97,10 @@ def _slots(jobs: int, gpus: str | None) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each concurrent run; empty strings where --gpus is not given."""
     if gpus is None:
         return [""] * jobs
-    ids = [text for text in gpus.split(",") if text]
-    if not ids or len(ids) % jobs or len(set(ids)) < len(ids):
+    ids = gpus.split(",")
+    if not all(map(str.strip, ids)) or len(ids) % jobs or len(set(ids)) < len(ids):
         raise UserError(
-            f"--gpus={gpus} must list different devices, the same number for each of {jobs} jobs"
+            f"--gpus={gpus} must list different devices like 0,1, the same number for each of {jobs} jobs"
         )
     share = len(ids) // jobs
     return [",".join(ids[i * share : (i + 1) * share]) for i in range(jobs)]

@@ -1,8 +1,11 @@
 """Command lines of `loopjax train` and `loopjax finetune`."""
 
+import contextlib
+
 from absl import flags
 
-from loopjax.config_flags import parse
+from loopjax import limits
+from loopjax.signals import Signals
 
 
 def train(argv: list[str]) -> int:
@@ -14,8 +17,13 @@ def train(argv: list[str]) -> int:
       loopjax train --config=configs/tiny.py:lidas --workdir=runs/lidas
       loopjax train --config=configs/tiny.py --workdir=runs/wide --config.model.d_model=128
     """
-    config, values = parse("train", train.__doc__, argv, _define_run, required=("workdir",))
-    return _train(config, values)
+    with Signals("train") as signals:
+        limits.check()
+        from loopjax.config_flags import parse
+
+        config, values = parse("train", train.__doc__, argv, _define_run, required=("workdir",))
+        with _meeting(values, signals) as processes:
+            return _train(config, values, processes)
 
 
 def finetune(argv: list[str]) -> int:
@@ -44,12 +52,18 @@ def finetune(argv: list[str]) -> int:
     def make(values):
         from loopjax.finetune import config_for
 
-        _meet(values)  # before the checkpoint is read: reading it initializes JAX
+        # Before the checkpoint is read: reading it initializes JAX.
+        met.append(stack.enter_context(_meeting(values, signals)))
         return config_for(values.checkpoint, values.pairs)
 
+    met = []
     required = ("checkpoint", "pairs", "workdir")
-    config, values = parse("finetune", finetune.__doc__, argv, define, required, make)
-    return _train(config, values, meet=False)
+    with Signals("finetune") as signals, contextlib.ExitStack() as stack:
+        limits.check()
+        from loopjax.config_flags import parse
+
+        config, values = parse("finetune", finetune.__doc__, argv, define, required, make)
+        return _train(config, values, met[0])
 
 
 def _define_run(values) -> None:
@@ -60,27 +74,46 @@ def _define_run(values) -> None:
     )
     flags.DEFINE_integer("num_processes", None, "total number of processes", **one)
     flags.DEFINE_integer("process_id", None, "index of this process", **one)
+    flags.DEFINE_float(
+        "start_timeout", 300.0, "seconds to wait for the other processes to start", **one
+    )
     flags.DEFINE_bool(
         "distributed", False, "several processes, found through the cluster (TPU, Slurm)", **one
     )
 
 
-def _meet(values) -> None:
-    """Brings several processes together."""
-    import jax
-    from jax.experimental import multihost_utils
+@contextlib.contextmanager
+def _meeting(values, signals: Signals):
+    """The processes of the run, which have met when the block begins, and part when it ends."""
+    from loopjax import cluster
+    from loopjax.processes import Group, Processes
 
-    if values.coordinator or values.distributed:
-        jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+    place = cluster.place(
+        values.coordinator, values.num_processes, values.process_id, values.distributed
+    )
+    if place is None:
+        yield Processes(signals)
+        return
+    with Group(signals, place.coordinator, place.count, place.index, values.start_timeout) as group:
+        group.meet()
+        import jax
+        from jax.experimental import multihost_utils
+
+        # `signals` and `group` agree on the step to stop at.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(
+            group.jax_address, place.count, place.index, place.local_device_ids, "deactivate"
+        )
+        group.agree("devices", {"devices": jax.local_device_count()})
         # All processes must enter the first collective within 30 s on the CPU (Gloo): do it here,
         # where they have just met, not after each has opened its data.
         multihost_utils.sync_global_devices("start")
+        yield group
+        jax.distributed.shutdown()
 
 
-def _train(config, values, meet: bool = True) -> int:
-    if meet:
-        _meet(values)
+def _train(config, values, processes) -> int:
     from loopjax import train as training
 
-    training.train(config, values.workdir)
+    training.train(config, values.workdir, processes=processes)
     return 0

@@ -16,6 +16,7 @@ import subprocess
 import time
 
 from loopjax import lock
+from loopjax.signals import STOPS
 from loopjax.sweep.points import Point
 from loopjax.sweep.progress import Screen, done, failure, status
 
@@ -177,14 +178,13 @@ def summary(points: list[Point], failed: dict[str, str], screen: Screen, more: s
 
 @contextlib.contextmanager
 def stop_signals():
-    """Collects SIGTERM and SIGINT in a list that grows, instead of stopping the process."""
+    """Collects signals in a list that grows, instead of stopping the process."""
     received: list[int] = []
-    handlers = {s: signal.signal(s, lambda signum, _: received.append(signum)) for s in _STOPS}
+    # nohup ignores SIGHUP, and so do the runs.
+    stops = [s for s in STOPS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    handlers = {s: signal.signal(s, lambda signum, _: received.append(signum)) for s in stops}
     try:
         yield received
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-
-
-_STOPS = (signal.SIGTERM, signal.SIGINT)

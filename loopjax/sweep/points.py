@@ -30,7 +30,8 @@ from loopjax.errors import UserError, first_line
 from loopjax.files import read_json, write_json
 
 FILE = "sweep.json"
-RESERVED = ("slurm",)  # other names in the directory of a sweep
+# Other names in the directory of a sweep, and the one by which a directory is taken for a run.
+RESERVED = ("slurm", FILE, "results.csv", "results.md", "results.png", "checkpoints")
 LONGEST_NAME = 120
 
 
@@ -163,7 +164,7 @@ def _failure(path: str, where: str, error: Exception) -> str:
 
 def _point(path, added: _Added, default_arg: str, overrides, directory: pathlib.Path) -> Point:
     arg = default_arg if added.arg is None else added.arg
-    name = _default_name(added) if added.name is None else str(added.name)
+    name = _default_name(added, directory) if added.name is None else str(added.name)
     _check_name(name)
     for override in overrides:
         match = re.match(r"--?(?:no)?config\.([\w.]+)", override)
@@ -212,15 +213,26 @@ def _text(value) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _default_name(added: _Added) -> str:
-    """The changed fields, in characters that every file system accepts: "lidas,seed=1"."""
+def _default_name(added: _Added, directory: pathlib.Path) -> str:
+    """The changed fields, in characters that shells, lists and URLs leave alone: "lidas__seed-1".
+
+    Sweeps of earlier versions have "lidas,seed=1"; a run of that name is found again.
+    """
+    earlier = _joined(added, ",", "=", "+")
+    if re.fullmatch(r"[\w.,=+-]+", earlier, re.ASCII) and (directory / earlier).is_dir():
+        return earlier
+    return _joined(added, "__", "-", "_")
+
+
+def _joined(added: _Added, between: str, equals: str, items: str) -> str:
     parts = [added.arg] if added.arg else []
     for field, value in added.fields.items():
         text = _text(value)
         if isinstance(value, dict):
-            text = "+".join(f"{key}-{_text(part)}" for key, part in value.items())
-        parts.append(f"{field}={text}")
-    return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts), flags=re.ASCII) or "default"
+            text = items.join(f"{key}-{_text(part)}" for key, part in value.items())
+        parts.append(f"{field}{equals}{text}")
+    kept = "".join({*between, *equals, *items} - {"-"})
+    return re.sub(rf"[^\w.{kept}-]+", "_", between.join(parts), flags=re.ASCII) or "default"
 
 
 def _check_name(name: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 
-from loopjax.progress import duration
+from loopjax.progress import duration, print_line
 from loopjax.sweep.points import Point
 
 TAIL = 16_384  # bytes read from the end of a log: a few dozen rows
@@ -28,7 +28,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Prints a line that stays."""
         self._clear()
-        print(text, file=sys.stderr, flush=True)
+        print_line(text)
 
     def show(self, lines: list[str]) -> None:
         """Shows the current state of the runs; without a terminal only every 30 seconds."""
@@ -41,11 +41,11 @@ class Screen:
             return
         self.shown_at = time.monotonic()
         if lines:
-            print("\n".join(lines), file=sys.stderr, flush=True)
+            print_line("\n".join(lines))
 
     def _clear(self) -> None:
         if self.drawn:
-            print(f"\x1b[{self.drawn}F\x1b[J", end="", file=sys.stderr)
+            print_line(f"\x1b[{self.drawn}F\x1b[J", end="")
             self.drawn = 0
 
 
@@ -67,7 +67,7 @@ def last_rows(workdir: pathlib.Path) -> list[dict]:
 
 
 def status(point: Point) -> str:
-    """ "lidas,seed=1  step 40/100  loss 3.2100  ETA 0:12"."""
+    """ "lidas__seed-1  step 40/100  loss 3.2100  ETA 0:12"."""
     rows = last_rows(point.workdir)
     total = point.config.steps
     if not rows:

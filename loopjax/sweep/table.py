@@ -122,8 +122,8 @@ def changed(runs: list[dict]) -> list[str]:
 def groups(runs: list[dict], over: list[str]) -> dict[str, list[dict]]:
     """Finished runs that differ only in the fields `over`, grouped by name.
 
-    The name of a group is the common part of its names: "lidas" of "lidas,seed=0" and
-    "lidas,seed=1".
+    The name of a group is the common part of its names: "lidas" of "lidas__seed-0" and
+    "lidas__seed-1" (in earlier versions "lidas,seed=0").
     """
     fields = [field for field in changed(runs) if field not in over]
     by_key: dict[str, list[dict]] = {}
@@ -133,8 +133,9 @@ def groups(runs: list[dict], over: list[str]) -> dict[str, list[dict]]:
     for group in by_key.values():
         name = first = group[0]["name"]
         if len(group) > 1:
-            parts = [p for p in first.split(",") if p.partition("=")[0] not in over]
-            name = ",".join(parts) or "default"
+            between, equals = (",", "=") if "=" in first else ("__", "-")
+            parts = [p for p in first.split(between) if p.partition(equals)[0] not in over]
+            name = between.join(parts) or "default"
         named[first if name in named else name] = group
     return named
 
