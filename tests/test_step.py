@@ -152,7 +152,7 @@ def test_a_row_is_exact_where_all_of_its_targets_are_hit(tiny_config):
     assert found == {"hits": 20, "targets": 21, "exact": 2, "rows": 3}
 
 
-def lowered(config, n_layers=2, **options):
+def lowered(config, n_layers=1, **options):
     cfg = config_lib.model_config(config)
     optimizer, schedule = optim.make_optimizer(config)
     plan = DepthPlan.parse(str(n_layers))
@@ -165,7 +165,10 @@ def lowered(config, n_layers=2, **options):
     return jax.jit(update), state, {"inputs": tokens, "targets": tokens}
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
+@pytest.mark.parametrize(
+    "name",
+    ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "lion"))],
+)
 def test_a_skipped_update_leaves_parameters_and_moments_as_they_were(tiny_config, name):
     tiny_config.optimizer.name = name
     update, state, batch = lowered(tiny_config, skip_bad=True)

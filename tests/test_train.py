@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import json
 import os
 import pathlib
@@ -421,7 +420,7 @@ def test_a_bad_step_is_skipped_and_logged_and_too_many_in_a_row_stop(
     )
     err = capfd.readouterr().err
     assert "step 4: loss nan, all gradients are nan; this update is skipped, 1 in a row" in err
-    rows = rows_of(tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if "skipped" in row] == [4, 8, 9]
     (before, _), (after, meta) = (checkpoint.load_params(tmp_path, step) for step in (7, 9))
     jax.tree.map(np.testing.assert_array_equal, before, after)
@@ -466,11 +465,20 @@ def test_a_workdir_that_was_removed_is_told_in_one_sentence(tiny_config, tmp_pat
     )
 
 
-def test_a_clock_that_jumps_changes_nothing(tiny_config, tmp_path, monkeypatch):
-    real, jumps = time.time, itertools.count()
-    monkeypatch.setattr(time, "time", lambda: real() + 1800 * next(jumps))
-    one_plan(tiny_config).update(eval_batches=0)
-    assert train(tiny_config, tmp_path)["steps"] == 12
+def test_a_clock_that_jumps_while_a_checkpoint_is_written_changes_nothing(
+    tiny_config, tmp_path, monkeypatch
+):
+    real, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
+
+    class Jumps(Callback):
+        def on_step(self, row):
+            ahead[0] += 1800 if row["step"] < 8 else -7200
+
+    one_plan(tiny_config).update(eval_batches=0, checkpoint_every=1, keep_last=0)
+    assert train(tiny_config, tmp_path, [Jumps()])["steps"] == 12
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps == list(range(1, 13))
 
 
 def test_the_largest_gradient_is_named_with_its_layer():
