@@ -6,10 +6,11 @@ mixture are replaced as a whole: `--config.mixture='{"web": 0.7, "math": 0.3}'`.
 """
 
 import difflib
+import math
 
 from ml_collections import ConfigDict
 
-from loopjax import optim
+from loopjax import optim, paths
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
 from loopjax.model_config import ModelConfig
@@ -26,6 +27,22 @@ FUTURE_FIELDS = (
 )  # fmt: skip
 INIT_FIELDS = ("init_from", "init", "init_operator")  # what a run was initialized from
 INITS = ("state", "weights", "moments")
+MOST_PARAMETERS = 10**13
+_MOST = 2**31 - 1  # steps and sizes of arrays are int32
+# Whole numbers and what they may be; architecture, growth and mesh have checks of their own too.
+_WHOLE = {
+    "seed": (0, 2**32 - 1), "steps": (1, _MOST - 1), "growth.block": (1, _MOST),
+    "growth.steps": (0, _MOST), "cooldown.steps": (0, _MOST), "model.init_depth": (0, _MOST),
+} | {
+    name: (least, _MOST)
+    for least, names in (
+        (0, "warmup_steps checkpoint_every keep_last keep_every eval_every eval_batches patience skip_bad_steps"),
+        (1, "batch_size seq_len microbatches log_every"),
+    )
+    for name in names.split()
+} | {"data_threads": (0, 1024)}  # fmt: skip
+_FINITE = ("growth.alpha", "growth.noise")
+_PATHS = ("init_from", "data_dir", "tokenizer")
 # Current names of the fields of earlier versions.
 MOVED = {name: f"optimizer.{name}" for name in ("weight_decay", "beta1", "beta2", "eps")}
 
@@ -155,8 +172,23 @@ def model_config(config: ConfigDict) -> ModelConfig:
     if not fields["init_depth"]:
         with field("depth"):
             fields["init_depth"] = DepthPlan.parse(config.depth).n_effective
-    with field("model"):
-        return ModelConfig(**fields)
+    try:
+        cfg = ModelConfig(**fields)
+    except ValueError as error:  # its message begins with the name of the field
+        raise UserError(f"config.{error}") from None
+    with field("depth"):
+        check_size(cfg, DepthPlan.parse(config.depth).n_unique)
+    return cfg
+
+
+def check_size(cfg: ModelConfig, n_unique: int) -> None:
+    """Raises ValueError for a model that no machine can hold, before anything of it is made."""
+    count = sum(math.prod(shape) for shape in cfg.parameter_shapes(n_unique).values())
+    if count > MOST_PARAMETERS:
+        raise ValueError(
+            f"{n_unique} layers of this width and vocabulary have {count:.3g} parameters, more than "
+            f"{MOST_PARAMETERS:.0e}"
+        )
 
 
 def check(config: ConfigDict) -> None:
@@ -168,20 +200,27 @@ def check(config: ConfigDict) -> None:
             f"config.init_operator={config.init_operator!r} requires config.init_from and "
             "config.init='weights' or 'moments' (when branching, use config.cooldown.operator)"
         )
-    at_least = {
-        "batch_size": 1, "seq_len": 1, "microbatches": 1, "warmup_steps": 0, "checkpoint_every": 0,
-        "keep_last": 0, "keep_every": 0, "eval_every": 0, "eval_batches": 0, "log_every": 1,
-        "data_threads": 0, "patience": 0, "skip_bad_steps": 0,
-    }  # fmt: skip
-    for name, least in at_least.items():
-        if config[name] < least:
-            raise UserError(f"config.{name}={config[name]} must be at least {least}")
+    values = flatten(config.to_dict())
+    for name, (least, most) in _WHOLE.items():
+        if not least <= values[name] <= most:
+            bound = f"at least {least}" if values[name] < least else f"at most {most}"
+            raise UserError(f"config.{name}={values[name]} must be {bound}")
+    for name in _FINITE:
+        if not math.isfinite(values[name]):
+            raise UserError(f"config.{name}={values[name]} must be finite")
+    for name in _PATHS:
+        if values[name]:
+            paths.local(values[name], f"config.{name}")
+    if config.warmup_steps > config.steps:
+        raise UserError(
+            f"config.warmup_steps={config.warmup_steps} must lie within 0..config.steps="
+            f"{config.steps}"
+        )
     if config.patience and not (config.eval_every and config.eval_batches):
         raise UserError(
             f"config.patience={config.patience} requires config.eval_every and config.eval_batches"
         )
     optim.check(config, default())
-    values = flatten(config.to_dict())
     for name in (
         "learning_rate", "clip_norm", "optimizer.eps", "watchdog.least_s", "watchdog.silence_s",
     ):  # fmt: skip

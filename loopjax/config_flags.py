@@ -48,7 +48,7 @@ def parse(
         config = values.config
         if config is not None:
             config.to_dict()  # a file that failed to load raises its error only when it is used
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sentence = _explain(argv, values, error)
         if sentence is None:
             raise
@@ -110,11 +110,21 @@ _KINDS = {
 
 def _explain(argv: list[str], values, error: Exception) -> str | None:
     """One sentence for an error of absl, ml_collections or a config file; None for any other."""
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    path = _config_path(argv)
     inside = _inside_file(path, error)
     if inside:
         return inside
+    if isinstance(error, SystemExit):
+        return f"--config={path} cannot be loaded: it exits with {error.code!r}"
+    if path == "":
+        return "--config is empty; write --config=FILE[:VARIANT]"
     text = " ".join(str(error).split())
+    if path and isinstance(error, SyntaxError | UnicodeError):
+        return f"--config={path} is not a Python file: {first_line(error)}"
+    if path and "has no attribute 'get_config'" in text:
+        return f"--config={path} does not define get_config()"
+    if path and "object has no attribute 'to_dict'" in text:
+        return f"--config={path}: get_config() must return a ConfigDict"
     wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if wrong and _known(wrong[1]) is not None:
         kind = type(_known(wrong[1]))
@@ -131,6 +141,10 @@ def _explain(argv: list[str], values, error: Exception) -> str | None:
                 return config_lib.unknown_field(config_lib.default(), match[1])
     known = (AttributeError, KeyError, flags.Error, OSError, TypeError, ValueError)
     return text if isinstance(error, known) else None
+
+
+def _config_path(argv: list[str]) -> str | None:
+    return next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), None)
 
 
 def _inside_file(path: str | None, error: BaseException | None) -> str | None:

@@ -118,7 +118,8 @@ def plan_of(config, machine: Machine) -> dict:
     config, phases, cfg = outline.config, outline.phases, outline.cfg
     mesh = sharding.abstract_mesh(config.mesh, machine.devices)
     rules, optimizer = sharding.axis_rules(config.mesh), make_optimizer(config)[0]
-    sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
+    batch = config.batch_size // config.microbatches
+    sharding.check_divisible(cfg, batch, mesh, rules, config.seq_len)
     speed = machine.devices * machine.peak_flops * machine.mfu
 
     def size_of(plan: DepthPlan, microbatches: int) -> memory.StepMemory:

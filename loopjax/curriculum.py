@@ -162,7 +162,8 @@ def _mixture(name: str, weights) -> dict[str, float]:
     """The positive weights by source, not normalized; sources with weight 0 are left out."""
     weights = dict(weights)
     numbers = (int, float)
-    bad = {k: v for k, v in weights.items() if not isinstance(v, numbers) or not 0 <= v < math.inf}
+    # Far below infinity, so that their sum is finite too.
+    bad = {k: v for k, v in weights.items() if not isinstance(v, numbers) or not 0 <= v < 1e100}
     if bad or not any(weights.values()):
         raise UserError(
             f"config.{name}={bad or weights} must map sources to weights of at least 0, not all of them 0"

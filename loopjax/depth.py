@@ -20,6 +20,7 @@ import math
 import re
 from fractions import Fraction
 
+MOST_LAYERS = 10_000
 _SEGMENT = re.compile(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?")
 
 
@@ -73,7 +74,15 @@ class DepthPlan:
                 f"invalid depth plan {text!r}: write segments L or LxR (L layers, run R times), positive "
                 'whole numbers, joined by "-", like "24", "4x6" or "4-4x4-4"'
             )
-        return cls.of((int(m[1]), int(m[2] or 1)) for m in matches)
+        # Too long for `int` or not, such numbers are too many layers.
+        longest = max(len(number or "") for m in matches for number in m.groups())
+        plan = cls.of((int(m[1]), int(m[2] or 1)) for m in matches) if longest < 10 else None
+        if plan is None or plan.n_effective > MOST_LAYERS:
+            raise ValueError(
+                f"depth plan {text[:40]!r} executes more than {MOST_LAYERS:,} layers, the most that are "
+                "supported"
+            )
+        return plan
 
     @classmethod
     def of(cls, parts) -> "DepthPlan":

@@ -1,9 +1,11 @@
 """The architecture: hyperparameters of the layers, the embeddings and the head."""
 
 import dataclasses
+import math
 
 from loopjax import rope
 
+MOST = 2**31 - 1  # sizes of arrays are int32
 DTYPES = ("float32", "bfloat16")
 ATTENTION = ("auto", "xla", "cudnn")
 REMAT = ("none", "dots", "full")
@@ -54,9 +56,13 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "d_ff", "n_heads", "n_kv_heads", "init_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        if self.head_dim < 0 or self.head_dim % 2:
+            if not 1 <= getattr(self, name) <= MOST:
+                bound = "at least 1" if getattr(self, name) < 1 else f"at most {MOST}"
+                raise ValueError(f"model.{name}={getattr(self, name)} must be {bound}")
+        for name in ("rope_theta", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be positive and finite")
+        if not 0 <= self.head_dim <= MOST or self.head_dim % 2:
             raise ValueError(
                 f"model.head_dim={self.head_dim} must be even, or 0 for d_model / n_heads"
             )
@@ -80,6 +86,15 @@ class ModelConfig:
                 f"model.rope_scaling={self.rope_scaling!r} must be empty or "
                 "llama3:FACTOR:LOW:HIGH:ORIGINAL, like llama3:8:1:4:8192"
             )
+        if self.rope_scaling:
+            factor, low, high, original = map(float, self.rope_scaling.split(":")[1:])
+            if not (
+                1 <= factor < math.inf and 0 < low < high < math.inf and 0 < original < math.inf
+            ):
+                raise ValueError(
+                    f"model.rope_scaling={self.rope_scaling!r} must have FACTOR of at least 1, LOW "
+                    "below HIGH and all of them positive"
+                )
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError(
                 f"model.attention='cudnn' requires model.dtype='bfloat16', not {self.dtype!r}"

@@ -130,7 +130,8 @@ def plan_run(config) -> Run:
         raise UserError(f"config.model.attention='cudnn' requires a GPU (the backend is {backend})")
     mesh = sharding.make_mesh(config.mesh)
     rules = sharding.axis_rules(config.mesh)
-    sharding.check_divisible(cfg, config.batch_size // config.microbatches, mesh, rules)
+    batch = config.batch_size // config.microbatches
+    sharding.check_divisible(cfg, batch, mesh, rules, config.seq_len)
     optimizer, schedule = make_optimizer(config)
     tokenizer = _tokenizer(config)  # and whether it adds BOS
     heldout = {}

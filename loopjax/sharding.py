@@ -63,17 +63,25 @@ def axis_rules(config_mesh) -> tuple[tuple[str, tuple[str, ...] | None], ...]:
                     f"config.mesh.rules.{logical}={text!r}: {name!r} is not one of "
                     f"{', '.join(allowed)}"
                 )
+        if len(set(mesh_axes)) < len(mesh_axes):
+            raise UserError(f"config.mesh.rules.{logical}={text!r} names a mesh axis twice")
         rules.append((logical, mesh_axes or None))
     missing = set(LOGICAL_AXES) - {logical for logical, _ in rules}
     if missing:
         raise UserError(f"config.mesh.rules has no rule for {', '.join(sorted(missing))}")
+    by_name = dict(rules)
+    if shared := {*(by_name["batch"] or ())} & {*(by_name["seq"] or ())}:
+        raise UserError(
+            f"config.mesh.rules.seq has the mesh axis {min(shared)!r}, which shards the batch already"
+        )
     return tuple(rules)
 
 
-def check_divisible(model_config, batch_size: int, mesh: Mesh, rules) -> None:
+def check_divisible(model_config, batch_size: int, mesh: Mesh, rules, seq_len: int = 0) -> None:
     """Raises UserError if a dimension is not divisible by the devices of its mesh axes."""
     sizes = {
         "batch": ("batch_size / config.microbatches", batch_size),
+        "seq": ("seq_len", seq_len),
         "vocab": ("model.vocab_size", model_config.vocab_size),
         "embed": ("model.d_model", model_config.d_model),
         "heads": ("model.n_heads", model_config.n_heads),
@@ -102,7 +110,8 @@ def batch_sharding(mesh: Mesh, rules) -> NamedSharding:
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
     """Rows of the global batch that the devices of this process hold, ascending."""
-    indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
+    along_batch = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+    indices = along_batch.addressable_devices_indices_map((batch_size,)).values()
     rows = [np.arange(batch_size)[index[0]] for index in indices]
     return np.unique(np.concatenate(rows))
 

@@ -530,7 +530,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tiny_config, tmp_
             "requires a GPU (the backend is cpu)",
         ),
         ({"learning_rate": 0.0}, "config.learning_rate=0.0 must be positive"),
-        ({"model.n_heads": 3}, "config.model: model.n_heads=3 must divide"),
+        ({"model.n_heads": 3}, "config.model.n_heads=3 must divide"),
     ],
 )
 def test_an_impossible_run_is_refused_before_anything_is_written(

@@ -94,6 +94,7 @@ def analyze(argv: list[str]) -> int:
     for name in names:  # before a model is loaded
         if row := diagnostics.DIAGNOSTICS.get(name):
             row.check_installed()
+    weights = mixture(args.mixture)
     from loopjax.analysis import analyze as analysis
     from loopjax.analysis import early_exit, lens, prompts
 
@@ -111,7 +112,7 @@ def analyze(argv: list[str]) -> int:
         block=args.block,
         one_boundary=prompt_set.name in prompts.SHORT_ANSWERS,
         training=lens.Training(args.lens_optimizer, args.lens_steps, args.lens_tokens),
-        lens_data={"mixture": mixture(args.mixture), "data_dir": args.lens_data},
+        lens_data={"mixture": weights, "data_dir": args.lens_data},
         tasks=args.tasks.split(",") if args.tasks else early_exit.TASKS,
         limit=args.limit,
         data_dir=args.data_dir,

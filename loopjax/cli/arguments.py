@@ -3,17 +3,37 @@
 import argparse
 import inspect
 import json
+import math
 import re
 import sys
 
+from loopjax import paths
 from loopjax.errors import UserError
 
 UNITS = {"kB": 10**3, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30, "TB": 10**12}
 
 
+# Metavars of flags that take a path, alone or besides names: DIR[@STEP], FILE.json, bytes|PATH|ID.
+_PATH = re.compile(r"(?<!:)\b(DIR|CHECKPOINT_DIR|FILE|PATH|OUT)\b")
+
+
 class _Parser(argparse.ArgumentParser):
+    """Reports mistakes as `UserError`s, and refuses what no flag for a path can mean."""
+
     def error(self, message):
-        raise UserError(message)
+        raise UserError(" ".join(message.split()))
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if isinstance(action.metavar, str) and _PATH.search(action.metavar):
+                value = getattr(found, action.dest, None)
+                for text in value if isinstance(value, list) else [value]:
+                    if text is not None:
+                        name = action.option_strings[0] if action.option_strings else action.metavar
+                        labeled = "LABEL=" in action.metavar
+                        paths.local(text.rpartition("=")[2] if labeled else text, name)
+        return found, rest
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -40,28 +60,50 @@ def use_cpu() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
+MOST = 2**31 - 1
+
+
 def size(text: str) -> int:
     """ "80GB" -> 80,000,000,000 bytes."""
-    match = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})", text)
-    if not match:
+    match = re.fullmatch(rf"(\d{{1,9}}(?:\.\d{{1,9}})?) ?({'|'.join(UNITS)})", text)
+    count = round(float(match[1]) * UNITS[match[2]]) if match else 0
+    if not count:
         raise argparse.ArgumentTypeError(
             f"invalid size {text!r}: use e.g. 80GB (units: {', '.join(UNITS)})"
         )
-    return round(float(match[1]) * UNITS[match[2]])
+    return count
 
 
-def whole(text: str) -> int:
-    """A whole number from 0 to 2^63 - 1."""
-    if not re.fullmatch("[0-9]{1,19}", text) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 0")
+def whole(text: str, least: int = 0, most: int = MOST) -> int:
+    """A whole number within bounds."""
+    digits = re.fullmatch("[0-9]{1,18}", text)
+    if not digits or not least <= int(text) <= most:
+        bounds = f"within {least}..{most}" if most != MOST else f"of at least {least}"
+        if digits and int(text) > most:
+            bounds = f"of at most {most}"
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number {bounds}")
     return int(text)
 
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
+    return whole(text, 1)
+
+
+def seed(text: str) -> int:
+    """A seed of random numbers, 0..2^32-1."""
+    return whole(text, most=2**32 - 1)
+
+
+def number(text: str) -> float:
+    """A finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number of at least 0")
+    return value
 
 
 def positives(text: str) -> list[int]:
@@ -75,8 +117,8 @@ def mixture(text: str | None) -> dict | None:
         return None
     try:
         weights = json.loads(text)
-        if weights and all(isinstance(w, int | float) and w > 0 for w in weights.values()):
+        if weights and all(type(w) in (int, float) and 0 < w < 1e300 for w in weights.values()):
             return weights
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass
     raise UserError(f'--mixture {text!r} must be like \'{{"web": 0.7, "math": 0.3}}\'')

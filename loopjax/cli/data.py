@@ -97,7 +97,12 @@ def _prepare_parser() -> argparse.ArgumentParser:
         type=arguments.size,
         metavar="SIZE",
     )
-    add("--heldout", "fraction of held-out documents (default 0.01)", type=float, metavar="F")
+    add(
+        "--heldout",
+        "fraction of held-out documents (default 0.01)",
+        type=arguments.number,
+        metavar="F",
+    )
     add(
         "--heldout-input",
         "files to use as the held-out split instead of --heldout",
@@ -115,10 +120,15 @@ def _prepare_parser() -> argparse.ArgumentParser:
         "--pieces",
         "number of shards to prepare, to try a large corpus (default: all)",
         dest="first_pieces",
-        type=int,
+        type=arguments.positive,
         metavar="N",
     )
-    add("--processes", "number of worker processes (default 1)", type=int, metavar="N")
+    add(
+        "--processes",
+        "number of worker processes (default 1)",
+        type=arguments.positive,
+        metavar="N",
+    )
     return parser
 
 
@@ -152,7 +162,7 @@ def data(argv: list[str]) -> int:
         metavar="N",
         help="samples per source (default 3)",
     )
-    add("--seed", type=arguments.whole, default=0, metavar="N", help="sampling seed (default 0)")
+    add("--seed", type=arguments.seed, default=0, metavar="N", help="sampling seed (default 0)")
     add("--verify", action="store_true", help="check every manifest, shard and token id")
     add("--json", action="store_true", help="output as JSON")
     args = parser.parse_args(argv)

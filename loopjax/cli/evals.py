@@ -3,7 +3,7 @@
 import time
 
 from loopjax import outputs
-from loopjax.cli.arguments import mixture, parser, positive, say
+from loopjax.cli.arguments import mixture, number, parser, positive, say, seed, whole
 from loopjax.errors import UserError, require
 
 
@@ -26,7 +26,7 @@ def add_plans(add) -> None:
 
 def add_text(add) -> None:
     """Flags for models of text."""
-    add("--max-length", type=int, metavar="N", help="context in tokens (default: as trained)")
+    add("--max-length", type=positive, metavar="N", help="context in tokens (default: as trained)")
     add(
         "--tokenizer",
         metavar="bytes|PATH|ID",
@@ -47,7 +47,7 @@ def add_tasks(add, default: str | None = None, shots: bool = True) -> None:
     if shots:
         add(
             "--num-fewshot",
-            type=int,
+            type=whole,
             metavar="N",
             help="number of few-shot examples (default: the task's)",
         )
@@ -295,19 +295,19 @@ def _generate_parser():
     )
     add(
         "--temperature",
-        type=float,
+        type=number,
         default=0.0,
         metavar="T",
         help="sampling temperature (default 0: greedy)",
     )
     add(
         "--top-p",
-        type=float,
+        type=number,
         default=1.0,
         metavar="P",
         help="nucleus sampling threshold (default 1)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="sampling seed (default 0)")
+    add("--seed", type=seed, default=0, metavar="N", help="sampling seed (default 0)")
     add("--stop", nargs="+", default=[], metavar="TEXT", help="stop strings (default: none)")
     add("--no-echo", dest="echo", action="store_false", help="print without the prompt")
     return command

@@ -53,7 +53,12 @@ def export_hf(argv: list[str]) -> int:
     add = parser.add_argument
     add("checkpoint", metavar="DIR[@STEP]", help="directory of a run or of a checkpoint")
     add("directory", metavar="DIR", help="new directory of the exported model")
-    add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
+    add(
+        "--step",
+        type=arguments.whole,
+        metavar="N",
+        help="step of the checkpoint (default: the newest)",
+    )
     add("--depth", metavar="PLAN", help="plan to export (default: as trained)")
     add("--no-untie", action="store_true", help="refuse a plan that loops")
     add("--dtype", choices=DTYPES, help="type of the weights (default: as imported, else float32)")

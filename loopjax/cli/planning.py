@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 
 from absl import flags
 
@@ -58,6 +59,9 @@ def plan(argv: list[str]) -> int:
         size = arguments.size(values.memory) if values.memory else 0
     except argparse.ArgumentTypeError as error:
         raise UserError(f"--memory: {error}") from None
+    for name in ("peak-tflops", "mfu"):
+        if not math.isfinite(values[name].value):
+            raise UserError(f"--{name}={values[name].value} must be finite")
     from loopjax import cost
 
     peak = 1e12 * values["peak-tflops"].value

@@ -139,8 +139,8 @@ def _results_parser():
     add("directory", metavar="DIR", help="directory of a sweep, or any directory with runs in it")
     add(
         "--output",
-        metavar="PREFIX",
-        help="prefix of the files PREFIX.csv, .md and .png (default DIR/results)",
+        metavar="FILE",
+        help="prefix of the files FILE.csv, .md and .png (default DIR/results)",
     )
     add(
         "--metric",

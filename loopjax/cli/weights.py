@@ -39,7 +39,12 @@ def _parser():
     parser = arguments.parser("inspect", inspect.__doc__)
     add = parser.add_argument
     add("directory", metavar="DIR[@STEP]", help="directory of a run or of its checkpoints")
-    add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
+    add(
+        "--step",
+        type=arguments.whole,
+        metavar="N",
+        help="step of the checkpoint (default: the newest)",
+    )
     add("--layers", action="store_true", help="norms by layer, cosines of neighbors and copies")
     add("--against", metavar="DIR[@STEP]", help="checkpoint to compare with")
     add("--plot", metavar="FILE.png", help="figure of layer similarity and lineage")
