@@ -128,7 +128,11 @@ def _explain(argv: list[str], values, error: Exception) -> str | None:
     wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if wrong and _known(wrong[1]) is not None:
         kind = type(_known(wrong[1]))
-        return f"config.{wrong[1]}={wrong[2]!r} must be {_KINDS.get(kind, kind.__name__)}"
+        # The message ends the value at its first ": ", which a dictionary may hold.
+        start = f"--config.{wrong[1]}="
+        given = [arg.removeprefix(start) for arg in argv if arg.startswith(start)]
+        value = given[-1] if given else wrong[2]
+        return f"config.{wrong[1]}={value!r} must be {_KINDS.get(kind, kind.__name__)}"
     if isinstance(error, flags.UnrecognizedFlagError):
         return _unknown_flag(error.flagname, argv, values)
     if isinstance(error, OSError) and path:

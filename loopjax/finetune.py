@@ -59,11 +59,9 @@ def source_of(pairs: str) -> tuple[str, str]:
     """(data_dir, name of the source) of the data named on the command line."""
     folders = set()
     names = []
-    for part in [pairs] if _is_file(pairs) else pairs.split(","):
-        counted = re.fullmatch(r"(.+)(:[1-9][0-9]*)", part, re.DOTALL)
-        path, count = (part, "") if _is_file(part) or not counted else counted.groups()
-        file = pathlib.Path(path)
+    for path, count in _parts(pairs):
         if _is_file(path):
+            file = pathlib.Path(path)
             folders.add(str(file.parent))
             path = pairs_lib.name_of(file)
         elif not re.fullmatch(r"[\w:+-]+", path):
@@ -72,6 +70,21 @@ def source_of(pairs: str) -> tuple[str, str]:
     if len(folders) > 1:
         raise UserError(f"--pairs names files of several directories: {', '.join(sorted(folders))}")
     return folders.pop() if folders else "", "+".join(names)
+
+
+def _parts(pairs: str):
+    """Yields (path or name, ":N" or "") of the parts between commas; a file may have one itself."""
+    words = pairs.split(",")
+    while words:
+        joined = (_counted(",".join(words[:n])) for n in range(len(words), 1, -1))
+        path, count = next((part for part in joined if _is_file(part[0])), _counted(words[0]))
+        yield path, count
+        words = words[path.count(",") + 1 :]
+
+
+def _counted(part: str) -> tuple[str, str]:
+    counted = re.fullmatch(r"(.+)(:[1-9][0-9]*)", part, re.DOTALL)
+    return (part, "") if _is_file(part) or not counted else counted.groups()
 
 
 def _is_file(path: str) -> bool:

@@ -1,5 +1,6 @@
 """Prompts and completions: packing, isolation, early stopping, the verb."""
 
+import gzip
 import json
 import shutil
 
@@ -157,6 +158,95 @@ def test_a_broken_line_is_named(tmp_path, line, says):
     shutil.copy(path, tmp_path / "chat.heldout.jsonl")
     with pytest.raises(UserError, match=says):
         pairs.open_pairs("chat", "train", tmp_path, 40, 0, lambda: CODEC)
+
+
+FILES = {
+    "chat.jsonl": "chat", "chat.v2.jsonl": "chat_v2_jsonl", "chat:v2.jsonl": "chat_v2_jsonl",
+    "chat+code.jsonl": "chat_code_jsonl", "stdlib.jsonl": "stdlib_jsonl",
+    "p_hop_1.jsonl": "p_hop_1_jsonl", "plain.jsonl": "plain_jsonl", "a,b.jsonl": "a_b_jsonl",
+    "chat.JSONL": "chat_JSONL", "chat.ndjson": "chat_ndjson", "chat.json": "chat_json",
+    "chat.jsonl.gz": "chat_jsonl_gz", "chat.jsonl.zst": "chat_jsonl_zst", "chat:3": None,
+    "notes.txt": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_an_existing_path_is_that_file(file, tmp_path, tiny_config):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "manifest.json").write_text("{}")
+    text = "".join(json.dumps(line) + "\n" for line in lines(30)).encode()
+    if file.endswith(".zst"):
+        pyarrow = pytest.importorskip("pyarrow")
+        with pyarrow.CompressedOutputStream(str(tmp_path / file), "zstd") as out:
+            out.write(text)
+    else:
+        (tmp_path / file).write_bytes(gzip.compress(text) if file.endswith(".gz") else text)
+    path = str(tmp_path / file)
+    if FILES[file] is None:
+        with pytest.raises(UserError, match=r"must end in \.jsonl, \.ndjson or \.json \(also"):
+            finetune.source_of(path)
+        return
+    folder, name = finetune.source_of(path)
+    assert (folder, name) == (str(tmp_path), FILES[file])
+    assert finetune.source_of(f"{path}:7") == (folder, f"{name}:7")
+    tiny_config.update(data_dir=folder, seq_len=40)
+    tiny_config.mixture = {f"{name}:7": 1.0}  # as a name in a config
+    tiny_config.model.vocab_size = 264
+    source = pipeline.open_sources(tiny_config, [f"{name}:7"], "train")[f"{name}:7"]
+    assert len(taken_apart(source)) == 7 and all(p.startswith("q") for p, _ in taken_apart(source))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for file in ("chat.v2.jsonl", "chat:v2.jsonl"):
+        written(tmp_path / file, lines(9))
+    with pytest.raises(
+        UserError, match="source 'chat_v2_jsonl' may be .*; rename one of the files"
+    ):
+        finetune.source_of(str(tmp_path / "chat.v2.jsonl"))
+    written(tmp_path / "x.jsonl", lines(9))
+    assert finetune.source_of(f"{tmp_path}/x.jsonl:3,copying_real:5") == (
+        str(tmp_path),
+        "x:3+copying_real:5",
+    )
+    for none in ("x.jsonl", "none/x.jsonl:3", "x.jsonl:0", "a b", "x\0y"):
+        with pytest.raises(UserError, match="is not a file"):
+            finetune.source_of(none)
+
+
+def test_every_character_of_a_pair_is_kept(tmp_path):
+    """A line ends at a line feed; what Python calls a line end may stand in a text."""
+    path = tmp_path / "chat.jsonl"
+    odd = {"prompt": "a\u2028b\u0085", "completion": "c\x0bd\u2029\r"}
+    text = json.dumps(odd, ensure_ascii=False) + "\r\n" + r'{"prompt": "\ud800", "completion": "x"}'
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    found = pairs.read_file(path)
+    assert [(p.prompt, p.completion) for p in found] == [(*odd.values(),), ("\ud800", "x")]
+    source = pairs.Pairs("chat", found, "train", 40, CODEC)
+    assert sorted(taken_apart(source)) == sorted([(*odd.values(),), ("?", "x")])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[" * 100_000, "line 1 is not JSON: it is nested too deeply"),
+        (b'{"prompt": "\xff", "completion": "x"}', "line 1 is not JSON: .*can't decode byte 0xff"),
+        (b'{"messages": []}', 'line 1 has "messages"; write each conversation as'),
+        (b"\n" + b" " * (2**26 + 1), "line 2 is longer than 64 MiB"),
+        (b"", "chat.jsonl has no pairs"),
+    ],
+)
+def test_a_file_that_holds_no_pairs_is_told(content, says, tmp_path):
+    (tmp_path / "chat.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        pairs.read_file(tmp_path / "chat.jsonl")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"x" * 99])
+def test_a_compressed_file_that_is_cut_is_told(damage, tmp_path):
+    text = "".join(json.dumps(line) + "\n" for line in lines(30)).encode()
+    (tmp_path / "chat.jsonl.gz").write_bytes(damage(gzip.compress(text)))
+    with pytest.raises(UserError, match=r"chat.jsonl.gz( line \d+)? cannot be read: "):
+        pairs.read_file(tmp_path / "chat.jsonl.gz")
 
 
 def test_pairs_and_running_text_stand_in_one_batch(tiny_config, tmp_path):

@@ -155,6 +155,7 @@ CONFIG = [
     ("text for a number", ["learning_rate=high"], ["config.learning_rate"]),
     ("text for yes or no", ["model.tie_embeddings=perhaps"], ["config.model.tie_embeddings"]),
     ("no dictionary", ["mixture=web"], ["config.mixture"]),
+    ("a broken dictionary", ['mixture={"web": 1, "math": x}'], ['{"web": 1, "math": x}']),
     ("no plan", ["depth=12x"], ["config.depth"]),
     ("growth of a loop", ["depth=2x2"], ["config.depth='2x2'"]),
     ("a plan that does not fit the stack", ["cooldown.depth=2x2"], ["config.cooldown.depth"]),
@@ -322,6 +323,17 @@ OTHER = [
         "a line without text",
         ["prepare", "--input", "bad.jsonl", "--output", "w"],
         ["bad.jsonl", "line 4", "'text'"],
+    ),
+    (
+        "another end of a document of bytes",
+        ["prepare", "--input", "in.jsonl", "--output", "w", "--eos", "</s>"],
+        ["--eos=</s>", "bytes"],
+    ),
+    ("a negative seed", ["data", "data/web", "--seed", "-1"], ["--seed", "'-1'"]),
+    (
+        "pairs that are no file",
+        ["finetune", "--checkpoint=run", "--workdir=w", "--pairs=none.v2.jsonl"],
+        ["--pairs none.v2.jsonl"],
     ),
     (
         "an output that holds something else",

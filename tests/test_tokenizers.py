@@ -5,10 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from loopjax import checkpoint, finetune
 from loopjax.cli import main as cli
 from loopjax.data import items, pairs, pipeline, registry, show, token_shards, tokenizers
 from loopjax.data.prepare import job
 from loopjax.errors import UserError
+from loopjax.lm.loaded_model import open_model
+from loopjax.run import plan_run
+from loopjax.train import train
 from tests.conftest import tiny_run
 
 tokenizers_lib = pytest.importorskip("tokenizers")
@@ -289,6 +293,30 @@ def test_a_run_says_whether_its_texts_began_with_bos(tmp_path):
         registry.open_source("copying_real", "train", 400, 0, tokenizers.ByteTokenizer).add_bos
         is None
     )
+
+
+@pytest.mark.slow
+def test_evaluation_uses_bos_where_training_did(tmp_path):
+    """Prepared text has none; pairs that fine-tune such a model have none either."""
+    spec = made(tmp_path / "t", template="<s> $A")
+    job.prepare([text_file(tmp_path)], tmp_path / "web", spec, heldout=0.2)
+    config = tiny_run()
+    config.update(data_dir=str(tmp_path), steps=1, depth="1", seq_len=8, checkpoint_every=0)
+    config.mixture, config.cooldown.mixture, config.cooldown.steps = {"web": 1.0}, {}, 0
+    config.growth.operator = ""
+    train(config, tmp_path / "run")
+    assert checkpoint.read_meta(tmp_path / "run/checkpoints", 1)["add_bos"] is False
+    assert open_model(tmp_path / "run").tokenizer.encode("a b") == [3, 4]
+    written = '{"prompt": "a", "completion": "b"}\n' * 30
+    for name in ("chat.jsonl", "chat.heldout.jsonl"):
+        (tmp_path / name).write_text(written)
+    tuned = finetune.config_for(str(tmp_path / "run"), str(tmp_path / "chat.jsonl"))
+    tuned.update(steps=1, patience=0, eval_every=0, batch_size=8)
+    train(tuned, tmp_path / "tuned")
+    assert checkpoint.read_meta(tmp_path / "tuned/checkpoints", 1)["add_bos"] is False
+    assert plan_run(tuned).stream.sources["chat"][0]["inputs"][0] == 3
+    # A checkpoint of an earlier version does not say it, and keeps the template.
+    assert tokenizers.load(spec, add_bos=None).encode("a b") == [2, 3, 4]
 
 
 def test_samples_of_a_shard_use_its_tokenizer(tmp_path):
