@@ -266,10 +266,18 @@ def test_swapped_shards_are_told_before_training(shards_of_one_size, tmp_path):
     assert "2 of 3 shards do not match their hash" in whole
 
 
+def more_tokens(manifest, n):
+    """In a shard and in the sum of its split."""
+    counts = manifest["splits"]["train"]
+    counts["tokens"] += n
+    counts["shards"][0]["tokens"] += n
+
+
 DAMAGE = {
     "dtype": of_top("dtype", "uint32"),
-    "tokens": of_train("tokens", lambda n: n + 1000),
-    "one token": of_train("tokens", lambda n: n - 1),
+    "tokens": lambda m: more_tokens(m, 1000),
+    "one token": lambda m: more_tokens(m, -1),
+    "tokens of a shard": of_train("tokens", lambda n: n + 1),
 }
 
 
@@ -282,7 +290,8 @@ def test_a_manifest_that_is_not_that_of_the_shards_is_told(
     directory = shutil.copytree(shards_of_one_size, tmp_path / "web")
     changed_manifest(directory, damage, old=old)
     for sentence in told(directory):
-        assert ("tokens, uint" if old else "(its hash differs); restore") in sentence
+        told_by = ("the sum of its shards", "tokens, uint" if old else "(its hash differs)")
+        assert any(part in sentence for part in told_by) and token_shards.REPAIR in sentence
 
 
 def test_every_field_of_a_manifest_counts(shards_of_one_size, tmp_path):
@@ -314,6 +323,14 @@ def test_every_field_of_a_manifest_counts(shards_of_one_size, tmp_path):
         (lambda m: m["splits"]["train"].pop("shards"), "has no field 'splits.train.shards'"),
         (lambda m: m["splits"]["train"].update(shards={}), "'splits.train.shards' is {}, but must"),
         (lambda m: m["splits"]["train"].update(tokens="9"), "'splits.train.tokens' is '9', but"),
+        (
+            lambda m: m["splits"]["train"].update(tokens=9),
+            r"'splits.train.tokens' is 9, but must be \d+, the sum of its shards",
+        ),
+        (
+            lambda m: m["splits"]["train"].update(shards=[]),
+            r"'splits.train.tokens' is \d+, but must be 0, the sum of its shards",
+        ),
         (of_train("tokens", "9"), r"'splits.train.shards\[0\].tokens' is '9', but must be a whole"),
         (of_train("tokens", 10**30), r"'splits.train.shards\[0\].tokens' is 1000"),
         (of_train("file", 3), r"'splits.train.shards\[0\].file' is 3, but must be a text"),

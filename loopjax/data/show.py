@@ -39,7 +39,7 @@ def look(directory, split: str, n_samples: int, seed: int) -> dict:
             continue
         manifest = token_shards.read_manifest(source)
         rows += [_row(source.name, manifest, name) for name in SPLITS]
-        if n_samples and manifest["splits"][split]["documents"]:
+        if n_samples and manifest["splits"][split]["tokens"] > 1:
             samples[source.name] = _samples(source, manifest, split, n_samples, seed)
     return {"rows": rows, "unfinished": unfinished, "split": split, "samples": samples}
 

@@ -248,6 +248,9 @@ def _fields(manifest: dict):
             yield field(f"{name}.sha256", shard, *text)
             if "ends" in shard:
                 yield f"{name}.ends", shard["ends"], _two_texts, "a list of two texts"
+        total = sum(shard["tokens"] for shard in counts["shards"])
+        name = f"splits.{split}.tokens"
+        yield name, counts["tokens"], lambda v, n=total: v == n, f"{total}, the sum of its shards"
 
 
 def _two_texts(value) -> bool:
