@@ -4,8 +4,6 @@ Writes are atomic: a reader sees the old file or the new one, never a partial fi
 """
 
 import contextlib
-import gzip
-import io
 import json
 import os
 import pathlib
@@ -14,9 +12,7 @@ import zlib
 
 import numpy as np
 
-from loopjax.errors import UserError, first_line, require
-
-LONGEST_LINE = 2**26  # bytes
+from loopjax.errors import UserError
 
 
 def write_text(path, text: str) -> None:
@@ -87,37 +83,6 @@ def read_rows(path) -> list[dict]:
 def _malformed(error: Exception) -> str:
     # The message of a RecursionError is about Python, and its limit is far above any file of use.
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def lines(path):
-    """Yields (number from 1, bytes without the line end) of a text file, also of a .gz or .zst.
-
-    A byte order mark is left out. Raises UserError, with the line, for a file that cannot be read
-    and for a line of more than 64 MiB.
-    """
-    path, number = pathlib.Path(path), 0
-    try:
-        with open(path, "rb") as raw, unpacked(raw, path) as file:
-            while line := file.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(line) > LONGEST_LINE:
-                    raise UserError(f"{path} line {number} is longer than 64 MiB")
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                yield number, line.rstrip(b"\r\n")
-    except (OSError, EOFError, zlib.error) as error:
-        place = f" line {number + 1}" if number else ""
-        raise UserError(f"{path}{place} cannot be read: {first_line(error)}") from error
-
-
-def unpacked(raw, path: pathlib.Path):
-    """The content of an open file whose name ends in .gz or .zst; `raw` itself for other names."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if suffix == ".zst":
-        arrow = require("pyarrow", "data", f"reading {path}")
-        return io.BufferedReader(arrow.CompressedInputStream(raw, "zstd"), 2**20)
-    return raw
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
