@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import tokenizers
 from lm_eval.api.instance import Instance
 
-from loopjax import model
+from loopjax import checkpoint, model
 from loopjax.cli import main as cli
 from loopjax.data.prepare.job import prepare
 from loopjax.errors import UserError
@@ -294,6 +295,52 @@ def test_generation_goes_to_standard_output_alone(place, capsys):
     assert cli.main([*argv, "6", "--no-echo", "--depth", "1-1x5-1"]) == 0
     looped, err = capsys.readouterr()
     assert not looped.startswith("line 5") and "plan 1-1x5-1" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"mesh": "data=1,tensor=8"}, "--mesh 'data=1,tensor=8': the model's n_heads=4 is not divi"),
+        ({"mesh": "data=2,data=4"}, "--mesh 'data=2,data=4' sets data twice"),
+        ({"mesh": "tensor=3"}, "--mesh (data=-1, fsdp=1, tensor=3) requires a multiple of 3"),
+        ({"context": 0}, "--max-length 0 must lie within 2..16777216"),
+        ({"context": 10**22}, "--max-length 10000000000000000000000 must lie within 2..16777216"),
+        ({"depth": "1-1x99999999999-1"},
+         "--depth=1-1x99999999999-1 executes 100,000,000,001 layers; at most 100,000 are possible"),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_model_that_do_not_fit_are_told(place, arguments, says):
+    with pytest.raises(UserError) as told:
+        open_model(place / "bytes", **arguments)
+    assert str(told.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"plan": "1000000"},
+            "the checkpoint's plan 1000000 executes 1,000,000 layers; at most 100",
+        ),
+        ({"plan": "90000"}, "but its plan 90000 and architecture require (90000, "),
+        (
+            {"model": {"vocab_size": 10**9}},
+            "but its plan 1-1x2-1 and architecture require (1000000",
+        ),
+    ],
+)
+def test_a_checkpoint_that_claims_what_it_does_not_hold_is_told_at_once(
+    place, change, says, tmp_path
+):
+    run = shutil.copytree(place / "bytes", tmp_path / "run")
+    path = run / "checkpoints/8/meta/metadata"
+    meta = json.loads(path.read_text())
+    del meta["sha256"]
+    meta |= {k: meta[k] | v if isinstance(v, dict) else v for k, v in change.items()}
+    path.write_text(json.dumps(meta | {"sha256": checkpoint._digest(meta)}))
+    with pytest.raises(UserError) as told:
+        open_model(run)
+    assert says in str(told.value)
 
 
 def test_checkpoints_are_found_on_another_mesh(place):

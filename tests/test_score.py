@@ -221,8 +221,9 @@ def test_draws_have_the_probabilities_of_the_model():
 
 def test_the_smallest_nucleus_is_greedy():
     greedy = decode.generate(LM, PROMPTS, 8)
-    nucleus = decode.generate(LM, PROMPTS, 8, sampling=decode.Sampling(1.0, 1e-6))
-    assert [m.tokens for m in nucleus] == [m.tokens for m in greedy]
+    for top_p in (1e-6, 1e-40):  # float32 has no number between 0 and 1e-45
+        nucleus = decode.generate(LM, PROMPTS, 8, sampling=decode.Sampling(1.0, top_p))
+        assert [m.tokens for m in nucleus] == [m.tokens for m in greedy]
 
 
 def test_a_continuation_ends_before_a_stop_string_or_the_end_of_document():
@@ -290,6 +291,8 @@ def test_mistakes_in_decoding_are_reported():
         decode.Sampling(-1)
     with pytest.raises(UserError, match="--top-p 0 must lie within"):
         decode.Sampling(0, 0)
+    with pytest.raises(UserError, match=r"--temperature 1e-40 must be 0 \(greedy\) or at least"):
+        decode.Sampling(1e-40)
     for seed in (-1, 2**32, 10**22):
         with pytest.raises(UserError, match=rf"^--seed {seed} must lie within 0\.\.4294967295$"):
             decode.Sampling(seed=seed)

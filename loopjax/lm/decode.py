@@ -43,6 +43,10 @@ class Sampling:
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"--temperature {self.temperature} must be at least 0")
+        if 0 < self.temperature < 1e-6:  # logits divided by it would exceed float32
+            raise UserError(
+                f"--temperature {self.temperature} must be 0 (greedy) or at least 1e-06"
+            )
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p} must lie within 0..1 and be positive")
         if not 0 <= self.seed < 2**32:  # JAX would drop the higher bits
@@ -278,7 +282,8 @@ def _choose(logits_BV, key, seeds_B, positions_B, *, temperature: float, top_p: 
     if top_p < 1:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
         before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV), axis=-1) - jax.nn.softmax(sorted_BV)
-        least_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        kept_BV = (before_BV < top_p).at[:, 0].set(True)  # also where float32 rounds top_p to 0
+        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
 
     def draw(logits_V, seed, position):

@@ -27,6 +27,9 @@ from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 
+MOST_LAYERS = 100_000  # executed; each is an entry of the tables that a program is traced with
+MOST_TOKENS = 2**24  # positions are exact in float32
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
@@ -85,7 +88,7 @@ class LanguageModel:
         """The same weights run by another plan; raises UserError when it does not fit them."""
         if self.order is not None:
             raise ValueError("the plan of a model with a layer order cannot be changed")
-        return dataclasses.replace(self, plan=chosen_plan(self.meta, depth))
+        return dataclasses.replace(self, plan=_plan(self.meta, depth))
 
     def with_order(self, order: Sequence[int]) -> "LanguageModel":
         """The model with its executed layers in another order; layers may be left out or repeated.
@@ -153,20 +156,25 @@ def open_model(
     Raises UserError if a file is missing or damaged, or if an argument does not fit the checkpoint.
     """
     directory, step = locate(checkpoint)
-    mesh = _mesh(mesh, devices)
+    mesh_text, mesh = mesh, _mesh(mesh, devices)
     rules = sharding.axis_rules(config_lib.default().mesh)
     meta = read_meta(directory, step)
     trained = model.ModelConfig(**meta["model"])
     cfg = dataclasses.replace(trained, remat="none", dtype=dtype or trained.dtype)
-    plan = chosen_plan(meta, depth)
+    plan = _plan(meta, depth)
     codec = _tokenizer(tokenizer, directory, meta, needed=text)
-    context = context or meta["config"]["seq_len"]
-    if context < 2:
-        raise UserError(f"--max-length {context} must be at least 2")
-    sharding.check_divisible(cfg, mesh.size, mesh, rules)
+    context = meta["config"]["seq_len"] if context is None else context
+    if not 2 <= context <= MOST_TOKENS:
+        raise UserError(f"--max-length {context} must lie within 2..{MOST_TOKENS}")
+    try:
+        sharding.check_divisible(cfg, mesh.size, mesh, rules)
+    except UserError as error:
+        problem = str(error).replace("config.model.", "the model's ")
+        raise UserError(f"--mesh {mesh_text!r}: {problem}") from None
     init = functools.partial(model.init_params, cfg, plan.n_unique, jax.random.key(0))
-    shardings = sharding.tree_sharding(jax.eval_shape(init), mesh, rules)
-    params, _ = load_params(directory, step, shardings)
+    claimed = jax.eval_shape(init)
+    params, _ = load_params(directory, step, sharding.tree_sharding(claimed, mesh, rules))
+    _check_shapes(directory / str(step), nn.meta.unbox(claimed), params, meta)
     return LanguageModel(
         params=_cast(params, cfg.dtype),
         cfg=cfg,
@@ -178,6 +186,29 @@ def open_model(
         meta=meta,
         path=directory / str(step),
     )
+
+
+def _plan(meta: dict, depth: str | None) -> DepthPlan:
+    plan = chosen_plan(meta, depth)
+    if plan.n_effective > MOST_LAYERS:
+        subject = f"--depth={depth}" if depth else f"the checkpoint's plan {plan}"
+        raise UserError(
+            f"{subject} executes {plan.n_effective:,} layers; at most {MOST_LAYERS:,} are possible"
+        )
+    return plan
+
+
+def _check_shapes(path: pathlib.Path, claimed, params, meta: dict) -> None:
+    """Raises UserError if the arrays of a checkpoint are not those of its plan and architecture."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(claimed)]
+    stored = jax.tree_util.tree_leaves_with_path(params)
+    for (keys, leaf), shape in zip(stored, shapes, strict=True):
+        if leaf.shape != shape:
+            name = jax.tree_util.keystr(keys, simple=True, separator="/")
+            raise UserError(
+                f"{path} is damaged: {name} has the shape {leaf.shape}, but its plan {meta['plan']} "
+                f"and architecture require {shape}"
+            )
 
 
 def _cast(params, dtype):
@@ -199,6 +230,8 @@ def _mesh(text: str, devices) -> Mesh:
         axis, _, size = part.partition("=")
         if axis not in sizes or not size.removeprefix("-").isdecimal():
             raise UserError(f"--mesh {text!r} must be like data=2,fsdp=4,tensor=1")
+        if text.count(f"{axis}=") > 1:
+            raise UserError(f"--mesh {text!r} sets {axis} twice")
         sizes[axis] = int(size)
     devices = jax.devices() if devices is None else devices
     try:
