@@ -31,16 +31,26 @@ MOST_PARAMETERS = 10**13
 _MOST = 2**31 - 1  # steps and sizes of arrays are int32
 # Whole numbers and what they may be; architecture, growth and mesh have checks of their own too.
 _WHOLE = {
-    "seed": (0, 2**32 - 1), "steps": (1, _MOST - 1), "growth.block": (1, _MOST),
-    "growth.steps": (0, _MOST), "cooldown.steps": (0, _MOST), "model.init_depth": (0, _MOST),
-} | {
-    name: (least, _MOST)
-    for least, names in (
-        (0, "warmup_steps checkpoint_every keep_last keep_every eval_every eval_batches patience skip_bad_steps"),
-        (1, "batch_size seq_len microbatches log_every"),
-    )
-    for name in names.split()
-} | {"data_threads": (0, 1024)}  # fmt: skip
+    "seed": (0, 2**32 - 1),
+    "steps": (1, _MOST - 1),
+    "batch_size": (1, _MOST),
+    "seq_len": (1, _MOST),
+    "microbatches": (1, _MOST),
+    "log_every": (1, _MOST),
+    "growth.block": (1, _MOST),
+    "growth.steps": (0, _MOST),
+    "cooldown.steps": (0, _MOST),
+    "model.init_depth": (0, _MOST),
+    "warmup_steps": (0, _MOST),
+    "checkpoint_every": (0, _MOST),
+    "keep_last": (0, _MOST),
+    "keep_every": (0, _MOST),
+    "eval_every": (0, _MOST),
+    "eval_batches": (0, _MOST),
+    "patience": (0, _MOST),
+    "skip_bad_steps": (0, _MOST),
+    "data_threads": (0, 1024),
+}
 _FINITE = ("growth.alpha", "growth.noise")
 _PATHS = ("init_from", "data_dir", "tokenizer")
 # Current names of the fields of earlier versions.

@@ -12,6 +12,8 @@ def check_file(path, name: str) -> None:
 
     Missing directories of the path are created to try, and removed again.
     """
+    if not str(path):
+        raise UserError(f"{name} is empty; write the path of a file".strip())
     path = pathlib.Path(path)
     if _is_directory(path):
         raise _refused(name, path, "it is a directory")
@@ -21,6 +23,8 @@ def check_file(path, name: str) -> None:
 
 def check_directory(path, name: str) -> None:
     """Raises UserError unless files can be written to a directory, which may be missing."""
+    if not str(path):
+        raise UserError(f"{name} is empty; write the path of a directory")
     path = pathlib.Path(path)
     with _tried(path, name, path):
         _touch(path / ".writable.tmp")

@@ -258,6 +258,17 @@ def test_a_continuation_that_ends_in_a_token_of_the_context_is_scored_alone(plac
             lm.loglikelihood([asked("loglikelihood", context, "")], True)
 
 
+def test_names_that_the_harness_splits_are_told():
+    """What its command line makes of checkpoint=runs/loop,learning_rate=0.001,seed=1."""
+    with pytest.raises(UserError) as told:
+        LoopjaxLM("runs/loop", learning_rate=0.001, seed=1)
+    assert str(told.value) == (
+        "--model_args has no 'learning_rate'; it has checkpoint, depth, dtype, max_length, tokenizer, "
+        'mesh, batch_tokens, generation_batch (the harness splits at "," and "=": link a directory '
+        "whose name has them to another name)"
+    )
+
+
 def test_settings_of_a_task_that_do_not_fit_are_told_as_the_task_s(place):
     lm = LoopjaxLM(open_model(place / "bpe"))
     for settings, message in (

@@ -1,11 +1,13 @@
 """Files that are written: a failure leaves nothing, and is told before the work."""
 
+import argparse
 import pathlib
 
 import numpy as np
 import pytest
 
 from loopjax import files, json_shapes, outputs
+from loopjax.cli import arguments
 from loopjax.cli import main as cli
 from loopjax.errors import UserError
 
@@ -62,6 +64,8 @@ def test_asking_leaves_nothing_and_writing_creates_the_directory(tmp_path):
         ["nll", "--checkpoint", "none", "--output", "new/x.json"],
         ["intervene", "--checkpoint", "none", "--op", "swap", "--output", "new/x.json"],
         ["icl", "--checkpoint", "none", "--output", "new/x.json", "--plot", "new/x.png"],
+        ["icl", "--checkpoint", "none", "--output", "x.json", "--plot", ""],
+        ["nll", "--checkpoint", "none", "--output", ""],
         ["inspect", "none", "--plot", "new/x.png"],
         ["analyze", "--checkpoint", "none", "--output", "new/x"],
     ],
@@ -73,6 +77,21 @@ def test_a_command_that_fails_leaves_nothing(argv, tmp_path, monkeypatch, capsys
     err = capsys.readouterr().err
     assert err.startswith(f"loopjax {argv[0]}: ") and err.count("\n") == 1
     assert everything(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "\u00b2", "1.5", "9" * 20, "9" * 5000])
+def test_counts_are_whole_numbers_that_can_be_counted(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number of at least 1"):
+        arguments.positive(text)
+
+
+@pytest.mark.parametrize(
+    "weights", ["true", "NaN", "Infinity", "1e400", "1" * 400, "-1", "0", '"1"', "[" * 100_000]
+)
+def test_weights_of_a_mixture_are_finite_numbers(weights):
+    with pytest.raises(UserError, match=r"^--mixture '.* must be like "):
+        arguments.mixture(f'{{"web": {weights}}}')
+    assert arguments.mixture('{"web": 2, "math": 0.5}') == {"web": 2, "math": 0.5}
 
 
 SHAPE = {"n": json_shapes.count, "x?": (json_shapes.number, None), "plan": json_shapes.plan,

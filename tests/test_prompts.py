@@ -130,6 +130,26 @@ def test_the_hub_is_asked_for_what_the_papers_take(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("[" * 100_000, "cannot be read (RecursionError: "),
+        ('{"text": "a b", "group": [1]}', "(ValueError: a group is not a text or a whole number)"),
+        ('{"text": 5}', "(ValueError: not a text)"),
+    ],
+)
+def test_odd_lines_of_a_file_of_prompts_are_told(line, says, tmp_path):
+    (tmp_path / "p.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError) as told:
+        prompts.load(f"file:{tmp_path}/p.jsonl")
+    assert says in str(told.value) and f"{tmp_path}/p.jsonl" in str(told.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a b"}\n')
+    assert [p.text for p in prompts.load(f"file:{tmp_path}/p.jsonl").prompts] == ["a b"]
+
+
 # A row of each repository, with the columns that it has on the hub.
 ON_THE_HUB = {
     "gsm8k": {"question": "q?", "answer": "one\n#### 1"},

@@ -56,6 +56,7 @@ def analyze(
     unknown = [name for name in names if name not in DIAGNOSTICS]
     if unknown:
         raise UserError(f"--what {unknown[0]!r} must be all or some of {', '.join(DIAGNOSTICS)}")
+    outputs.check_directory(output, "--output")
     output = pathlib.Path(output)
     options = {
         "block": block,
@@ -69,7 +70,6 @@ def analyze(
     }
     # Missing packages are reported before anything is computed or written.
     computations = {name: DIAGNOSTICS[name].computation() for name in names}
-    outputs.check_directory(output, "--output")
     if not (pictures := figure.installed()):
         say("numbers only: pictures need matplotlib (pip install 'loopjax[report]')")
     results = {}

@@ -19,7 +19,7 @@ from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.lm.loaded_model import LanguageModel
+from loopjax.lm.loaded_model import MOST_LAYERS, LanguageModel
 from loopjax.progress import duration
 
 TASKS = ("lambada_openai", "var_assign_math_0")
@@ -63,6 +63,12 @@ def interventions(
             raise UserError(
                 f"--size {size} leaves no start: {op} of it needs more than the {n_layers} layers "
                 "that are executed"
+            )
+        executed = n_layers + size * (more or 0)
+        if executed > MOST_LAYERS:
+            raise UserError(
+                f"--times {more} of --size {size} executes {executed:,} layers; at most "
+                f"{MOST_LAYERS:,} are possible"
             )
         for start in valid if at is None else at:
             if start not in valid:

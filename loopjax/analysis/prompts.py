@@ -35,7 +35,8 @@ SOLVE = "Solve the problem below and write down every step of the calculation."
 FINAL = "The final answer is"
 END = f'Close with the words "{FINAL}", followed by the number.'
 # The exceptions that malformed rows raise.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError)
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+               RecursionError)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +254,9 @@ def _as_seen(top: str, path: pathlib.Path) -> pathlib.PurePosixPath:
 def _rows(what: str, path: pathlib.Path) -> list[dict]:
     """JSON lines, a JSON list, or one object; gzipped or not."""
     with _in_a_sentence(f"{what}: {path} cannot be read"):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(
+            path, "rt", encoding="utf-8-sig"
+        ) as file:
             text = file.read()
         if ".jsonl" in path.name:
             return [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -292,6 +295,8 @@ def _of_user(row: dict) -> Prompt:
     prompt, answer = (row["text"], "") if "text" in row else (row["prompt"], row["answer"])
     if not isinstance(prompt, str) or not isinstance(answer, str) or not prompt:
         raise ValueError("not a text")
+    if not isinstance(row.get("group"), str | int | None):
+        raise ValueError("a group is not a text or a whole number")
     spaced = not answer or prompt[-1].isspace() or answer[0].isspace()
     return Prompt(prompt, answer if spaced else f" {answer}", row.get("group"))
 

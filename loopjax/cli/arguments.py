@@ -117,8 +117,8 @@ def mixture(text: str | None) -> dict | None:
         return None
     try:
         weights = json.loads(text)
-        if weights and all(type(w) in (int, float) and 0 < w < 1e300 for w in weights.values()):
-            return weights
-    except (ValueError, AttributeError, RecursionError):
+        if weights and all(type(w) in (int, float) and 0 < w < math.inf for w in weights.values()):
+            return {name: float(weight) for name, weight in weights.items()}
+    except (ValueError, AttributeError, RecursionError, OverflowError):
         pass
     raise UserError(f'--mixture {text!r} must be like \'{{"web": 0.7, "math": 0.3}}\'')

@@ -74,7 +74,7 @@ def need_harness() -> None:
 
 def need_figures(path: str | None) -> None:
     """Raises UserError, before anything is computed, where a figure cannot be drawn or written."""
-    if path:
+    if path is not None:
         require("matplotlib.figure", "report", "a figure")
         outputs.check_file(path, "--plot")
 
@@ -191,7 +191,7 @@ def nll(argv: list[str]) -> int:
       loopjax nll --checkpoint runs/lidas --all --output runs/lidas/nll.json
     """
     args = _nll_parser().parse_args(argv)
-    if args.output:
+    if args.output is not None:
         outputs.check_file(args.output, "--output")
     from loopjax.evals import nll as evaluation
 

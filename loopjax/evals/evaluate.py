@@ -89,9 +89,9 @@ def begin(name: str, output: pathlib.Path, lm: LanguageModel, **settings) -> dic
         **settings,
     }
     settings = json.loads(json.dumps(settings, default=str))
+    outputs.check_file(output, "--output")
     if output.exists():
         return _resumed(name, output, settings)
-    outputs.check_file(output, "--output")
     return {
         **schema.header(name),
         "settings": settings,

@@ -31,6 +31,8 @@ except ModuleNotFoundError:
 
 
 MAX_GEN_TOKENS = 256
+ARGUMENTS = ("checkpoint", "depth", "dtype", "max_length", "tokenizer", "mesh", "batch_tokens",
+             "generation_batch")  # fmt: skip
 PROBE = "The quick brown fox jumps over the lazy dog."
 
 
@@ -60,9 +62,15 @@ class LoopjaxLM(TemplateLM):
         batch_size=None,
         max_batch_size=None,
         device=None,
+        **unknown,
     ):
         require("lm_eval.api", "eval", "evaluating tasks")
         super().__init__()
+        if unknown:
+            raise UserError(
+                f"--model_args has no {next(iter(unknown))!r}; it has {', '.join(ARGUMENTS)} (the "
+                'harness splits at "," and "=": link a directory whose name has them to another name)'
+            )
         if not isinstance(checkpoint, LanguageModel):
             depth = None if depth is None else str(depth)
             checkpoint = open_model(
@@ -221,6 +229,12 @@ def _by_settings(requests, default_max_tokens: int) -> dict:
 
 
 if __name__ == "__main__":
+    import sys
+
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"loopjax: {error}", file=sys.stderr)
+        sys.exit(2)
