@@ -4,6 +4,8 @@ Writes are atomic: a reader sees the old file or the new one, never a partial fi
 """
 
 import contextlib
+import gzip
+import io
 import json
 import os
 import pathlib
@@ -12,7 +14,10 @@ import zlib
 
 import numpy as np
 
-from loopjax.errors import UserError
+from loopjax.errors import UserError, first_line, require
+
+LONGEST_LINE = 2**26  # bytes
+BUFFER = 2**20  # bytes; lines are often longer than Python's default buffer
 
 
 def write_text(path, text: str) -> None:
@@ -83,6 +88,45 @@ def read_rows(path) -> list[dict]:
 def _malformed(error: Exception) -> str:
     # The message of a RecursionError is about Python, and its limit is far above any file of use.
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def lines(path):
+    """Yields (number from 1, bytes without the line end) of a text file, also if it is packed.
+
+    A byte order mark is left out. Raises UserError, with the line, for a file that cannot be read
+    and for a line of more than 64 MiB.
+    """
+    path, number = pathlib.Path(path), 0
+    try:
+        with open(path, "rb") as raw:
+            file = unpacked(raw, packing(raw.peek(4)), path)
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise UserError(f"{path} line {number} is longer than 64 MiB")
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                yield number, line.rstrip(b"\r\n")
+    except (OSError, EOFError, zlib.error) as error:
+        place = f" line {number + 1}" if number else ""
+        raise UserError(f"{path}{place} cannot be read: {first_line(error)}") from error
+
+
+def packing(head: bytes) -> str:
+    """ "gzip", "zstd" or "", by the first bytes of a file, whatever its name."""
+    if head.startswith(b"\x1f\x8b"):
+        return "gzip"
+    skippable = head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5
+    return "zstd" if head.startswith(b"\x28\xb5\x2f\xfd") or skippable else ""
+
+
+def unpacked(raw, packing: str, path):
+    """The content of an open file, with a `readline` that unpacks no more than it is asked for."""
+    if packing == "gzip":
+        return gzip.GzipFile(fileobj=raw)
+    if packing == "zstd":
+        arrow = require("pyarrow", "data", f"reading {path}")
+        return io.BufferedReader(arrow.CompressedInputStream(raw, "zstd"), BUFFER)
+    return raw
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:

@@ -231,7 +231,7 @@ def test_every_character_of_a_pair_is_kept(tmp_path):
         (b"[" * 100_000, "line 1 is not JSON: it is nested too deeply"),
         (b'{"prompt": "\xff", "completion": "x"}', "line 1 is not JSON: .*can't decode byte 0xff"),
         (b'{"messages": []}', 'line 1 has "messages"; write each conversation as'),
-        (b"\n" + b" " * (64 * 10**6 + 1), "line 2 is longer than 64 MB"),
+        (b"\n" + b" " * (2**26 + 1), "line 2 is longer than 64 MiB"),
         (b"", "chat.jsonl has no pairs"),
     ],
 )

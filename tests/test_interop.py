@@ -470,7 +470,7 @@ def test_tokens_come_from_the_tokenizer_where_no_config_names_them(tmp_path, cap
     told = "no tokenizer.json was written: the model reads bytes\n"
     assert capsys.readouterr().err == told
     tokens = [{"id": 7, "content": "</s>"}, {"id": 8, "content": "<s>"}]
-    (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {}, "added_tokens": tokens}))
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"eos_token": {"content": "</s>"}, "bos_token": "<s>"})
     )
@@ -748,6 +748,40 @@ def test_files_that_are_not_whole(sound, tmp_path, said):
     )
 
 
+def test_places_that_cannot_be_and_tokenizers_that_are_none(sound, tmp_path, said):
+    for place, shown in (("a\0b", r"'a\x00b'"), ("n" * 300, repr("n" * 300)[:80])):
+        for verb, source in (("import-hf", sound), ("export-hf", sound.with_name("run"))):
+            assert said(verb, source, place).startswith(f"{shown} cannot be a directory: ")
+        assert said("import-hf", place, tmp_path / "c") == (
+            f"{shown[:80]} is neither a directory nor an ID of the Hugging Face hub"
+        )
+    assert said("import-hf", sound, "") == "the directory to write is empty; name a new directory"
+    path = changed(sound, tmp_path / "m")
+    file = path / "tokenizer.json"
+    for content, says in (
+        ("{}", "is not a tokenizer: it has no model"),
+        ("[]", "must contain a JSON object"),
+        ("[" * 10**5, "cannot be read: it is nested too deeply"),
+    ):
+        file.write_text(content)
+        assert said("import-hf", path, tmp_path / "c") == f"{file} {says}"
+    run = shutil.copytree(sound.with_name("run"), tmp_path / "run")
+    (run / "tokenizer.json").write_text('{"model": {}, "added_tokens": [3]}')
+    (run / "tokenizer_config.json").write_text("{}")
+    says = f"{run}/tokenizer.json has added_tokens without content and id"
+    assert said("export-hf", run, tmp_path / "new") == says
+    (run / "tokenizer.json").write_text("[" * 10**5)
+    says = f"{run}/tokenizer.json cannot be read: it is nested too deeply"
+    assert said("export-hf", run, tmp_path / "new") == says
+    assert not (tmp_path / "c").exists() and not (tmp_path / "new").exists()
+
+
+def test_a_directory_whose_name_is_a_pattern(sound, tmp_path):
+    import_hf(str(sound), tmp_path / "m" / "[x]*", tokenizer=False)
+    export_hf(tmp_path / "m" / "[x]*", tmp_path / "o[1]")
+    same_tensors(tensors_of(tmp_path / "o[1]"), tensors_of(sound))
+
+
 def test_places_and_packages_that_are_not_there(sound, tmp_path, monkeypatch, said):
     new = tmp_path / "new"
     assert said("import-hf", tmp_path / "no", new) == (
@@ -781,6 +815,7 @@ EXPORTS = [
     ("a plan of more layers", ["--depth=3"], "--depth=3 has 3 unique layers, the checkpoint has 2"),
     ("no plan", ["--depth=2y"], "--depth: invalid depth plan '2y': write segments L or LxR (L layers, run R times), positive whole numbers, joined by \"-\", like \"24\", \"4x6\" or \"4-4x4-4\""),
     ("a loop that must not be untied", ["--depth=2x3", "--no-untie"], "plan 2x3 executes 2 layers as 6, which requires writing 6 layers (remove --no-untie)"),
+    ("a plan beyond any", ["--depth=2x5000000"], "plan 2x5000000 executes 10000000 layers; a model can be exported with at most 10000"),
     ("no step", ["--step=9"], "PLACE/run/checkpoints has no checkpoint at step 9; there are 4"),
     ("no size", ["--shard-size=5"], "argument --shard-size: invalid size '5': use e.g. 80GB (units: kB, MB, MiB, GB, GiB, TB)"),
 ]  # fmt: skip

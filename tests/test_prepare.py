@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from loopjax.cli import main as cli
 from loopjax.data import show, token_shards, tokenizers
-from loopjax.data.prepare import hub, input_files, job, pieces, progress, shards, unpack, workers
+from loopjax.data.prepare import hub, input_files, job, pieces, progress, readers, shards, workers
 from loopjax.errors import UserError
 from tests.test_shards import decoded
 
@@ -32,7 +32,7 @@ def tree(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
-LIMIT = unpack.MAX_DOCUMENT
+LIMIT = readers.MAX_DOCUMENT
 
 
 def cut_files(paths, size, limit=LIMIT):

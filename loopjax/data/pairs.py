@@ -15,15 +15,13 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-import zlib
 
 import numpy as np
 
 from loopjax import files
 from loopjax.data import registry, token_shards, tokenizers
-from loopjax.data.prepare import unpack
 from loopjax.data.source import Source
-from loopjax.errors import UserError, first_line
+from loopjax.errors import UserError
 
 HELDOUT = 0.1  # share of the pairs of a file, by hash, if there is no NAME.heldout.jsonl
 HELDOUT_ITEMS = 256  # per text task
@@ -129,7 +127,7 @@ def _packed(lengths: list[int], room: int) -> list[list[int]]:
 def read_file(path: pathlib.Path) -> list[Pair]:
     """The pairs of a JSON lines file; raises UserError that names the invalid line."""
     pairs = []
-    for number, line in _lines(path):
+    for number, line in files.lines(path):
         where = f"{path} line {number}"
         if not line.strip():
             continue
@@ -151,24 +149,6 @@ def read_file(path: pathlib.Path) -> list[Pair]:
     if not pairs:
         raise UserError(f"{path} has no pairs")
     return pairs
-
-
-def _lines(path: pathlib.Path):
-    """Yields (number from 1, bytes) of the lines of a text file, compressed or not."""
-    number = 0
-    try:
-        with open(path, "rb") as raw:
-            packing = unpack.packing(raw.peek(4)[:4])
-            with unpack.unpacked(raw, packing, str(path)) as file:
-                while line := file.readline(unpack.MAX_DOCUMENT + 1):
-                    number += 1
-                    if len(line) > unpack.MAX_DOCUMENT:
-                        limit = unpack.MAX_DOCUMENT // 10**6
-                        raise UserError(f"{path} line {number} is longer than {limit} MB")
-                    yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    except (OSError, EOFError, zlib.error) as error:
-        place = f" line {number + 1}" if number else ""
-        raise UserError(f"{path}{place} cannot be read: {first_line(error)}") from error
 
 
 def find_file(folder: pathlib.Path, name: str) -> pathlib.Path | None:

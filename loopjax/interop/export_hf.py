@@ -5,7 +5,6 @@ written as often, in the order of execution, because Hugging Face models have no
 """
 
 import contextlib
-import pathlib
 import sys
 
 import numpy as np
@@ -22,6 +21,7 @@ from loopjax.progress import Progress
 from loopjax.weights.saved import BLOCK, Saved, open_saved
 
 SHARD_SIZE = 5 * 10**9
+MOST_LAYERS = 10_000  # each is named in the header of a file
 
 
 def export_hf(
@@ -48,8 +48,7 @@ def export_hf(
     Raises UserError if the checkpoint cannot be read or the model cannot be written; then no file
     is left behind.
     """
-    directory = pathlib.Path(directory).resolve()
-    files.check_new(directory)
+    directory = files.new_path(directory)
     saved = open_saved(checkpoint, step)
     meta = saved.meta
     run = run_directory(saved.path.parent)
@@ -60,8 +59,15 @@ def export_hf(
             f"plan {plan} executes {plan.n_unique} layers as {plan.n_effective}, which requires writing "
             f"{plan.n_effective} layers (remove --no-untie)"
         )
+    if plan.n_effective > MOST_LAYERS:
+        raise UserError(
+            f"plan {plan} executes {plan.n_effective} layers; a model can be exported with at most "
+            f"{MOST_LAYERS}"
+        )
     cfg = ModelConfig(**meta["model"])
     dtype = dtype or (source["dtype"] if source.get("dtype") in DTYPES else "float32")
+    if (run / tokenizers.FILE).is_file():
+        files.check_tokenizer(run)
     ids = source.get("token_ids") or files.token_ids(run, architectures.TOKEN_IDS)
     without_bos = meta.get("add_bos") is False
     if without_bos:  # a text without context follows the end of the document before

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -18,15 +17,18 @@ from loopjax.errors import UserError, first_line, require
 TOKENIZER = (tokenizers.FILE, tokenizers.CONFIG, "special_tokens_map.json", "chat_template.jinja")
 GENERATION = "generation_config.json"
 LARGEST_JSON = 32 * 10**6  # bytes of a config.json or an index
+LARGEST_TOKENIZER = 256 * 10**6
 
 
 def find(source: str, revision: str | None = None) -> pathlib.Path:
     """A directory, or the local copy of a repository of the Hugging Face hub."""
-    path = pathlib.Path(source)
-    if path.is_dir():
-        return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.exists():
-        raise UserError(f"{source} is neither a directory nor an ID of the Hugging Face hub")
+    if source and os.path.isdir(source):  # unlike `pathlib`, never an error
+        return pathlib.Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or os.path.exists(source):
+        shown = repr(source)[:80] if len(source) > 80 or not source.isprintable() else source
+        raise UserError(
+            f"{shown or repr('')} is neither a directory nor an ID of the Hugging Face hub"
+        )
     hub = require("huggingface_hub", "hf", f"{source} is not a directory, and downloading it")
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     try:
@@ -41,22 +43,27 @@ def find(source: str, revision: str | None = None) -> pathlib.Path:
     return pathlib.Path(copy)
 
 
-def read_json(path: pathlib.Path) -> dict:
+def read_json(path: pathlib.Path, most: int = LARGEST_JSON) -> dict:
     """The object in a JSON file; raises UserError if it is missing, damaged or not an object."""
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}")
-    if path.stat().st_size > LARGEST_JSON:
+    if path.stat().st_size > most:
         raise UserError(
-            f"{path} has {path.stat().st_size / 1e6:,.0f} MB; it can have at most "
-            f"{LARGEST_JSON / 1e6:.0f} MB"
+            f"{path} has {path.stat().st_size / 1e6:,.0f} MB; it can have at most {most / 1e6:.0f} MB"
         )
-    try:
-        value = files.read_json(path)
-    except RecursionError:
-        raise UserError(f"{path} cannot be read: it is nested too deeply") from None
+    value = files.read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} must contain a JSON object")
     return value
+
+
+def check_tokenizer(directory: pathlib.Path) -> None:
+    """Raises UserError if the tokenizer files of a directory are not such files."""
+    path = directory / tokenizers.FILE
+    if not isinstance(read_json(path, LARGEST_TOKENIZER).get("model"), dict):
+        raise UserError(f"{path} is not a tokenizer: it has no model")
+    if (directory / tokenizers.CONFIG).is_file():
+        read_json(directory / tokenizers.CONFIG)
 
 
 def sha256(path: pathlib.Path, progress=None) -> str:
@@ -78,21 +85,36 @@ def copy(names, source: pathlib.Path, directory: pathlib.Path) -> None:
 
 def token_ids(directory: pathlib.Path, names) -> dict[str, int | None]:
     """{"eos_token_id": 2, ...} from the tokenizer files in a directory; None for a missing one."""
-    try:
-        config = json.loads((directory / tokenizers.CONFIG).read_text())
-        tokenizer = json.loads((directory / tokenizers.FILE).read_text())
-        ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    if not all((directory / name).is_file() for name in (tokenizers.CONFIG, tokenizers.FILE)):
         return dict.fromkeys(names)
+    config = read_json(directory / tokenizers.CONFIG)
+    path = directory / tokenizers.FILE
+    try:
+        added = read_json(path, LARGEST_TOKENIZER).get("added_tokens") or []
+        ids = {token["content"]: token["id"] for token in added}
+    except (KeyError, TypeError):
+        raise UserError(f"{path} has added_tokens without content and id") from None
     tokens = {name: config.get(name.removesuffix("_id")) for name in names}
     contents = {k: t.get("content") if isinstance(t, dict) else t for k, t in tokens.items()}
-    return {name: ids.get(content) for name, content in contents.items()}
+    return {
+        name: ids.get(text) if isinstance(text, str) else None for name, text in contents.items()
+    }
 
 
-def check_new(directory: pathlib.Path) -> None:
-    """Raises UserError if a directory exists and is not empty."""
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError(f"{directory} is not empty; choose a new directory")
+def new_path(directory) -> pathlib.Path:
+    """The resolved path of a directory to make; UserError if it is not empty or cannot be one."""
+    if not str(directory):
+        raise UserError("the directory to write is empty; name a new directory")
+    try:
+        path = pathlib.Path(directory).resolve()
+        taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    except (OSError, ValueError) as error:  # too long, no permission, a NUL character
+        raise UserError(
+            f"{str(directory)!r:.80} cannot be a directory: {first_line(error)}"
+        ) from None
+    if taken:
+        raise UserError(f"{path} is not empty; choose a new directory")
+    return path
 
 
 @contextlib.contextmanager

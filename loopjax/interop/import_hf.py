@@ -32,8 +32,7 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
 
     Raises UserError if the model cannot be read or represented; then nothing is written.
     """
-    directory = pathlib.Path(directory).resolve()
-    files.check_new(directory)
+    directory = files.new_path(directory)
     path = files.find(source, revision)
     config = files.read_json(path / "config.json")
     tensors = open_tensors(path)
@@ -42,6 +41,8 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     tensors = check_tensors(tensors, described, leaves)
     if tokenizer and not (path / tokenizers.FILE).is_file():
         raise UserError(f"{path} has no {tokenizers.FILE}; use --no-tokenizer to import without it")
+    if tokenizer:
+        files.check_tokenizer(path)
     beside = (*files.TOKENIZER, files.GENERATION) if tokenizer else (files.GENERATION,)
 
     read = [path / "config.json", *sorted({tensor.path for tensor in tensors.values()})]

@@ -18,7 +18,7 @@ def leave_out_bos(directory: pathlib.Path) -> None:
     """
     if not (directory / tokenizers.FILE).is_file():
         return
-    tokenizer = files.read_json(directory / tokenizers.FILE)
+    tokenizer = files.read_json(directory / tokenizers.FILE, files.LARGEST_TOKENIZER)
     processor = tokenizer.get("post_processor")
     if processor and processor.get("type") == "Sequence":
         kept = [p for p in processor["processors"] if p["type"] not in ADDING]

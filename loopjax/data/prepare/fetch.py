@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 import zlib
 
-from loopjax.data.prepare import unpack
+from loopjax.data.prepare import readers
 from loopjax.errors import UserError, first_line
 
 THREADS = 64  # many, because they only wait for the network
@@ -25,7 +25,7 @@ MISSING = (403, 404, 410)
 SURE = 100  # missing texts at the start after which the prefix is taken to be wrong
 
 
-def documents(named, prefix: str, limit: int = unpack.MAX_DOCUMENT, pause: float = 1.0):
+def documents(named, prefix: str, limit: int = readers.MAX_DOCUMENT, pause: float = 1.0):
     """Yields (text or None if it does not exist, position) for (name, position), in order.
 
     `limit` is the largest text in bytes, `pause` the wait after a first failure in seconds; it
@@ -66,7 +66,7 @@ def _fetch(url: str, limit: int, pause: float) -> str | None:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
                 data = gzip.GzipFile(fileobj=response).read(limit + 1)
                 if len(data) > limit:
-                    raise unpack.too_long(url, "the text", limit)
+                    raise readers.too_long(url, "the text", limit)
                 return data.decode("utf-8", errors="ignore")
         except UserError:
             raise

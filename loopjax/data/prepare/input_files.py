@@ -13,7 +13,8 @@ import pathlib
 import re
 import zlib
 
-from loopjax.data.prepare import unpack
+from loopjax import files
+from loopjax.data.prepare import readers
 from loopjax.errors import UserError, first_line
 
 FORMATS = ("jsonl", "text")  # of --input-format; Parquet is never in doubt
@@ -108,7 +109,7 @@ def changed(before: dict, now: dict, *, times: bool = True) -> str:
     that was written again with the same size and ends.
     """
     before, now = before.get("files", []), now.get("files", [])
-    names = [[file["file"] for file in files] for files in (before, now)]
+    names = [[file["file"] for file in source] for source in (before, now)]
     if names[0] != names[1]:
         only = sorted(set(names[0]) ^ set(names[1])) or names[1]
         return only[0]
@@ -119,9 +120,9 @@ def changed(before: dict, now: dict, *, times: bool = True) -> str:
     )  # fmt: skip
 
 
-def check_unchanged(files: list[Input]) -> None:
+def check_unchanged(inputs: list[Input]) -> None:
     """Raises UserError if one of the files is no longer the one that was looked at."""
-    for file in files:
+    for file in inputs:
         try:
             status = os.stat(file.path)
         except OSError:
@@ -132,10 +133,10 @@ def check_unchanged(files: list[Input]) -> None:
             )
 
 
-def summary(files: list[Input], left_out) -> list[str]:
+def summary(inputs: list[Input], left_out) -> list[str]:
     """What there is to know before the work: a mixture of kinds, and what was left out and why."""
     lines = []
-    kinds = {kind: [file.path for file in files if file.kind == kind] for kind in KINDS}
+    kinds = {kind: [file.path for file in inputs if file.kind == kind] for kind in KINDS}
     kinds = {KINDS[kind]: paths for kind, paths in kinds.items() if paths}
     if len(kinds) > 1:
         lines += [f"reading {_listed(paths)} as {kind}" for kind, paths in kinds.items()]
@@ -156,8 +157,8 @@ def _in_directory(
     folder: pathlib.Path, reading: Reading, known, left_out: list, skip
 ) -> list[Input]:
     left_out_here: list[tuple[str, str]] = []
-    files = _below(folder, known, left_out_here, skip)
-    found = [x for file in files if (x := _in_folder(file, reading, known, left_out_here))]
+    below = _below(folder, known, left_out_here, skip)
+    found = [x for path in below if (x := _in_folder(path, reading, known, left_out_here))]
     if not found:
         more = "; ".join(["", *summary([], left_out_here)])
         raise UserError(
@@ -174,7 +175,7 @@ def _below(folder: pathlib.Path, known: dict, left_out: list, skip) -> list[path
     def failed(error: OSError):
         raise UserError(f"input {error.filename} is not readable: {error.strerror}") from None
 
-    files = []
+    below = []
     for where, folders, names in os.walk(folder, followlinks=True, onerror=failed):
         here = pathlib.Path(where)
         kept = []
@@ -186,8 +187,8 @@ def _below(folder: pathlib.Path, known: dict, left_out: list, skip) -> list[path
                 continue
             kept.append(name)
         folders[:] = kept
-        files += [here / name for name in names]
-    return sorted(files)
+        below += [here / name for name in names]
+    return sorted(below)
 
 
 def _seen(path: pathlib.Path, known: dict) -> str | None:
@@ -218,14 +219,14 @@ def _in_folder(path: pathlib.Path, reading: Reading, known: dict, left_out: list
 def _look(path: pathlib.Path, reading: Reading, in_folder: bool) -> Input:
     """Opens a file to see what it is; raises _Unfit if it is not to be read, UserError if it must."""
     try:
-        with open(path, "rb", unpack.BUFFER) as raw:
+        with open(path, "rb", files.BUFFER) as raw:
             status = os.fstat(raw.fileno())
             head = raw.read(END)
             raw.seek(max(0, status.st_size - END))
             ends = hashlib.sha256(head + raw.read(END)).hexdigest()
             raw.seek(0)
-            packing = unpack.packing(head)
-            content = unpack.unpacked(raw, packing, str(path))
+            packing = files.packing(head)
+            content = files.unpacked(raw, packing, path)
             kind = _kind(path, head, content, reading, in_folder)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"input {path} is not readable: {first_line(error)}") from None
@@ -293,13 +294,13 @@ def _first_line(content, path: pathlib.Path, limit: int) -> bytes:
     if len(line) <= limit:
         return line
     if _suffix(path) in DATA_NAMES:
-        raise unpack.too_long(f"input {path}, line 1", "the line", limit)
+        raise readers.too_long(f"input {path}, line 1", "the line", limit)
     raise _Unfit(f"one line of more than {limit / 1e6:,.6g} MB; raise --max-document if it is data")
 
 
 def _object(line: bytes) -> dict | None:
     try:
-        value = json.loads(unpack.text_of(line).removeprefix("\ufeff"))
+        value = json.loads(readers.text_of(line).removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

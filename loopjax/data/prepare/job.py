@@ -31,9 +31,9 @@ from loopjax.data.prepare import (
     input_files,
     pieces,
     progress,
+    readers,
     recipes,
     shards,
-    unpack,
     workers,
 )
 from loopjax.errors import UserError
@@ -57,7 +57,7 @@ def prepare(
     text_key: str = "text",
     text_url: str | None = None,
     input_format: str | None = None,
-    max_document: int = unpack.MAX_DOCUMENT,
+    max_document: int = readers.MAX_DOCUMENT,
     eos: str | None = None,
     shard_size: int = SHARD_SIZE,
     first_pieces: int | None = None,

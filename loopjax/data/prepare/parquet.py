@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from loopjax.data.prepare import unpack
+from loopjax.data.prepare import readers
 from loopjax.data.prepare.input_files import Input
 from loopjax.errors import UserError, first_line
 
@@ -23,7 +23,7 @@ class RowGroups:
     bytes: int
 
     def documents(self, key: str, limit: int):
-        arrow = unpack.pyarrow(self.path)
+        arrow = readers.pyarrow(self.path)
         try:
             with arrow.parquet.ParquetFile(self.path) as file:
                 first = sum(file.metadata.row_group(g).num_rows for g in range(self.start))
@@ -58,7 +58,7 @@ def _sizes(row_group, key: str) -> tuple[int, int]:
 def row_groups(file: Input, key: str, size: int, limit: int):
     """The parts of a Parquet file; a row group is never cut."""
     where = f"input {file.path}"
-    arrow = unpack.pyarrow(file.path)
+    arrow = readers.pyarrow(file.path)
     try:
         with arrow.parquet.ParquetFile(file.path) as opened:
             metadata, names = opened.metadata, opened.schema_arrow.names
@@ -70,7 +70,7 @@ def row_groups(file: Input, key: str, size: int, limit: int):
         rows = metadata.row_group(group).num_rows
         length, _ = _sizes(metadata.row_group(group), key)
         if length > rows * limit + PAGES:
-            raise unpack.too_long(
+            raise readers.too_long(
                 f"{where}, rows {row} to {row + rows - 1}", f"a text in column {key!r}", limit
             )
         row += rows
@@ -87,7 +87,7 @@ def texts(columns, first: int, where: str, key: str, limit: int):
 
     Raises UserError for a value that is not text, not UTF-8, or longer than `limit` bytes.
     """
-    arrow = unpack.pyarrow(where)
+    arrow = readers.pyarrow(where)
     strings = (arrow.StringScalar, arrow.LargeStringScalar, arrow.StringViewScalar)
     row = first
     for column in columns:
@@ -98,9 +98,9 @@ def texts(columns, first: int, where: str, key: str, limit: int):
                 raise UserError(f"{where}, row {row}: column {key!r} is not text")
             data = value.as_buffer()
             if data.size > limit:
-                raise unpack.too_long(f"{where}, row {row}", f"column {key!r}", limit)
+                raise readers.too_long(f"{where}, row {row}", f"column {key!r}", limit)
             try:
-                document = unpack.text_of(data)
+                document = readers.text_of(data)
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{where}, row {row}: column {key!r} is not UTF-8 ({error.reason})"

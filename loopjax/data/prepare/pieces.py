@@ -11,16 +11,17 @@ import itertools
 import json
 import zlib
 
-from loopjax.data.prepare import parquet, unpack
+from loopjax import files
+from loopjax.data.prepare import parquet, readers
 from loopjax.data.prepare.input_files import Input
 from loopjax.errors import UserError, first_line
 
 TEXT_DOCUMENT = 2**16  # bytes; a longer plain-text file is cut into documents of this size
 
 
-def cut_files(files: list[Input], key: str, size: int, limit: int) -> list[tuple]:
+def cut_files(inputs: list[Input], key: str, size: int, limit: int) -> list[tuple]:
     """Pieces of about `size` bytes: long files are cut, short ones are joined."""
-    parts = [part for file in files for part in _parts(file, key, size, limit)]
+    parts = [part for file in inputs for part in _parts(file, key, size, limit)]
     return join(parts, size)
 
 
@@ -65,7 +66,7 @@ class FileRange:
 
     def documents(self, key: str, limit: int):
         try:
-            with open(self.path, "rb", unpack.BUFFER) as raw:
+            with open(self.path, "rb", files.BUFFER) as raw:
                 lines = self._lines(raw, limit)
                 yield from self._json(lines, key) if self.kind == "jsonl" else self._text(lines)
         except (OSError, EOFError, zlib.error) as error:
@@ -77,12 +78,12 @@ class FileRange:
         if position:
             # The line of the previous byte belongs to the part before; it may have any length.
             raw.seek(position - 1)
-            while rest := raw.readline(unpack.BUFFER):
+            while rest := raw.readline(files.BUFFER):
                 position += len(rest)
                 if rest.endswith(b"\n"):
                     break
             position -= 1
-        content = unpack.unpacked(raw, self.packing, self.path)
+        content = files.unpacked(raw, self.packing, self.path)
         for number in itertools.count(1):
             if not self.packing and position >= self.stop:
                 return
@@ -90,7 +91,7 @@ class FileRange:
             if not line:
                 return
             if len(line) > limit:
-                raise unpack.too_long(self._where(number), "the line", limit)
+                raise readers.too_long(self._where(number), "the line", limit)
             position = raw.tell() if self.packing else position + len(line)
             yield number, line, position
 
@@ -98,9 +99,9 @@ class FileRange:
         """A line of this part, for messages; the lines before the part are counted only now."""
         before = 0
         if self.start:
-            with open(self.path, "rb", unpack.BUFFER) as raw:
+            with open(self.path, "rb", files.BUFFER) as raw:
                 left = self.start - 1
-                while left and (block := raw.read(min(left, unpack.BUFFER))):
+                while left and (block := raw.read(min(left, files.BUFFER))):
                     before += block.count(b"\n")
                     left -= len(block)
             before += 1
@@ -111,7 +112,7 @@ class FileRange:
             if not line.strip():
                 continue
             try:
-                document = json.loads(unpack.text_of(line).removeprefix("\ufeff"))[key]
+                document = json.loads(readers.text_of(line).removeprefix("\ufeff"))[key]
             except UnicodeDecodeError as error:
                 raise UserError(f"{self._where(number)}: not UTF-8 ({error.reason})") from None
             except RecursionError:
@@ -143,7 +144,7 @@ class FileRange:
     def _joined(self, lines: list[bytes], last: int) -> str:
         """The text of lines, of which the last has this number."""
         try:
-            return unpack.text_of(b"".join(lines))
+            return readers.text_of(b"".join(lines))
         except UnicodeDecodeError as error:
             number = last - len(lines) + 1 + error.object[: error.start].count(b"\n")
             raise UserError(f"{self._where(number)}: not UTF-8 ({error.reason})") from None

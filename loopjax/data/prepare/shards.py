@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from loopjax.data import token_shards, tokenizers
-from loopjax.data.prepare import fetch, unpack
+from loopjax.data.prepare import fetch, readers
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
 
@@ -40,7 +40,7 @@ class Task:
     text_url: str | None
     heldout: float
     named_heldout: bool  # whether the held-out documents have their own files
-    max_document: int = unpack.MAX_DOCUMENT  # bytes
+    max_document: int = readers.MAX_DOCUMENT  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
