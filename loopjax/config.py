@@ -221,11 +221,6 @@ def check(config: ConfigDict) -> None:
     for name in _PATHS:
         if values[name]:
             paths.local(values[name], f"config.{name}")
-    if config.warmup_steps > config.steps:
-        raise UserError(
-            f"config.warmup_steps={config.warmup_steps} must lie within 0..config.steps="
-            f"{config.steps}"
-        )
     if config.patience and not (config.eval_every and config.eval_batches):
         raise UserError(
             f"config.patience={config.patience} requires config.eval_every and config.eval_batches"
