@@ -147,7 +147,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
             if os.strerror(errno.ENOSPC) in str(error):
-                raise  # host.full_disk_explained
+                raise  # host.disk_errors_explained
             good = [s for s in steps_in(self.directory) if s != step]
             raise UserError(
                 f"checkpoint {self.directory}/{step} could not be saved "

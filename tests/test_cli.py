@@ -251,6 +251,28 @@ def test_a_reader_that_is_gone_ends_nothing(closed, tmp_path):
     assert b"Broken" not in done.stderr
 
 
+def test_output_that_nobody_reads_and_too_little_memory_are_no_tracebacks(tmp_path):
+    script = (
+        "import sys, loopjax.cli.main as cli\n"
+        "def run(argv):\n"
+        "    if argv: raise MemoryError('Unable to allocate 20 GiB')\n"
+        "    while True: print('row ' * 1000)\n"
+        "cli.Command.run = lambda command, argv: run(argv)\n"
+        "cli.run()\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    shell = f"{sys.executable} run.py results | head -1; echo ${{PIPESTATUS[0]}}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True}
+    done = subprocess.run(["bash", "-c", shell], **run)
+    assert (done.stdout.splitlines()[1], done.stderr) == ("141", "")
+    done = subprocess.run([sys.executable, "run.py", "train", "--big"], **run)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "loopjax train: this machine has too little memory: Unable to allocate 20 GiB\n",
+    )
+
+
 def test_few_open_files_are_told_before_anything_is_imported(tmp_path):
     shell = (
         f"ulimit -n 24; {sys.executable} -m loopjax train --config={TINY} --workdir={tmp_path}/w"

@@ -513,7 +513,7 @@ def test_results_are_a_table_in_csv_and_markdown_with_means_over_seeds_and_a_pic
 @pytest.mark.parametrize("values", [(2.0, float("nan")), (float("nan"),) * 2, (float("inf"), 2.0)])
 def test_a_loss_that_is_not_finite_is_shown_as_such(values, scored, capsys):
     for seed, value in enumerate(values):
-        path = scored / f"seed={seed}" / "result.json"
+        path = scored / f"seed-{seed}" / "result.json"
         result = json.loads(path.read_text())
         result["heldout"]["nll"] = value
         write_json(path, result)

@@ -5,9 +5,11 @@ import dataclasses
 import difflib
 import importlib
 import os
+import select
 import sys
 
-from loopjax.errors import UserError
+from loopjax.errors import UserError, first_line
+from loopjax.progress import print_line
 
 # Exit codes by the convention of shells, 128 + signal.
 INTERRUPTED = 130  # of a command that Ctrl-C stopped
@@ -78,14 +80,26 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _command(name).run(argv[1:])
     except UserError as error:
-        print(f"loopjax {name}: {error}", file=sys.stderr)
+        print_line(f"loopjax {name}: {error}")
         return INTERRUPTED if isinstance(error.__context__, KeyboardInterrupt) else 2
-    except BrokenPipeError:  # `loopjax results DIR | head -1`
+    except MemoryError as error:
+        print_line(f"loopjax {name}: this machine has too little memory: {first_line(error)}")
+        return 2
+    except BrokenPipeError:
+        if _stdout_is_read():
+            raise
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return READER_GONE
     except KeyboardInterrupt:
-        print(f"loopjax {name}: interrupted; files already written are kept", file=sys.stderr)
+        print_line(f"loopjax {name}: interrupted; files already written are kept")
         return INTERRUPTED
+
+
+def _stdout_is_read() -> bool:
+    """Whether somebody still reads standard output: not after `loopjax results DIR | head -1`."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _command(name: str) -> Command:
