@@ -361,3 +361,22 @@ def test_a_signal_to_one_process_saves_and_stops_both(tmp_path, asked):
     assert "stopped; saved step" in errs[0]
     steps = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert steps == [str(max(losses(tmp_path)))]
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_ends_with_code_75_and_the_stacks_of_its_threads(tmp_path):
+    """The other process is stopped, and gives signs of life for all that this one knows."""
+    both = pair(
+        tmp_path, "--config.steps=4000", "--config.watchdog.silence_s=500",
+        "--config.watchdog.medians=5", "--config.watchdog.least_s=4",
+        "--config.checkpoint_every=0", "--config.eval_every=0",
+    )  # fmt: skip
+    wait_for_step(both[0], tmp_path, 30)
+    both[1].send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    err = finish(both[0], RESTART)
+    both[1].kill()
+    both[1].communicate()
+    print(f"hang: {time.monotonic() - begun:.2f} s")
+    assert "loopjax: no step for 0:0" in err and "stacks.0.txt" in err and "Traceback" not in err
+    assert "step_metrics.py" in (tmp_path / "stacks.0.txt").read_text()

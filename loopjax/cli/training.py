@@ -102,7 +102,13 @@ def _meeting(values, signals: Signals):
         # `signals` and `group` agree on the step to stop at.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
-            group.jax_address, place.count, place.index, place.local_device_ids, "deactivate"
+            group.jax_address,
+            place.count,
+            place.index,
+            place.local_device_ids,
+            "deactivate",
+            # `group` looks for signs of life, and says what it misses; JAX aborts.
+            heartbeat_timeout_seconds=86_400,
         )
         group.agree("devices", {"devices": jax.local_device_count()})
         # All processes must enter the first collective within 30 s on the CPU (Gloo): do it here,
