@@ -1,3 +1,7 @@
+import collections
+import contextlib
+import functools
+import itertools
 import json
 import os
 import resource
@@ -343,6 +347,52 @@ def test_a_field_of_the_wrong_type_is_named(damage, says, shards_of_one_size, tm
     with pytest.raises(UserError, match=rf"manifest.json:? .*{says}"):
         token_shards.TokenShards(directory, "train", 8)
     assert cli.main(["data", str(directory), "--verify"]) == 2
+
+
+def leaves(value, path=()):
+    """The paths of all values within a JSON value."""
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[key], (*path, key))
+
+
+def with_value(manifest, path, value):
+    manifest = json.loads(json.dumps(manifest))
+    within = functools.reduce(lambda inside, key: inside[key], path[:-1], manifest)
+    if value == "no value":
+        del within[path[-1]]
+    else:
+        within[path[-1]] = value
+    return manifest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [False, True], ids=["with hashes", "without"])
+def test_any_value_of_any_field_is_told_or_harmless(old, shards_of_one_size, tmp_path):
+    directory = shutil.copytree(shards_of_one_size, tmp_path / "web")
+    changed_manifest(directory, lambda manifest: None, old=old)
+    path = directory / token_shards.MANIFEST
+    whole = json.loads(path.read_text())
+    right = [row["inputs"] for row in token_shards.TokenShards(directory, "train", 8)]
+    values = [
+        "no value", None, True, -1, 0, 3, 10**30, 1.5, float("nan"), "x", "uint32", "../x", [], {},
+        "train/00001.arrayrecord", [1], {"a": 1},
+    ]  # fmt: skip
+    outcomes = collections.Counter()
+    for where, value in itertools.product(leaves(whole), values):
+        path.write_text(json.dumps(with_value(whole, where, value)))
+        for look in (lambda: show.look(directory, "train", 1, 0), lambda: show.verify(directory)):
+            with contextlib.suppress(UserError):
+                look()
+        try:
+            source = token_shards.TokenShards(directory, "train", 8)
+            np.testing.assert_array_equal([row["inputs"] for row in source], right)
+            outcomes["harmless"] += 1
+        except UserError:
+            outcomes["told"] += 1
+    assert outcomes["told"] > (500 if old else 1000)
 
 
 def test_data_of_an_earlier_version_are_read_and_verified(shards_of_one_size, tmp_path, capsys):

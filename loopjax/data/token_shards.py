@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import re
 import resource
 import sysconfig
 
@@ -239,10 +240,17 @@ def _fields(manifest: dict):
         for key in ("documents", "tokens", "text_bytes"):
             yield field(f"{name}.{key}", counts, *number(0))
         yield field(f"{name}.shards", counts, lambda v: isinstance(v, list), "a list")
+        seen = set()
+
+        def new(file, own=re.compile(rf"{split}/[^/]+"), seen=seen):
+            return own.fullmatch(file) and file not in seen
+
         for i, shard in enumerate(counts["shards"]):
             name = f"splits.{split}.shards[{i}]"
             yield name, shard, *an_object
             yield field(f"{name}.file", shard, *text)
+            yield f"{name}.file", shard["file"], new, f"a file of {split}/ that no other shard has"
+            seen.add(shard["file"])
             yield field(f"{name}.tokens", shard, *number(1))
             yield field(f"{name}.bytes", shard, *number(1))
             yield field(f"{name}.sha256", shard, *text)
