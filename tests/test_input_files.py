@@ -135,7 +135,7 @@ REFUSED = {
     "a.xz": (b"\xfd7zXZ\0", "input a.xz cannot be read: it is compressed with xz; gzip and zstd are read"),
     "a.tex": (b"{\n\"a\": 1}", "input a.tex cannot be read: it is JSON, but not one object per line; set --input-format=text if it is text"),
     "b.txt": ("wide".encode("utf-16"), "input b.txt cannot be read: it is UTF-16; UTF-8 is read"),
-    "c.txt": (b"nul\0", "input c.txt cannot be read: it is binary"),
+    "c.txt": (b"nul\0", "input c.txt cannot be read: it is binary; set --input-format=text if it is text"),
     "d.txt": (b"one\n" * 9 + b"caf\xe9s", f"input d.txt, line 10: {UTF8}"),
     "d.jsonl": (b'{"text": "a"}\n{"text": "caf\xe9s"}', f"input d.jsonl, line 2: {UTF8}"),
     "e.txt": (b"version https://git-lfs.github.com/spec/v1\n", "input e.txt is a pointer of Git LFS and not the data; run git lfs pull"),

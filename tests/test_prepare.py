@@ -35,8 +35,8 @@ def tree(directory):
 LIMIT = readers.MAX_DOCUMENT
 
 
-def cut_files(paths, size, limit=LIMIT):
-    files, _ = input_files.find(paths, input_files.Reading("text", None, limit))
+def cut_files(paths, size, limit=LIMIT, kind=None):
+    files, _ = input_files.find(paths, input_files.Reading("text", kind, limit))
     return pieces.cut_files(files, "text", size, limit)
 
 
@@ -55,7 +55,7 @@ def test_pieces_tile_the_input_exactly(tmp_path_factory, lines, last, size):
     folder = tmp_path_factory.mktemp("tiles")
     content = "".join(a + b for a, b in lines) + last
     (folder / "a.txt").write_bytes(content.encode())
-    cut = cut_files([folder / "a.txt"], size)
+    cut = cut_files([folder / "a.txt"], size, kind="text")
     assert "".join(documents_of(cut)) == content
     assert sum(part.bytes for piece in cut for part in piece) == len(content.encode())
     assert len(cut) == -(-len(content.encode()) // size)

@@ -94,8 +94,13 @@ def find(given, reading: Reading, skip: pathlib.Path | None = None):
         except _Empty as empty:
             left_out.append((str(path), str(empty)))
         except _Unfit as unfit:
-            raise UserError(f"input {path} cannot be read: it is {unfit}") from None
+            raise _refusal(path, unfit) from None
     return inputs, left_out
+
+
+def _refusal(path: pathlib.Path, unfit: _Unfit) -> UserError:
+    remedy = "; set --input-format=text if it is text" if str(unfit) == "binary" else ""
+    return UserError(f"input {path} cannot be read: it is {unfit}{remedy}")
 
 
 def describe(inputs) -> dict:
@@ -253,7 +258,7 @@ def _kind(path: pathlib.Path, head: bytes, content, reading: Reading, in_folder:
         raise
     except _Unfit as unfit:
         if in_folder and name in DATA_NAMES:
-            raise UserError(f"input {path} cannot be read: it is {unfit}") from None
+            raise _refusal(path, unfit) from None
         raise
 
 
