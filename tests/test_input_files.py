@@ -161,6 +161,7 @@ def test_inputs_that_are_given_twice_or_are_no_files(place):
     twice = "is given twice (also as folder/a.jsonl); give it once"
     assert refused("folder/a.jsonl", "b.jsonl") == f"input b.jsonl {twice}"
     assert refused("folder", "folder/a.jsonl") == f"input folder/a.jsonl {twice}"
+    assert refused("n" * 300) == f"input {'n' * 300} is not readable: File name too long"
     os.mkfifo("pipe")
     assert refused("pipe") == "input pipe is not a regular file; write its content to one"
 

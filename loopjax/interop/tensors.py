@@ -77,6 +77,10 @@ def _tensors(path: pathlib.Path) -> dict[str, Tensor]:
     safetensors = require("safetensors", "hf", "reading weights")
     tensors = {}
     try:
+        open(path, "rb").close()  # the package calls every file that it cannot open missing
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
         # Read, not mapped: mapped pages count as memory of the process until the file is closed.
         file = safetensors.safe_open(path, framework="numpy", backend="pread")
         for name in file.keys():  # noqa: SIM118

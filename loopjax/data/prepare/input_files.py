@@ -80,7 +80,7 @@ def find(given, reading: Reading, skip: pathlib.Path | None = None):
     inputs, left_out = [], []
     known = {}  # (device, inode) of a file or a directory: the path it was given as
     for path in map(pathlib.Path, given):
-        if not path.exists():
+        if not _exists(path):
             raise UserError(f"input {path} is not a file or a directory")
         if not (path.is_file() or path.is_dir()):
             raise UserError(f"input {path} is not a regular file; write its content to one")
@@ -196,6 +196,18 @@ def _below(folder: pathlib.Path, known: dict, left_out: list, skip) -> list[path
     return sorted(below)
 
 
+def _exists(path: pathlib.Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # no permission, a name too long
+        raise UserError(f"input {path} is not readable: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error without the path, which the sentence has already."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def _seen(path: pathlib.Path, known: dict) -> str | None:
     """The path by which a file or directory is known already; if it is new, it is remembered."""
     status = path.stat()
@@ -209,7 +221,7 @@ def _seen(path: pathlib.Path, known: dict) -> str | None:
 def _in_folder(path: pathlib.Path, reading: Reading, known: dict, left_out: list) -> Input | None:
     """A file of a folder, or None if it is left out."""
     try:
-        if not path.exists():
+        if not _exists(path):
             raise _Unfit("a broken link")
         if not path.is_file():
             raise _Unfit("not a regular file")
@@ -234,7 +246,7 @@ def _look(path: pathlib.Path, reading: Reading, in_folder: bool) -> Input:
             content = files.unpacked(raw, packing, path)
             kind = _kind(path, head, content, reading, in_folder)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"input {path} is not readable: {first_line(error)}") from None
+        raise UserError(f"input {path} is not readable: {_reason(error)}") from None
     return Input(str(path), kind, packing, status.st_size, status.st_mtime_ns, ends)
 
 
