@@ -749,13 +749,12 @@ def test_files_that_are_not_whole(sound, tmp_path, said):
 
 
 def test_places_that_cannot_be_and_tokenizers_that_are_none(sound, tmp_path, said):
-    for place, shown in (("a\0b", r"'a\x00b'"), ("n" * 300, repr("n" * 300)[:80])):
-        for verb, source in (("import-hf", sound), ("export-hf", sound.with_name("run"))):
-            assert said(verb, source, place).startswith(f"{shown} cannot be a directory: ")
-        assert said("import-hf", place, tmp_path / "c") == (
-            f"{shown[:80]} is neither a directory nor an ID of the Hugging Face hub"
-        )
-    assert said("import-hf", sound, "") == "the directory to write is empty; name a new directory"
+    place, shown = "n" * 300, repr("n" * 300)[:80]
+    for verb, source in (("import-hf", sound), ("export-hf", sound.with_name("run"))):
+        assert said(verb, source, place).startswith(f"{shown} cannot be a directory: ")
+    assert said("import-hf", place, tmp_path / "c") == (
+        f"{shown} is neither a directory nor an ID of the Hugging Face hub"
+    )
     path = changed(sound, tmp_path / "m")
     file = path / "tokenizer.json"
     for content, says in (
@@ -815,7 +814,7 @@ EXPORTS = [
     ("a plan of more layers", ["--depth=3"], "--depth=3 has 3 unique layers, the checkpoint has 2"),
     ("no plan", ["--depth=2y"], "--depth: invalid depth plan '2y': write segments L or LxR (L layers, run R times), positive whole numbers, joined by \"-\", like \"24\", \"4x6\" or \"4-4x4-4\""),
     ("a loop that must not be untied", ["--depth=2x3", "--no-untie"], "plan 2x3 executes 2 layers as 6, which requires writing 6 layers (remove --no-untie)"),
-    ("a plan beyond any", ["--depth=2x5000000"], "plan 2x5000000 executes 10000000 layers; a model can be exported with at most 10000"),
+    ("a plan beyond any", ["--depth=2x5000000"], "--depth: depth plan '2x5000000' executes more than 10,000 layers, the most that are supported"),
     ("no step", ["--step=9"], "PLACE/run/checkpoints has no checkpoint at step 9; there are 4"),
     ("no size", ["--shard-size=5"], "argument --shard-size: invalid size '5': use e.g. 80GB (units: kB, MB, MiB, GB, GiB, TB)"),
 ]  # fmt: skip

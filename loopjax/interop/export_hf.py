@@ -21,7 +21,6 @@ from loopjax.progress import Progress
 from loopjax.weights.saved import BLOCK, Saved, open_saved
 
 SHARD_SIZE = 5 * 10**9
-MOST_LAYERS = 10_000  # each is named in the header of a file
 
 
 def export_hf(
@@ -58,11 +57,6 @@ def export_hf(
         raise UserError(
             f"plan {plan} executes {plan.n_unique} layers as {plan.n_effective}, which requires writing "
             f"{plan.n_effective} layers (remove --no-untie)"
-        )
-    if plan.n_effective > MOST_LAYERS:
-        raise UserError(
-            f"plan {plan} executes {plan.n_effective} layers; a model can be exported with at most "
-            f"{MOST_LAYERS}"
         )
     cfg = ModelConfig(**meta["model"])
     dtype = dtype or (source["dtype"] if source.get("dtype") in DTYPES else "float32")

@@ -25,10 +25,8 @@ def find(source: str, revision: str | None = None) -> pathlib.Path:
     if source and os.path.isdir(source):  # unlike `pathlib`, never an error
         return pathlib.Path(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or os.path.exists(source):
-        shown = repr(source)[:80] if len(source) > 80 or not source.isprintable() else source
-        raise UserError(
-            f"{shown or repr('')} is neither a directory nor an ID of the Hugging Face hub"
-        )
+        shown = source if len(source) <= 80 else repr(source)[:80]
+        raise UserError(f"{shown} is neither a directory nor an ID of the Hugging Face hub")
     hub = require("huggingface_hub", "hf", f"{source} is not a directory, and downloading it")
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     try:
@@ -103,12 +101,10 @@ def token_ids(directory: pathlib.Path, names) -> dict[str, int | None]:
 
 def new_path(directory) -> pathlib.Path:
     """The resolved path of a directory to make; UserError if it is not empty or cannot be one."""
-    if not str(directory):
-        raise UserError("the directory to write is empty; name a new directory")
     try:
         path = pathlib.Path(directory).resolve()
         taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    except (OSError, ValueError) as error:  # too long, no permission, a NUL character
+    except OSError as error:  # too long, no permission
         raise UserError(
             f"{str(directory)!r:.80} cannot be a directory: {first_line(error)}"
         ) from None
