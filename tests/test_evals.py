@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from lm_eval.api.instance import Instance
 
-from loopjax import checkpoint, model
+from loopjax import checkpoint_files, model
 from loopjax.cli import main as cli
 from loopjax.data.prepare.job import prepare
 from loopjax.errors import UserError
@@ -348,7 +348,7 @@ def test_a_checkpoint_that_claims_what_it_does_not_hold_is_told_at_once(
     meta = json.loads(path.read_text())
     del meta["sha256"]
     meta |= {k: meta[k] | v if isinstance(v, dict) else v for k, v in change.items()}
-    path.write_text(json.dumps(meta | {"sha256": checkpoint._digest(meta)}))
+    path.write_text(json.dumps(meta | {"sha256": checkpoint_files.digest(meta)}))
     with pytest.raises(UserError) as told:
         open_model(run)
     assert says in str(told.value)
