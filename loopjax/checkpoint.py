@@ -95,6 +95,7 @@ class Checkpoints:
             save_interval_steps=1,
             async_options=ocp.options.AsyncOptions(timeout_secs=NEVER_S),
         )
+        _ignore_closed_loops()
         self.manager = self._open()
         self.saved_step: int | None = None
         self._unseen: int | None = None  # step of a save that was not looked at yet
@@ -102,6 +103,8 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         # Orbax logs every save, and logs what it raises with the whole stack trace.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # A write that fails after another one is told by nobody else, and need not be.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         return ocp.CheckpointManager(
             _Literal(self.directory),
             options=self.options,
@@ -137,15 +140,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self, step: int):
-        """Turns an error of a save into a sentence.
-
-        Orbax closes its event loop when one of several writes fails; TensorStore then complains
-        about the loop in its own threads, once for each of the others.
-        """
+        """Turns an error of a save into a sentence."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
             if os.strerror(errno.ENOSPC) in str(error):
                 raise  # host.disk_errors_explained
             good = [s for s in steps_in(self.directory) if s != step]
@@ -255,15 +253,20 @@ class _Literal(type(epath.Path())):
         return (type(self)(path) for path in pathlib.Path(self).glob(pattern))
 
 
-def _without_closed_loops(hook):
+@functools.cache
+def _ignore_closed_loops() -> None:
+    """Silences what TensorStore's threads say, once in this process, when one of several writes fails.
+
+    Orbax closes its event loop then, and raises; each of the other writes complains about the loop.
+    """
+    hook = sys.unraisablehook
+
     def unraisable(event):
-        closed = isinstance(event.exc_value, RuntimeError) and "Event loop is closed" in str(
-            event.exc_value
-        )
-        if not closed:
+        error = event.exc_value
+        if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
             hook(event)
 
-    return unraisable
+    sys.unraisablehook = unraisable
 
 
 class _Held(np.ndarray):

@@ -118,7 +118,7 @@ def _check_fields(meta: dict, path: pathlib.Path) -> None:
             value = str(meta.get(name))[:40]
             raise unusable(f"its meta has {name}={value!r}, which must be of type {kind.__name__}")
     if str(meta["step"]) != path.name:
-        raise unusable(f"its meta is that of step {meta['step']}")
+        raise Damaged(f"checkpoint {path} is damaged (its meta is that of step {meta['step']})")
     if not all(type(sum_) is int for sum_ in meta["checksums"].values()):
         raise unusable("its meta has a checksum that is not a whole number")
     known = {"seq_len": None, **meta["config"]}  # the one that every reader needs
