@@ -194,7 +194,7 @@ def test_a_save_is_looked_at_once_it_is_written(tmp_path):
     assert not (tmp_path / "checkpoints.json").exists()
 
 
-@pytest.mark.parametrize("name", ["br[1]x", "[x]", "a*", "q?", "{a,b}", "a b", "ü"])
+@pytest.mark.parametrize("name", ["br[1]x", "a* q?", "{a,b} ü"])
 def test_characters_of_patterns_in_a_path_are_only_characters(tmp_path, name):
     (tmp_path / "a2" / "checkpoints").mkdir(parents=True)
     run = save(tmp_path / name, [4])

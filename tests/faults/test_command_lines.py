@@ -196,7 +196,7 @@ def of_fields():
                 f"config.{name}",
                 value,
             )
-    for line in ("warmup_steps=5 steps=4 cooldown.steps=0", "model.n_heads=3",
+    for line in ("model.n_heads=3",
                  "model.vocab_size=1000000000 model.d_model=1000000", "microbatches=4 batch_size=6",
                  "mesh.rules.seq=data", "cooldown.steps=2000000"):  # fmt: skip
         name = line.partition("=")[0]
