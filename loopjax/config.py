@@ -49,6 +49,7 @@ _WHOLE = {
     "eval_batches": (0, _MOST),
     "patience": (0, _MOST),
     "skip_bad_steps": (0, _MOST),
+    "watchdog.medians": (0, _MOST),
     "data_threads": (0, 1024),
 }
 _FINITE = ("growth.alpha", "growth.noise")
@@ -231,8 +232,6 @@ def check(config: ConfigDict) -> None:
     ):  # fmt: skip
         if not 0 < values[name] < float("inf"):
             raise UserError(f"config.{name}={values[name]} must be positive")
-    if config.watchdog.medians < 0:
-        raise UserError(f"config.watchdog.medians={config.watchdog.medians} must be at least 0")
     for name in ("beta1", "beta2", "weight_decay", "momentum"):
         if not 0 <= config.optimizer[name] < 1:
             raise UserError(
