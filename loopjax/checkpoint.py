@@ -41,7 +41,6 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
 from loopjax.host import last_good
-from loopjax.model_config import ModelConfig
 
 # Arrays are stored in pieces of this many bytes, so that a reader never holds a whole array.
 PIECE = 2**26
@@ -353,24 +352,23 @@ def load_params(directory, step: int | None = None, shardings=None):
     """
     directory, step = locate(directory, step)
     path, meta = directory / str(step), read_meta(directory, step)
-    plan, cfg = DepthPlan.parse(meta["plan"]), ModelConfig(**meta["model"])
-    shapes = _nested(cfg.parameter_shapes(plan.n_unique))
+    with reading(path):
+        stores = open_arrays(path, meta, ("params",))
+    # The arrays that were saved, not those of a formula: a changed layer may have others.
+    saved = _nested({name.removeprefix("params/"): store for name, store in stores.items()})
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: device, shapes, is_leaf=_is_shape)
+        shardings = jax.tree.map(lambda _: device, saved)
     abstract = jax.tree.map(
-        lambda shape, where: jax.ShapeDtypeStruct(shape, np.float32, sharding=where),
-        shapes,
+        lambda store, where: jax.ShapeDtypeStruct(
+            store.shape, store.dtype.numpy_dtype, sharding=where
+        ),
+        saved,
         shardings,
-        is_leaf=_is_shape,
     )
     items = read_arrays(path, meta, {"params": abstract})
     verify(path, items, meta["checksums"])
     return items["params"], meta
-
-
-def _is_shape(node) -> bool:
-    return isinstance(node, tuple)
 
 
 def _nested(flat: dict) -> dict:
