@@ -14,12 +14,12 @@ import pathlib
 from collections.abc import Sequence
 
 from loopjax import outputs
-from loopjax.depth import INTERVENTIONS, starts
+from loopjax.depth import INTERVENTIONS, MOST_LAYERS, starts
 from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
-from loopjax.lm.loaded_model import MOST_LAYERS, LanguageModel
+from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import duration
 
 TASKS = ("lambada_openai", "var_assign_math_0")

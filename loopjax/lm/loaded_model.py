@@ -27,7 +27,6 @@ from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 
-MOST_LAYERS = 100_000  # executed; each is an entry of the tables that a program is traced with
 MOST_TOKENS = 2**24  # positions are exact in float32
 
 
@@ -88,7 +87,7 @@ class LanguageModel:
         """The same weights run by another plan; raises UserError when it does not fit them."""
         if self.order is not None:
             raise ValueError("the plan of a model with a layer order cannot be changed")
-        return dataclasses.replace(self, plan=_plan(self.meta, depth))
+        return dataclasses.replace(self, plan=chosen_plan(self.meta, depth))
 
     def with_order(self, order: Sequence[int]) -> "LanguageModel":
         """The model with its executed layers in another order; layers may be left out or repeated.
@@ -161,7 +160,7 @@ def open_model(
     meta = read_meta(directory, step)
     trained = model.ModelConfig(**meta["model"])
     cfg = dataclasses.replace(trained, remat="none", dtype=dtype or trained.dtype)
-    plan = _plan(meta, depth)
+    plan = chosen_plan(meta, depth)
     codec = _tokenizer(tokenizer, directory, meta, needed=text)
     context = meta["config"]["seq_len"] if context is None else context
     if not 2 <= context <= MOST_TOKENS:
@@ -172,9 +171,8 @@ def open_model(
         problem = str(error).replace("config.model.", "the model's ")
         raise UserError(f"--mesh {mesh_text!r}: {problem}") from None
     init = functools.partial(model.init_params, cfg, plan.n_unique, jax.random.key(0))
-    claimed = jax.eval_shape(init)
-    params, _ = load_params(directory, step, sharding.tree_sharding(claimed, mesh, rules))
-    _check_shapes(directory / str(step), nn.meta.unbox(claimed), params, meta)
+    shardings = sharding.tree_sharding(jax.eval_shape(init), mesh, rules)
+    params, _ = load_params(directory, step, shardings)
     return LanguageModel(
         params=_cast(params, cfg.dtype),
         cfg=cfg,
@@ -186,29 +184,6 @@ def open_model(
         meta=meta,
         path=directory / str(step),
     )
-
-
-def _plan(meta: dict, depth: str | None) -> DepthPlan:
-    plan = chosen_plan(meta, depth)
-    if plan.n_effective > MOST_LAYERS:
-        subject = f"--depth={depth}" if depth else f"the checkpoint's plan {plan}"
-        raise UserError(
-            f"{subject} executes {plan.n_effective:,} layers; at most {MOST_LAYERS:,} are possible"
-        )
-    return plan
-
-
-def _check_shapes(path: pathlib.Path, claimed, params, meta: dict) -> None:
-    """Raises UserError if the arrays of a checkpoint are not those of its plan and architecture."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(claimed)]
-    stored = jax.tree_util.tree_leaves_with_path(params)
-    for (keys, leaf), shape in zip(stored, shapes, strict=True):
-        if leaf.shape != shape:
-            name = jax.tree_util.keystr(keys, simple=True, separator="/")
-            raise UserError(
-                f"{path} is damaged: {name} has the shape {leaf.shape}, but its plan {meta['plan']} "
-                f"and architecture require {shape}"
-            )
 
 
 def _cast(params, dtype):
