@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from loopjax.checkpoint_arrays import agreed, checksums, read_arrays, verify
+from loopjax.checkpoint_arrays import agreed, checksums, name_of, read_arrays, verify
 from loopjax.checkpoint_files import (
     FORMAT,
     Damaged,
@@ -359,6 +359,7 @@ def load_params(directory, step: int | None = None, shardings=None):
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, saved)
+    _check_same_parameters(path, saved, shardings)
     abstract = jax.tree.map(
         lambda store, where: jax.ShapeDtypeStruct(
             store.shape, store.dtype.numpy_dtype, sharding=where
@@ -369,6 +370,20 @@ def load_params(directory, step: int | None = None, shardings=None):
     items = read_arrays(path, meta, {"params": abstract})
     verify(path, items, meta["checksums"])
     return items["params"], meta
+
+
+def _check_same_parameters(path: pathlib.Path, saved, model) -> None:
+    """Raises UserError when a checkpoint has not the parameters of the model that is to be run."""
+    theirs, ours = (
+        {name_of(key) for key, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        for tree in (saved, model)
+    )
+    for names, has in ((theirs - ours, "has"), (ours - theirs, "lacks")):
+        if names:
+            raise UserError(
+                f"checkpoint {path} {has} {', '.join(sorted(names))}, unlike the model of this "
+                "version of the code"
+            )
 
 
 def _nested(flat: dict) -> dict:

@@ -121,6 +121,8 @@ def _check_fields(meta: dict, path: pathlib.Path) -> None:
         raise Damaged(f"checkpoint {path} is damaged (its meta is that of step {meta['step']})")
     if not all(type(sum_) is int for sum_ in meta["checksums"].values()):
         raise unusable("its meta has a checksum that is not a whole number")
+    if not any(name.startswith("params/") for name in meta["checksums"]):
+        raise unusable("its meta lists no parameters")
     known = {"seq_len": None, **meta["config"]}  # the one that every reader needs
     if wrong := _wrong_type(known, config.default().to_dict()):
         raise unusable(f"its config has no valid {wrong}")

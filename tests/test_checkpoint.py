@@ -184,6 +184,18 @@ def test_a_field_of_another_type_is_told_in_one_sentence(run):
                 load_params(run)
 
 
+def test_parameters_that_the_model_of_the_code_has_not_are_named(run):
+    """As after a change of the layer: the checkpoint can be read, but not run."""
+    params, _ = load_params(run)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    shardings["layers"]["adapter"] = shardings["layers"].pop("gate")
+    with pytest.raises(UserError, match="8 has layers/gate, unlike the model"):
+        load_params(run, shardings=shardings)
+    shardings["layers"]["gate"] = shardings["layers"]["up"]
+    with pytest.raises(UserError, match="8 lacks layers/adapter, unlike the model"):
+        load_params(run, shardings=shardings)
+
+
 def test_a_save_is_looked_at_once_it_is_written(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
         checkpoints.save(4, tiny_state(), about())

@@ -182,7 +182,7 @@ def test_loops_and_grown_models_are_judged_beside_the_deep_one(
         for seed, run in enumerate(runs[plan]):
             run.mkdir()
             heldout = {"task/accuracy": accuracy + 0.01 * seed}
-            result = {"heldout": heldout, "steps": 2, "training_flops": 2.0, "parameters": 10,
+            result = {"heldout": heldout, "steps": 2, "plan": plan.split(",")[0], "training_flops": 2.0, "parameters": 10,
                       "unique_layers": 1, "effective_layers": 4}  # fmt: skip
             (run / "result.json").write_text(json.dumps(result))
             row = {"step": 1, "flops": 1.0, "eval/task/accuracy": 0.1}
