@@ -161,7 +161,8 @@ def saved(run, step, plan="12", phases=STANDARD, seed=0, **about):
         {"step": p["start"], **{key: p[key] for key in keys}} for p in phases if p["start"] < step
     ]
     meta = {"plan": plan, "lineage": events, "model": MODEL | {"init_depth": 12},
-            "config": {"seq_len": 9}, "wall_clock_s": 30.0} | about  # fmt: skip
+            "config": {"seq_len": 9}, "wall_clock_s": 30.0, "phases": [], "data": {},
+            "versions": {}} | about  # fmt: skip
     checkpoint.save_params(
         run / "checkpoints", step, {"embed": weights.shape},
         lambda name, pieces: [((slice(None),), weights)], meta,
