@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import signal
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile much and compute little.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Tests send it; what nohup starts ignores it, and so do its own processes.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
