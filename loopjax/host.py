@@ -23,16 +23,6 @@ def say(text: str) -> None:
         print_line(text)
 
 
-def check_writable(workdir: pathlib.Path) -> None:
-    """Creates the directory; raises UserError when it cannot be written."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").touch()
-        (workdir / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
-
-
 @contextlib.contextmanager
 def disk_errors_explained(workdir: pathlib.Path, lock: Lock):
     """Turns the error of a full disk, or of a directory that is gone, into one sentence."""

@@ -10,7 +10,7 @@ import time
 import jax
 
 from loopjax import callbacks as callbacks_lib
-from loopjax import flops, growth, host, paths, resume, same
+from loopjax import flops, growth, host, outputs, paths, resume, same
 from loopjax.checkpoint import Checkpoints, versions
 from loopjax.curriculum import Phase
 from loopjax.early_stopping import EarlyStopping
@@ -65,7 +65,8 @@ def train(config, workdir, callbacks=(), processes: Processes | None = None) -> 
     ):
         source = resume.find_source(run, workdir)  # before anything is written
         if host.is_main():
-            host.check_writable(workdir)
+            outputs.check_directory(workdir, "--workdir")
+            workdir.mkdir(parents=True, exist_ok=True)
             lock.take()
         same.check_data(processes, run)
         same.check_workdir(processes, lock)
