@@ -16,7 +16,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from loopjax.config import default  # noqa: E402
+from tests.tiny_config import get_config as tiny_run  # noqa: E402
 
 settings.register_profile("loopjax", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("loopjax")
@@ -28,29 +28,6 @@ def pytest_addoption(parser):
         action="store_true",
         help="rewrite the golden files of expected text instead of comparing with them",
     )
-
-
-def tiny_run():
-    """A run of 12 steps that a test can afford: 3 stages by LIDAS, a mixture switch, p-hop."""
-    config = default()
-    config.steps = 12
-    config.batch_size = 8
-    config.seq_len = 9
-    config.depth = "3"
-    config.growth.update(operator="lidas", block=1)
-    config.cooldown.steps = 3
-    config.mixture = {"p_hop_1": 3.0, "p_hop_2": 1.0}
-    config.cooldown.mixture = {"p_hop_1": 1.0, "p_hop_3": 1.0}
-    config.data_threads = 1
-    config.learning_rate = 1e-2
-    config.warmup_steps = 2
-    config.checkpoint_every = 2
-    config.keep_last = 0
-    config.eval_batches = 1
-    config.model.update(
-        vocab_size=40, d_model=16, d_ff=24, n_heads=4, n_kv_heads=2, dtype="float32"
-    )
-    return config
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def compiled_bytes(config) -> int:
     ],
 )
 def test_the_memory_estimate_is_within_15_percent_of_what_xla_reports(depth, mesh, settings, model):
-    config = load("1.7b,baseline", "--config.warmup_steps=2")
+    config = load("1.7b,baseline")
     config.mesh.update(mesh)
     config.model.update(SMALL | {"dtype": "float32", "remat": "full"} | model)
     config.update({"depth": depth, "batch_size": 32, "seq_len": 256, "eval_batches": 0} | settings)
@@ -111,7 +111,7 @@ def test_the_memory_estimate_is_within_15_percent_of_what_xla_reports(depth, mes
 
 @pytest.mark.parametrize("plan", ["5", "2x3"])
 def test_what_is_saved_grows_by_the_same_for_every_layer_executed(plan):
-    config = load("1.7b,baseline", "--config.warmup_steps=2")
+    config = load("1.7b,baseline")
     cfg = dataclasses.replace(run.outline(config).cfg, **SMALL)
     outside, per_layer = memory.saved_bytes(cfg, (2, 64), "gpu")
     with kernels.traced_for("gpu"):

@@ -1,4 +1,4 @@
-"""Runs of `small_config.py` in processes of their own, and what they leave."""
+"""Runs of `tiny_config.py` in processes of their own, and what they leave."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from loopjax import checkpoint
 from loopjax.files import read_rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONFIG = "tests/faults/small_config.py"
+CONFIG = "tests/tiny_config.py"
 
 
 class Cluster:
@@ -32,7 +32,7 @@ class Cluster:
     def start(self, workdir, *flags, moment="never", nth=1, signal="SIGKILL", devices=2, limits=()):
         command = [
             sys.executable, "-m", "tests.faults.victim", moment, str(nth), signal,
-            f"--config={CONFIG}", f"--workdir={workdir}", *flags,
+            f"--config={CONFIG}", f"--workdir={workdir}", "--config.eval_every=2", *flags,
         ]  # fmt: skip
         own = {"JAX_NUM_CPU_DEVICES": str(devices), "VICTIM_LIMITS": json.dumps(dict(limits))}
         return subprocess.Popen(

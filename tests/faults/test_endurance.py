@@ -10,7 +10,7 @@ from loopjax.callbacks import Callback
 from loopjax.run import plan_run
 from loopjax.train import train
 from tests.faults import EVERYTHING
-from tests.faults.small_config import get_config
+from tests.tiny_config import get_config
 
 BATCHES = 100_000 if EVERYTHING else 20_000
 STEPS = 5_000 if EVERYTHING else 1_000

@@ -1,5 +1,4 @@
-"""A run of 12 steps with everything that a kill can interrupt: growth twice, another mixture in the
-cooldown, evaluations and checkpoints every other step."""
+"""A run of 12 steps that a test can afford: 3 stages by LIDAS, a mixture switch, p-hop."""
 
 from loopjax.config import default
 
@@ -19,7 +18,6 @@ def get_config():
     config.warmup_steps = 2
     config.checkpoint_every = 2
     config.keep_last = 0
-    config.eval_every = 2
     config.eval_batches = 1
     config.model.update(
         vocab_size=40, d_model=16, d_ff=24, n_heads=4, n_kv_heads=2, dtype="float32"
