@@ -27,10 +27,14 @@ def local(path, name: str) -> pathlib.Path:
             f"{name} {text!r} is a URL; only local paths are supported: mount the storage, or copy "
             "to and from it"
         )
-    try:
-        encoded = os.fsencode(text)
-    except UnicodeEncodeError:
-        encoded = b"\0"
-    if b"\0" in encoded:
+    if "\0" in text:
         raise UserError(f"{name} {text!r} holds a character that no path can have")
+    try:
+        # TensorStore takes UTF-8 only; a locale without it makes lone surrogates of other bytes.
+        text.encode()
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{name} {text!r} is not UTF-8, or this locale has no UTF-8; rename it, or set PYTHONUTF8=1"
+        ) from None
     return pathlib.Path(text)

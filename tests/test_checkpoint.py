@@ -278,7 +278,7 @@ def test_a_url_is_no_checkpoint(url):
         locate(url)
 
 
-@pytest.mark.parametrize("workdir", ["gs://bucket/run", "", "a\0b"])
+@pytest.mark.parametrize("workdir", ["gs://bucket/run", "", "a\0b", "caf\udcc3\udca9"])
 def test_a_workdir_that_is_no_local_path_is_refused(tmp_path, tiny_config, monkeypatch, workdir):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^--workdir "):
