@@ -51,9 +51,24 @@ NAMES = ["seed-0", "seed-1", "1x2__seed-0"]
 QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
 
 
-def config_file(folder, sweep, steps=3):
+# Before FILE: a step takes at least 16 ms, so that 300 still go on when a signal arrives.
+PACED = """
+import time
+from loopjax.data.hops import PHop
+
+make = PHop.make
+
+def paced(self, rng):
+    time.sleep(0.002)
+    return make(self, rng)
+
+PHop.make = paced
+"""
+
+
+def config_file(folder, sweep, steps=3, head=""):
     path = folder / "config_of_a_sweep.py"
-    path.write_text(FILE.replace("STEPS", str(steps)) + sweep)
+    path.write_text(head + FILE.replace("STEPS", str(steps)) + sweep)
     return path
 
 
@@ -143,7 +158,7 @@ def test_twelve_points_killed_twice_end_with_twelve_results_and_nothing_run_twic
         for seed in range(4):
             add(arg=arg, seed=seed)
     """
-    path, directory = config_file(tmp_path, twelve, steps=300), tmp_path / "runs"
+    path, directory = config_file(tmp_path, twelve, 300, PACED), tmp_path / "runs"
     names = [f"{arg}__seed-{seed}" for arg in ("1", "1x2", "2") for seed in range(4)]
 
     def finished():
