@@ -18,6 +18,7 @@ from loopjax.progress import duration
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
+PACED = f"{ROOT / 'tests' / 'paced.py'}:lidas"  # the same run, slow enough to be stopped
 # A run that a test can afford, as flags.
 SMALL = [
     "--config.steps=40", "--config.cooldown.steps=8", "--config.warmup_steps=2",
@@ -75,7 +76,7 @@ def wait_for_step(process, workdir, step):
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
     for step in (7, 23):
-        process = start(train_command(tmp_path))
+        process = start(train_command(tmp_path, config=PACED))
         wait_for_step(process, tmp_path, step)
         process.kill()
         process.communicate()
@@ -89,7 +90,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_exits_and_the_run_resumes(whole, tmp_path):
-    process = start(train_command(tmp_path, "--config.checkpoint_every=1000"))
+    process = start(train_command(tmp_path, "--config.checkpoint_every=1000", config=PACED))
     wait_for_step(process, tmp_path, 15)
     process.send_signal(signal.SIGTERM)
     assert "stopped; saved step" in finish(process)
@@ -105,10 +106,13 @@ def free_port():
         return sock.getsockname()[1]
 
 
-def start_pair(workdir, *flags):
+def start_pair(workdir, *flags, **kwargs):
     """Two processes of one device each, as on two hosts."""
     shared = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", *flags]
-    return [start(train_command(workdir, *shared, f"--process_id={i}"), devices=1) for i in (0, 1)]
+    return [
+        start(train_command(workdir, *shared, f"--process_id={i}", **kwargs), devices=1)
+        for i in (0, 1)
+    ]
 
 
 @pytest.mark.slow
@@ -122,7 +126,7 @@ def test_two_processes_make_the_losses_of_one(whole, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_one_process_resumes(whole, tmp_path):
-    pair = start_pair(tmp_path, "--config.checkpoint_every=1000")
+    pair = start_pair(tmp_path, "--config.checkpoint_every=1000", config=PACED)
     wait_for_step(pair[0], tmp_path, 15)
     for process in pair:
         process.send_signal(signal.SIGTERM)

@@ -289,10 +289,8 @@ def test_a_signal_after_the_first_step_is_a_request_and_a_second_ctrl_c_interrup
 
 def pair(workdir, *flags, own=((), ()), devices=(1, 1)):
     shared = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", *flags]
-    return [
-        start(train_command(workdir, *shared, f"--process_id={i}", *own[i]), devices=devices[i])
-        for i in (0, 1)
-    ]
+    commands = [train_command(workdir, *shared, f"--process_id={i}", *own[i]) for i in (0, 1)]
+    return [start(command, devices=n) for command, n in zip(commands, devices, strict=True)]
 
 
 def lines(err):
@@ -325,15 +323,18 @@ def test_the_survivor_of_a_run_ends_in_time_with_one_sentence_and_code_75(
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_lost_at_start_up_ends_the_other_with_a_sentence(tmp_path, victim, signum):
-    both = pair(tmp_path, "--start_timeout=40")
-    time.sleep(6)
-    both[victim].send_signal(signum)
+    shared = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    commands = [train_command(tmp_path, *shared, f"--process_id={i}") for i in (0, 1)]
+    killed = ["tests.faults.victim", "compile", "1", signum.name]  # before its first step
+    commands[victim][2:4] = killed
+    both = [start(command, devices=1) for command in commands]
+    next(line for line in both[victim].stderr if "victim: interrupted" in line)
     begun = time.monotonic()
     err = finish(both[1 - victim], RESTART if signum == signal.SIGKILL else 143)
     both[victim].communicate()
     print(f"start-up, {signum.name} to process {victim}: {time.monotonic() - begun:.2f} s")
     assert f"process {victim}" in lines(err)[-1] and "Traceback" not in err
-    assert time.monotonic() - begun < 45
+    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.slow

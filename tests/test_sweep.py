@@ -51,21 +51,6 @@ NAMES = ["seed-0", "seed-1", "1x2__seed-0"]
 QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
 
 
-# Before FILE: a step takes at least 16 ms, so that 300 still go on when a signal arrives.
-PACED = """
-import time
-from loopjax.data.hops import PHop
-
-make = PHop.make
-
-def paced(self, rng):
-    time.sleep(0.002)
-    return make(self, rng)
-
-PHop.make = paced
-"""
-
-
 def config_file(folder, sweep, steps=3, head=""):
     path = folder / "config_of_a_sweep.py"
     path.write_text(head + FILE.replace("STEPS", str(steps)) + sweep)
@@ -158,7 +143,7 @@ def test_twelve_points_killed_twice_end_with_twelve_results_and_nothing_run_twic
         for seed in range(4):
             add(arg=arg, seed=seed)
     """
-    path, directory = config_file(tmp_path, twelve, 300, PACED), tmp_path / "runs"
+    path, directory = config_file(tmp_path, twelve, 300, "import tests.paced\n"), tmp_path / "runs"
     names = [f"{arg}__seed-{seed}" for arg in ("1", "1x2", "2") for seed in range(4)]
 
     def finished():
@@ -574,7 +559,7 @@ def test_a_job_that_is_preempted_saves_and_goes_on_when_it_is_queued_again(tmp_p
 
     for key, value in QUICK.items():
         monkeypatch.setenv(key, value)
-    path = config_file(tmp_path, "\n    add(seed=0)\n", steps=2000)
+    path = config_file(tmp_path, "\n    add(seed=0)\n", 300, "import tests.paced\n")
     one = points.points(str(path), [], tmp_path / "runs")[0]
     cluster = submitit.LocalExecutor(tmp_path / "slurm")
     cluster.update_parameters(timeout_min=5)
@@ -586,11 +571,11 @@ def test_a_job_that_is_preempted_saves_and_goes_on_when_it_is_queued_again(tmp_p
     task = pathlib.Path(f"/proc/{controller}/task/{controller}/children").read_text().split()[0]
     os.kill(int(task), signal.SIGUSR2)  # as Slurm before the end
     job.wait()
-    assert one.result()["steps"] == 2000, job.stderr()
+    assert one.result()["steps"] == 300, job.stderr()
     log = one.log.read_text()
     assert "stopped; saved step" in log and "resuming from step" in log
     assert starts(tmp_path / "runs", "seed-0") == 2
-    assert steps_of(tmp_path / "runs", "seed-0") == list(range(1, 2001))
+    assert steps_of(tmp_path / "runs", "seed-0") == list(range(1, 301))
 
 
 # What submitit calls, on a cluster of this machine: an array runs one job after another.
@@ -632,7 +617,7 @@ def test_a_sweep_on_slurm_is_an_array_that_outlives_it_and_is_found_again(cluste
     add(seed=0)
     add(mixture={"nowhere": 1.0}, name="lost")
     """
-    path, directory = config_file(tmp_path, two), tmp_path / "runs"
+    path, directory = config_file(tmp_path, two, 100, "import tests.paced\n"), tmp_path / "runs"
     flags = ["--launcher=slurm", "--slurm", "timeout_min=5", "partition=small"]
     process = begin(path, directory, *flags, PATH=cluster)
     wait_until((directory / "slurm" / "jobs.json").is_file, process)
