@@ -102,7 +102,7 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         # Orbax logs every save, and logs what it raises with the whole stack trace.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        # A write that fails after another one is told by nobody else, and need not be.
+        # Only asyncio reports a write that fails after another one; the first one is enough.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         return ocp.CheckpointManager(
             _Literal(self.directory),

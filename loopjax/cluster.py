@@ -9,7 +9,7 @@ from loopjax.errors import UserError
 SLURM = (
     "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID",
 )  # fmt: skip
-# (number of processes, index of this one) as launchers tell their processes. The tasks of an srun
+# (number of processes, index of this one) as launchers set them for their processes. The tasks of an srun
 # are counted by SLURM_STEP_NUM_TASKS: SLURM_NTASKS is also set where no srun has started anything.
 LAUNCHERS = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
@@ -64,7 +64,7 @@ def place(
         if coordinator is not None:
             raise UserError(
                 f"--coordinator={coordinator} requires --num_processes and --process_id: no cluster "
-                "that tells them was found (Slurm, Open MPI, TPU, Kubernetes)"
+                "that sets them was found (Slurm, Open MPI, TPU, Kubernetes)"
             )
         raise UserError(
             "--distributed: no cluster was found (Slurm, Open MPI, TPU, Kubernetes); give "

@@ -1,4 +1,4 @@
-"""What a JSON file must contain for the code that reads it, so that damage is told as such."""
+"""What a JSON file must contain for the code that reads it, so that damage is reported as such."""
 
 import contextlib
 import math

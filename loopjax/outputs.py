@@ -64,7 +64,7 @@ def _is_directory(path: pathlib.Path) -> bool:
     try:
         return path.is_dir()
     except (OSError, ValueError):
-        return False  # told by the attempt to write
+        return False  # the attempt to write reports why
 
 
 def _touch(path: pathlib.Path) -> None:

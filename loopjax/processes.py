@@ -73,7 +73,7 @@ class Processes:
 class Group(Processes):
     """A run of several processes. A context manager: `with Group(...) as group: group.meet()`.
 
-    An error inside it is told to the other processes, which end with the same exit code if it is a
+    An error inside it is sent to the other processes, which end with the same exit code if it is a
     UserError, and with RESTART otherwise.
 
     Args:

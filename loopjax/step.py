@@ -115,7 +115,7 @@ def train_step(
 
     With `skip_bad`, an update with a loss, a gradient or a new parameter that is nan or infinite
     leaves parameters and moments as they were, bit by bit; the step and the schedule advance. The
-    metric "skipped" tells it.
+    metric "skipped" is then 1.
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
 

@@ -132,7 +132,7 @@ def verify(directory) -> None:
     """Checks all data: the hash of every manifest and shard, and every token id.
 
     Raises UserError that names the damaged shards. What a manifest of an earlier version does not
-    allow to check is told.
+    allow to check is printed.
     """
     damaged = []
     n = 0

@@ -188,7 +188,7 @@ def encode_pair(codec, prompt: str, completion: str) -> tuple[list[int], int]:
 def limit(codec, vocab_size: int) -> None:
     """Prepares a tokenizer for a model of `vocab_size` ids.
 
-    Added tokens beyond the vocabulary are told, and refused only in a text that contains one;
+    Added tokens beyond the vocabulary are reported, and refused only in a text that contains one;
     raises UserError if other tokens exceed it.
     """
     if codec.vocab_size <= vocab_size:

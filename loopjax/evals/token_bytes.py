@@ -74,7 +74,7 @@ def _measured(codec) -> tuple[np.ndarray, int, list[int]]:
     unknown = settings["model"].get("unk_token")
     if unknown in pieces:
         table[pieces[unknown]] = 0
-    # Only where the space is put also before a space: else its tokens do not tell whether it was.
+    # Only where the space is put also before a space: else its tokens do not show whether it was.
     added = {token["content"]: token["id"] for token in settings["added_tokens"]}
     found = codec.encode_batch([f"{PLAIN}{content} {PLAIN}" for content in added])
     splitting = [

@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_read_right_or_not_at_all(sound, tmp_path, capfd
             said = capfd.readouterr().err
             passed_over = "checkpoints/8 is not a complete checkpoint; passed over" in said
             assert found == (before if passed_over else expected), what
-            result = "the checkpoint before, told" if passed_over else "right"
+            result = "the checkpoint before, with a line" if passed_over else "right"
             if "is damaged" in said:
                 result = "right, from the checkpoint before"
                 assert (run / "checkpoints.damaged" / "8.0").is_dir(), what

@@ -33,7 +33,7 @@ class Dataset:
         return any((pathlib.Path(self.path) / name).is_file() for name in SAVED)
 
     def describe(self) -> dict:
-        """What tells the dataset from another one, in the manifest."""
+        """What identifies the dataset, in the manifest."""
         description = {"dataset": self.path, "subset": self.subset, "split": self.split}
         if self.revision:
             return description | {"revision": self.revision}

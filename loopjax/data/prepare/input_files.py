@@ -40,7 +40,7 @@ JSON_LIKE = re.compile(rb'(\{\s*("|$)|\[\s*([\[{"]|$))')
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """A file, how it is read, and what tells it from another one of the same name."""
+    """A file, how it is read, and what identifies its content."""
 
     path: str
     kind: str  # "jsonl", "text" or "parquet"
