@@ -167,7 +167,8 @@ class Checkpoints:
                     meta = read_meta(self.directory, step)
                     abstract = accept(meta)
                     items = read_arrays(path, meta, _items(abstract))
-                verify(path, items, meta["checksums"])
+                with agreed(path):  # all have seen the damage before one sets the files aside
+                    verify(path, items, meta["checksums"])
             except Damaged as error:
                 report(str(error))
                 self._set_aside(step)

@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from loopjax import cluster
+from loopjax import cluster, same
 from loopjax.errors import UserError
+from loopjax.lock import Lock
 from loopjax.processes import RESTART, Group
 from loopjax.signals import Signals
 from loopjax.watchdog import Watchdog
@@ -335,6 +336,30 @@ def test_a_process_lost_at_start_up_ends_the_other_with_a_sentence(tmp_path, vic
     print(f"start-up, {signum.name} to process {victim}: {time.monotonic() - begun:.2f} s")
     assert f"process {victim}" in lines(err)[-1] and "Traceback" not in err
     assert time.monotonic() - begun < 15
+
+
+def test_a_workdir_that_is_not_shared_ends_all_with_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(same, "VISIBLE_S", 0.5)
+    ends = Ends()
+
+    def work(group):
+        own = tmp_path / str(group.index)
+        own.mkdir()
+        with Lock(own) as lock:
+            if group.index == 0:
+                lock.take()
+                group.exchange("lock", lock.owner())
+                ends.wait()  # a process would end here
+            else:
+                same.check_workdir(group, lock)
+
+    _, error = together(2, work, ends)
+    host = socket.gethostname()
+    assert str(error) == (
+        f"--workdir {tmp_path / '1'} of process 1 on {host} is not that of process 0 on {host}; it "
+        "must be on storage that all processes share"
+    )
+    assert ends == [(f"loopjax: process 1 on {host} ended: {error}", 2)]
 
 
 @pytest.mark.slow

@@ -69,6 +69,12 @@ def result(workdir) -> dict:
     return {k: v for k, v in content.items() if not k.endswith("_s")}
 
 
+def newest(workdir) -> pathlib.Path:
+    """The directory of the newest checkpoint."""
+    directory, step = checkpoint.locate(str(workdir))
+    return directory / str(step)
+
+
 def bits(workdir, step=None) -> dict[str, bytes]:
     """Every array of a checkpoint, parameters, moments and step counter: its bits by its name."""
     directory, step = checkpoint.locate(str(workdir), step)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.faults import EVERYTHING, runs, victim
+from tests.faults import EVERYTHING, damage, runs, victim
 
 # Exit codes of a process that was interrupted: SIGKILL; SIGTERM before training; saved and stopped.
 INTERRUPTED = {"SIGKILL": {-9}, "SIGTERM": {-15, 143, 0}}
@@ -101,6 +101,21 @@ def test_two_processes_killed_together_or_alone_end_as_the_uninterrupted_pair(
     runs.assert_same(workdir, whole)
     for fault, came_of_it in faults:
         outcome("kill, two processes", fault, came_of_it)
+    if seed == 0:
+        damaged_for_two_processes(cluster, workdir, whole, outcome)
+
+
+def damaged_for_two_processes(cluster, workdir, whole, outcome):
+    """The newest checkpoint of a run that had not ended is damaged: both take the one before."""
+    newest = runs.newest(workdir)
+    damage.flip(max((newest / "params").rglob("d/*"), key=lambda path: path.stat().st_size))
+    (workdir / "result.json").unlink()
+    ends = pair(cluster, workdir)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert f"checkpoint {newest} is damaged" in ends[0][1]
+    assert f"resuming from step {int(newest.name) - 2}" in ends[0][1]
+    runs.assert_same(workdir, whole)
+    outcome("checkpoint, a damaged file", "resumed by two processes", "same bits")
 
 
 def pair(cluster, workdir, moments=None, signal="SIGKILL"):
