@@ -286,6 +286,7 @@ def test_a_mistake_in_any_point_is_told_before_the_first_starts(
 ):
     path = config_file(tmp_path, sweep)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "no/srun/here")
     flags = [flag.format(path) for flag in flags]
     assert cli.main(["sweep", f"--config={path}", "--workdir=runs", *flags]) == 2
     err = capsys.readouterr().err
