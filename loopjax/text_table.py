@@ -1,4 +1,25 @@
-"""Tables of text: aligned columns for a terminal, and Markdown."""
+"""Numbers and tables as text: units that fit, aligned columns for a terminal, Markdown."""
+
+import math
+
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """A number with three significant digits and the prefix that fits: "118 MFLOPs", "34.4 GB".
+
+    Without a unit the prefix follows the digits: "1.50M". Whole numbers below 1000 stay as they are.
+    """
+    if not math.isfinite(value):
+        return f"{value} {unit}".rstrip()
+    index, digits = 0, f"{value:.3g}"
+    if not (abs(value) < 1000 and value == int(value)):
+        # Rounded first: 999,600 is 1.00 M, not 1000 k.
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        index = min(max(int(exponent) // 3, 0), len(PREFIXES) - 1)
+        shift = int(exponent) - 3 * index
+        digits = f"{float(mantissa) * 10**shift:.{max(2 - shift, 0)}f}"
+    return f"{digits}{' ' if unit else ''}{PREFIXES[index]}{unit}"
 
 
 def aligned(rows, left: int = 1, gap: int = 2) -> list[str]:
