@@ -12,7 +12,7 @@ from loopjax import flops, kernels, memory, run, sharding
 from loopjax.depth import DepthPlan
 from loopjax.optim import make_optimizer
 from loopjax.step import abstract_state
-from loopjax.text_table import aligned
+from loopjax.text_table import aligned, quantity, span
 
 
 def flops_of(config) -> dict:
@@ -65,7 +65,7 @@ def standard_plan(plan: DepthPlan) -> DepthPlan:
 
 def flops_text(cost: dict) -> str:
     """The table of `loopjax flops`."""
-    head = ["steps", "plan", "operator", "parameters", "GFLOPs/token", "PFLOPs"]
+    head = ["steps", "plan", "operator", "parameters", "per token", "training"]
     per_step = cost["tokens"] // cost["steps"]
     rows = [
         [
@@ -73,8 +73,8 @@ def flops_text(cost: dict) -> str:
             row["plan"],
             row["operator"],
             f"{row['params_unique']:,}",
-            f"{row['training_flops_per_step'] / per_step / 1e9:,.3f}",
-            f"{(row['stop'] - row['start']) * row['training_flops_per_step'] / 1e15:,.3f}",
+            quantity(row["training_flops_per_step"] / per_step, "FLOPs"),
+            quantity((row["stop"] - row["start"]) * row["training_flops_per_step"], "FLOPs"),
         ]
         for row in cost["phases"]
     ]
@@ -82,10 +82,10 @@ def flops_text(cost: dict) -> str:
     lines = [
         *aligned([head, *rows], left=3),
         "",
-        f"training      {cost['training_pflops']:,.3f} PFLOPs over {cost['tokens']:,} tokens",
-        f"inference     {cost['inference_flops_per_token'] / 1e9:,.3f} GFLOPs per token",
+        f"training      {quantity(cost['training_flops'], 'FLOPs')} over {cost['tokens']:,} tokens",
+        f"inference     {quantity(cost['inference_flops_per_token'], 'FLOPs')} per token",
         f"parameters    {cost['params_unique']:,} unique, {cost['params_effective']:,} executed",
-        f"standard {standard['plan']:<4} {standard['training_pflops']:,.3f} PFLOPs, "
+        f"standard {standard['plan']:<4} {quantity(standard['training_flops'], 'FLOPs')}, "
         f"{standard['params_unique']:,} parameters: this run takes "
         f"{cost['training_flops_ratio']:.2%} of the FLOPs and "
         f"{cost['params_unique'] / standard['params_unique']:.2%} of the parameters",
@@ -185,7 +185,7 @@ def plan_text(plan: dict) -> str:
     mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
     lines = [
         f"{plan['devices']} devices ({mesh}); per step and device {plan['sequences_per_device']} "
-        f"sequences of {plan['seq_len']:,} tokens in {plan['microbatches']} microbatch"
+        f"sequence{'s' * (plan['sequences_per_device'] > 1)} of {plan['seq_len']:,} tokens in {plan['microbatches']} microbatch"
         f"{'es' * (plan['microbatches'] > 1)}, remat={plan['remat']}",
         "",
     ]
@@ -195,23 +195,23 @@ def plan_text(plan: dict) -> str:
         shapes = (" x ".join(map(str, leaf[key])) for key in ("shape", "shape_per_device"))
         shape, per_device = shapes
         rows.append([leaf["path"], leaf["dtype"], shape, axes, per_device])
-    lines += [*aligned(rows, left=5), "", "memory per device, in GB:"]
+    lines += [*aligned(rows, left=5), "", "memory per device:"]
     parts = ("parameters", "optimizer", "gradients", "activations", "peak")
-    rows = [["from step", "plan", *parts, "s/step", "hours"]]
+    rows = [["from step", "plan", *parts, "per step", "total"]]
     for row in [*plan["phases"], {**plan["standard"], "start": "standard"}]:
         start = row["start"] if isinstance(row["start"], str) else f"{row['start']:,}"
-        sizes = [f"{row[part] / 1e9:.3g}" for part in parts]
-        rows.append([start, row["plan"], *sizes, f"{row['step_s']:.3g}", f"{row['hours']:.3g}"])
+        sizes = [quantity(row[part], "B") for part in parts]
+        rows.append([start, row["plan"], *sizes, span(row["step_s"]), span(3600 * row["hours"])])
     lines += aligned(rows, left=2)
     standard = plan["standard"]
     lines += [
         "",
-        f"{plan['hours']:.3g} hours for {plan['tokens']:,} tokens, at {plan['mfu']:.0%} of "
-        f"{plan['peak_flops'] / 1e12:g} TFLOP/s per device: {plan['hours'] / standard['hours']:.1%} "
+        f"{span(3600 * plan['hours'])} for {plan['tokens']:,} tokens, at {plan['mfu']:.0%} of "
+        f"{quantity(plan['peak_flops'], 'FLOP/s')} per device: {plan['hours'] / standard['hours']:.1%} "
         f"of the standard model's time, {plan['peak'] / standard['peak']:.1%} of its memory",
     ]
     if plan["memory"]:
-        peak = f"the peak is {plan['peak'] / 1e9:.3g} GB of {plan['memory'] / 1e9:.3g} GB"
+        peak = f"the peak is {quantity(plan['peak'], 'B')} of {quantity(plan['memory'], 'B')}"
         fits = plan["peak"] <= plan["memory"]
         lines.append(f"fits: {peak}" if fits else f"does NOT fit: {peak}; {_more_room(plan)}")
     return "\n".join(lines)

@@ -4,6 +4,8 @@ import os
 import sys
 import time
 
+from loopjax.text_table import quantity
+
 WIDTH = 79
 TERMINAL_S, FILE_S = 0.2, 10.0  # seconds between two lines: redrawn on a terminal, kept in a file
 
@@ -87,7 +89,7 @@ class Progress:
         seconds = max(time.monotonic() - self.begun, 1e-9)
         speed = (self.done - self.done_before) / seconds
         if self.in_bytes:
-            count = f"{self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB  {speed / 1e6:,.0f} MB/s"
+            count = f"{quantity(self.done, 'B')} of {quantity(self.total, 'B')}  {quantity(speed, 'B/s')}"
         else:
             per = f"{speed:,.1f}/s" if speed >= 1 or not speed else f"{1 / speed:,.1f} s each"
             count = f"{self.done:,}/{self.total:,}  {per}"

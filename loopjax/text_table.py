@@ -22,6 +22,14 @@ def quantity(value: float, unit: str = "") -> str:
     return f"{digits}{' ' if unit else ''}{PREFIXES[index]}{unit}"
 
 
+def span(seconds: float) -> str:
+    """An estimated time with three digits and the unit that fits: "1.49 µs", "12 min", "1,420 h"."""
+    units = (("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3), ("µs", 1e-6))
+    unit, size = next((u for u in units if seconds >= u[1]), units[-1])
+    value = seconds / size
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
 def aligned(rows, left: int = 1, gap: int = 2) -> list[str]:
     """Rows of cells as lines of aligned columns, `gap` spaces apart; the first row is the header.
 

@@ -25,6 +25,7 @@ from loopjax.progress import duration
 from loopjax.run import Run, on_mesh, plan_run
 from loopjax.signals import Signals
 from loopjax.step_metrics import StepMetrics, all_finite, trailing_bad_steps
+from loopjax.text_table import quantity
 from loopjax.watchdog import Watchdog
 
 
@@ -195,7 +196,9 @@ class _Training:
         if host.is_main():
             write_json(self.workdir / "result.json", result)
         nll = f"held-out NLL {heldout['eval/nll']:.4f}, " if heldout else ""
-        say(f"done: {nll}{result['training_flops']:.3g} FLOPs, {duration(result['wall_clock_s'])}")
+        say(
+            f"done: {nll}{quantity(result['training_flops'], 'FLOPs')}, {duration(result['wall_clock_s'])}"
+        )
         return result
 
 

@@ -69,6 +69,16 @@ def test_flops_on_the_command_line(capsys):
     assert "8,095..24,286" in text and "77.63% of the FLOPs and 100.00% of the parameters" in text
 
 
+def test_costs_of_a_small_run_are_in_units_that_fit(capsys):
+    tiny = [f"--config={CONFIGS / 'tiny.py'}:loop", "--config.steps=10"]
+    assert cli.main(["flops", *tiny]) == 0
+    text = capsys.readouterr().out
+    assert "GFLOPs over" in text and "MFLOPs per token" in text and " 0.0" not in text
+    assert cli.main(["plan", *tiny]) == 0
+    memory = capsys.readouterr().out.partition("memory per device:")[2]
+    assert " MB" in memory and " 0.0 " not in memory
+
+
 # --- memory ------------------------------------------------------------------------------------
 
 SMALL = {"vocab_size": 1024, "d_model": 128, "d_ff": 512, "n_heads": 4, "n_kv_heads": 4}

@@ -17,10 +17,10 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog",
+    "errors", "text_table", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog",
     "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "model", "surgery",
     "optim", "growth", "config", "flops", "curriculum", "sharding", "step", "files", "outputs",
-    "text_table", "callbacks", "lock", "host", "log", "run_record", "data.tokenizers",
+    "callbacks", "lock", "host", "log", "run_record", "data.tokenizers",
     "checkpoint_files", "checkpoint_arrays", "checkpoint",
     "lineage", "cli.main", "__main__", "analysis.activations", "analysis.diagnostics",
     "data.source", "data.instances", "data.addition", "data.items", "data.hops", "data.igsm",

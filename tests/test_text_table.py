@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopjax.text_table import PREFIXES, quantity
+from loopjax.text_table import PREFIXES, quantity, span
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,13 @@ def test_a_quantity_has_three_digits_and_the_prefix_that_fits(value, text):
 
 def test_a_quantity_without_unit_has_its_prefix_behind_the_digits():
     assert [quantity(n) for n in (1_500_000, 34.4e9, 7)] == ["1.50M", "34.4G", "7"]
+
+
+def test_an_estimated_time_has_the_unit_that_fits():
+    times = (1.49e-6, 0.0123, 59, 90, 3600, 177 * 3600, 4231.4 * 3600)
+    assert list(map(span, times)) == [
+        "1.49 µs", "12.3 ms", "59 s", "1.5 min", "1 h", "177 h", "4,231 h"
+    ]  # fmt: skip
 
 
 @given(st.floats(1, 1e26), st.sampled_from([1, -1]))
