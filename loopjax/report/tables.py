@@ -6,6 +6,7 @@ from loopjax.progress import duration
 from loopjax.report.collect import Collection, Entry
 from loopjax.report.context import Context
 from loopjax.report.elements import Table, number
+from loopjax.text_table import quantity
 
 BLOCK = 4  # layers of a block, if neither a loop nor growth defines one
 
@@ -22,10 +23,7 @@ def models(context: Context) -> list[Table]:
     for entry in context.models.entries:
         model = entry.model
         heldout = model.heldout() if entry.own else {}
-        costs = [
-            number(entry.costs[key], "," if key == "parameters" else ".3g")
-            for key in run_record.COSTS
-        ]
+        costs = [_cost(key, entry.costs[key]) for key in run_record.COSTS]
         cells = [
             entry.label,
             model.way if entry.own else f"{model.plan}, run by {entry.plan}",
@@ -44,6 +42,12 @@ def models(context: Context) -> list[Table]:
         "evaluation and checkpoints."
     )
     return [_without_empty(Table(caption, heads + [title for _, title in columns], rows))]
+
+
+def _cost(key: str, value: float | None):
+    if value is None:
+        return None
+    return value, f"{value:,}" if key == "parameters" else quantity(value)
 
 
 def _without_empty(table: Table) -> Table:

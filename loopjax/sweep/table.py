@@ -15,7 +15,7 @@ from loopjax.progress import duration
 from loopjax.results import reader
 from loopjax.sweep.points import FILE
 from loopjax.sweep.progress import last_rows
-from loopjax.text_table import markdown
+from loopjax.text_table import markdown, quantity
 
 # Columns of every finished run: key, title, format in Markdown.
 COLUMNS = (
@@ -23,7 +23,7 @@ COLUMNS = (
     ("unique_layers", "unique layers", str),
     ("effective_layers", "effective layers", str),
     *(
-        (key, title, ("{:,}" if key == "parameters" else "{:.3g}").format)
+        (key, title, "{:,}".format if key == "parameters" else quantity)
         for key, title in run_record.COSTS.items()
     ),
     ("wall_clock_s", "wall-clock", duration),
