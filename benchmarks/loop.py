@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from common import Step, alternate, config_of, emit, parser, ratio, spread
 
-from loopjax import flops
+from loopjax import devices
 
 
 def matmul_peak(dtype: str, n: int) -> float:
@@ -25,7 +25,8 @@ def main():
     seconds = alternate(steps, args.rounds)
     dtype = steps["24"].run.cfg.dtype
     peak = matmul_peak(dtype, 2048 if args.size == "laptop" else 8192)
-    data_sheet = flops.peak_flops(jax.devices()[0])
+    chip = devices.of(jax.devices()[0])
+    data_sheet = chip and chip.peak_flops
     reached = {n: spread(s.flops() / t for t in seconds[n]) for n, s in steps.items()}
     emit(
         "loop",

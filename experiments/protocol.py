@@ -8,20 +8,14 @@ and prints the command.
 import dataclasses
 import shlex
 
-MACHINE = {
-    "devices": 128,
-    "memory": 40 * 10**9,
-    "peak_flops": 312e12,
-    "mfu": 0.4,
-    "platform": "gpu",
-}
+DEVICES, DEVICE, MFU = 128, "a100-40gb", 0.4
 
 
 def check(module, study) -> list[dict]:
     """Prints a row for each run that an experiment declares, with its command."""
     module.runs(study)
     configs: dict = {}
-    print(f"{module.TITLE}: {len(study.declared)} runs on {MACHINE['devices']} devices\n")
+    print(f"{module.TITLE}: {len(study.declared)} runs on {DEVICES} devices\n")
     for workdir, command in study.declared.items():
         configs[workdir] = _config(command, configs)
     rows = [_traced(workdir.name, config) for workdir, config in configs.items()]
@@ -64,13 +58,7 @@ def _workdir(values) -> None:
 def _traced(name: str, config) -> dict:
     from loopjax import cost
 
-    machine = cost.Machine(
-        min(MACHINE["devices"], config.batch_size),
-        MACHINE["memory"],
-        MACHINE["peak_flops"],
-        MACHINE["mfu"],
-        MACHINE["platform"],
-    )
+    machine = cost.Machine.of(DEVICE, min(DEVICES, config.batch_size), MFU)
     plan = cost.plan_of(config, machine)
     counted = cost.flops_of(config)
     return {

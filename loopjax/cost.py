@@ -8,7 +8,7 @@ import math
 
 import jax
 
-from loopjax import flops, kernels, memory, run, sharding
+from loopjax import devices, flops, kernels, memory, run, sharding
 from loopjax.depth import DepthPlan
 from loopjax.optim import make_optimizer
 from loopjax.step import abstract_state
@@ -99,6 +99,7 @@ class Machine:
 
     Attributes:
       devices: number of devices.
+      device: name of the chip, in `devices.CHIPS` or free.
       memory: bytes per device; 0 to skip the check.
       peak_flops: FLOP/s per device.
       mfu: model FLOPs utilization: the fraction of the peak that training reaches.
@@ -106,10 +107,17 @@ class Machine:
     """
 
     devices: int
+    device: str
     memory: int
     peak_flops: float
     mfu: float
     platform: str
+
+    @classmethod
+    def of(cls, device: str, n: int, mfu: float) -> "Machine":
+        """`n` devices of a name in `devices.CHIPS`; raises UserError for another name."""
+        chip = devices.named(device)
+        return cls(n, device.lower(), chip.memory, chip.peak_flops, mfu, chip.platform)
 
 
 def plan_of(config, machine: Machine) -> dict:
@@ -184,7 +192,7 @@ def plan_text(plan: dict) -> str:
     """The tables of `loopjax plan`."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
     lines = [
-        f"{plan['devices']} devices ({mesh}); per step and device {plan['sequences_per_device']} "
+        f"{plan['devices']} x {plan['device']} ({mesh}); per step and device {plan['sequences_per_device']} "
         f"sequence{'s' * (plan['sequences_per_device'] > 1)} of {plan['seq_len']:,} tokens in {plan['microbatches']} microbatch"
         f"{'es' * (plan['microbatches'] > 1)}, remat={plan['remat']}",
         "",

@@ -6,22 +6,6 @@ XLA's own cost analysis counts the body of a scan once, so executed depth must c
 from loopjax.depth import DepthPlan
 from loopjax.model_config import ModelConfig
 
-# Dense peak of one chip in FLOP/s at bfloat16, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA GH200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
-
 
 def layer_params(cfg: ModelConfig) -> int:
     """Matrix parameters of one layer: attention and SwiGLU, norm scales not counted."""
@@ -54,9 +38,3 @@ def training_flops(cfg: ModelConfig, plan: DepthPlan, config) -> int:
     """FLOPs of one update."""
     per_token = training_flops_per_token(cfg, plan, config.seq_len)
     return per_token * config.batch_size * config.seq_len
-
-
-def peak_flops(device) -> float | None:
-    """Peak FLOP/s of a device at bfloat16, None if unknown."""
-    matches = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
-    return PEAK_FLOPS[max(matches, key=len)] if matches else None

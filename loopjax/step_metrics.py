@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import flops
+from loopjax import devices
 from loopjax.checkpoint import Checkpoints
 from loopjax.curriculum import Phase
 from loopjax.errors import UserError
@@ -31,7 +31,7 @@ class StepMetrics:
         self.run = run
         self.bad_steps = bad_steps
         self.checkpoints = checkpoints
-        self.peak_flops = flops.peak_flops(jax.devices()[0])
+        self.chip = devices.of(jax.devices()[0])
         self._pending: tuple | None = None
 
     def start_phase(self, phase: Phase, compile_s: float | None) -> None:
@@ -87,9 +87,9 @@ class StepMetrics:
         }
         if skipped:
             row["skipped"] = 1.0
-        if self.peak_flops:
+        if self.chip:
             flops_per_s = run.flops_per_step(self.phase) * speed / run.tokens_per_step
-            row["mfu"] = flops_per_s / (self.peak_flops * jax.device_count())
+            row["mfu"] = flops_per_s / (self.chip.peak_flops * jax.device_count())
         if self._compile_s is not None:
             row["compile_s"] = self._compile_s
             self._compile_s = None

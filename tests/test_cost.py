@@ -2,11 +2,12 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import types
 
 import jax
 import pytest
 
-from loopjax import cost, kernels, memory, run, sharding, step
+from loopjax import cost, devices, kernels, memory, run, sharding, step
 from loopjax.cli import arguments
 from loopjax.cli import main as cli
 from loopjax.config_flags import parse
@@ -115,7 +116,7 @@ def test_the_memory_estimate_is_within_15_percent_of_what_xla_reports(depth, mes
     config.model.update(SMALL | {"dtype": "float32", "remat": "full"} | model)
     config.update({"depth": depth, "batch_size": 32, "seq_len": 256, "eval_batches": 0} | settings)
     config.mixture = {"stdlib": 1.0}
-    plan = cost.plan_of(config, cost.Machine(8, 0, 1e12, 0.4, "cpu"))
+    plan = cost.plan_of(config, cost.Machine(8, "any", 0, 1e12, 0.4, "cpu"))
     assert plan["peak"] == pytest.approx(compiled_bytes(config), rel=0.15)
 
 
@@ -133,7 +134,7 @@ def test_what_is_saved_grows_by_the_same_for_every_layer_executed(plan):
 def test_what_the_plan_says_of_each_parameter_is_what_the_run_does():
     flags = ["--config.mesh.fsdp=2", "--config.mesh.tensor=4", "--config.depth=4-4x4-4"]
     config = load("1.7b,baseline", *flags)
-    plan = cost.plan_of(config, cost.Machine(8, 80 * 10**9, 990e12, 0.4, "gpu"))
+    plan = cost.plan_of(config, cost.Machine.of("h100", 8, 0.4))
     outline = run.outline(config)
     config, cfg = outline.config, outline.cfg
     mesh, rules = sharding.make_mesh(config.mesh), sharding.axis_rules(config.mesh)
@@ -143,13 +144,49 @@ def test_what_the_plan_says_of_each_parameter_is_what_the_run_does():
     assert plan["phases"][0]["parameters"] == memory.shard_bytes(real)
 
 
-@pytest.mark.parametrize("devices", [8, 256])
-def test_time_is_flops_over_what_the_devices_reach(devices):
+@pytest.mark.parametrize("n", [8, 256])
+def test_time_is_flops_over_what_the_devices_reach(n):
     config = load("1.7b,lidas")
-    plan = cost.plan_of(config, cost.Machine(devices, 0, 990e12, 0.4, "gpu"))
-    seconds = cost.flops_of(config)["training_flops"] / (devices * 990e12 * 0.4)
+    plan = cost.plan_of(config, cost.Machine(n, "any", 0, 990e12, 0.4, "gpu"))
+    seconds = cost.flops_of(config)["training_flops"] / (n * 990e12 * 0.4)
     assert plan["hours"] == pytest.approx(seconds / 3600)
     assert plan["hours"] / plan["standard"]["hours"] == pytest.approx(0.7763, abs=1e-4)
+
+
+def test_a_chip_is_planned_with_its_own_peak_memory_and_platform(capsys):
+    command = ["plan", f"--config={SMOLLM}:1.7b,lidas", "--devices=32"]
+    assert cli.main([*command, "--device=v5p", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["peak_flops"], plan["memory"], plan["platform"]) == (459e12, 95 * 10**9, "tpu")
+    seconds = cost.flops_of(load("1.7b,lidas"))["training_flops"] / (32 * 459e12 * 0.4)
+    assert plan["hours"] == pytest.approx(seconds / 3600)
+    assert cli.main([*command, "--device=v5p", "--peak-tflops=100", "--memory=1TB"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("32 x v5p (") and "40% of 100 TFLOP/s per device" in text
+    assert "of 1.00 TB" in text
+
+
+def test_an_unknown_chip_is_answered_with_those_known(capsys):
+    assert cli.main(["plan", f"--config={SMOLLM}:1.7b,lidas", "--device=v7"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"loopjax plan: --device=v7 must be one of {', '.join(devices.CHIPS)}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+    ],
+)
+def test_a_device_of_jax_is_found_by_its_kind(kind, name):
+    assert devices.of(types.SimpleNamespace(device_kind=kind)) is devices.CHIPS[name]
+    assert devices.of(types.SimpleNamespace(device_kind="cpu")) is None
 
 
 def test_the_plan_names_the_microbatches_that_fit(capsys):

@@ -17,7 +17,7 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "text_table", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog",
+    "errors", "devices", "text_table", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog",
     "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "model", "surgery",
     "optim", "growth", "config", "flops", "curriculum", "sharding", "step", "files", "outputs",
     "callbacks", "lock", "host", "log", "run_record", "data.tokenizers",

@@ -1,11 +1,13 @@
 """Command lines of `loopjax flops` and `loopjax plan`."""
 
 import argparse
+import dataclasses
 import json
 import math
 
 from absl import flags
 
+from loopjax import devices
 from loopjax.cli import arguments
 from loopjax.config_flags import parse
 from loopjax.errors import UserError
@@ -35,37 +37,49 @@ def plan(argv: list[str]) -> int:
     Nothing is compiled or allocated.
 
     Example:
-      loopjax plan --config=configs/smollm.py:1.7b,lidas --devices=64 --memory=80GB
+      loopjax plan --config=configs/smollm.py:1.7b,lidas --devices=64 --device=v5p
     """
 
     def define(values):
         one = {"flag_values": values}
         flags.DEFINE_integer("devices", 1, "number of devices", lower_bound=1, **one)
-        flags.DEFINE_string("memory", "", "memory per device, such as 80GB or 40GiB", **one)
-        flags.DEFINE_float("peak-tflops", 990.0, "peak TFLOP/s per device", lower_bound=1e-6, **one)
+        flags.DEFINE_string("device", "h100", f"chip: {', '.join(devices.CHIPS)}", **one)
+        flags.DEFINE_string(
+            "memory", None, "memory per device, such as 80GB or 40GiB, instead of the chip's", **one
+        )
+        flags.DEFINE_float(
+            "peak-tflops",
+            None,
+            "peak TFLOP/s per device at bfloat16, instead of the chip's",
+            lower_bound=1e-6,
+            **one,
+        )
         flags.DEFINE_float(
             "mfu",
             0.4,
-            "model FLOPs utilization: fraction of --peak-tflops reached",
+            "model FLOPs utilization: fraction of the peak that is reached",
             1e-6,
             1.0,
             **one,
         )
-        flags.DEFINE_enum("platform", "gpu", ["gpu", "tpu", "cpu"], "kind of device", **one)
         flags.DEFINE_bool("json", False, "output as one JSON object", **one)
 
     config, values = parse("plan", plan.__doc__, argv, define)
-    try:
-        size = arguments.size(values.memory) if values.memory else 0
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"--memory: {error}") from None
-    for name in ("peak-tflops", "mfu"):
-        if not math.isfinite(values[name].value):
-            raise UserError(f"--{name}={values[name].value} must be finite")
     from loopjax import cost
 
-    peak = 1e12 * values["peak-tflops"].value
-    machine = cost.Machine(values.devices, size, peak, values.mfu, values.platform)
-    result = cost.plan_of(config, machine)
+    machine = cost.Machine.of(values.device, values.devices, values.mfu)
+    changes = {}
+    try:
+        if values.memory is not None:
+            changes["memory"] = arguments.size(values.memory)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--memory: {error}") from None
+    peak = values["peak-tflops"].value
+    for name, value in (("peak-tflops", peak), ("mfu", values.mfu)):
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--{name}={value} must be finite")
+    if peak is not None:
+        changes["peak_flops"] = 1e12 * peak
+    result = cost.plan_of(config, dataclasses.replace(machine, **changes))
     print(json.dumps(result) if values.json else cost.plan_text(result))
     return 0

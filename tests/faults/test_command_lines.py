@@ -139,7 +139,7 @@ def of_absl():
     flags = {
         "plan": {
             "devices": BAD_WHOLE, "peak-tflops": BAD_NUMBER, "mfu": (*BAD_NUMBER, "1.5"),
-            "memory": BAD_SIZE[:-1], "platform": ("no-such-choice",),
+            "memory": BAD_SIZE[:-1], "device": ("no-such-choice", ""),
         },
         "train": {"workdir": BAD_PATH},
         "finetune": {"workdir": BAD_PATH, "checkpoint": BAD_PATH, "pairs": ("",)},
