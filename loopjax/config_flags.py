@@ -6,6 +6,7 @@ The fields, and what they mean, are in loopjax/config.py.
 import difflib
 import pathlib
 import re
+import sys
 import traceback
 
 from absl import flags
@@ -111,7 +112,7 @@ _KINDS = {
 def _explain(argv: list[str], values, error: Exception) -> str | None:
     """One sentence for an error of absl, ml_collections or a config file; None for any other."""
     path = _config_path(argv)
-    inside = _inside_file(path, error)
+    inside = raised_inside(path, error)
     if inside:
         return inside
     if isinstance(error, SystemExit):
@@ -121,6 +122,9 @@ def _explain(argv: list[str], values, error: Exception) -> str | None:
     text = " ".join(str(error).split())
     if path and isinstance(error, SyntaxError | UnicodeError):
         return f"--config={path} is not a Python file: {first_line(error)}"
+    call = re.search(r"TypeError: (get_config\(\) .*)$", text)
+    if path and call:  # raised by the call, outside the file
+        return f"--config={path}: {call[1]}"
     if path and "has no attribute 'get_config'" in text:
         return f"--config={path} does not define get_config()"
     if path and "object has no attribute 'to_dict'" in text:
@@ -151,8 +155,12 @@ def _config_path(argv: list[str]) -> str | None:
     return next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), None)
 
 
-def _inside_file(path: str | None, error: BaseException | None) -> str | None:
-    """The sentence for an exception raised in the config file, with its line; else None."""
+def raised_inside(path: str | None, error: BaseException | None) -> str | None:
+    """The sentence for an exception raised in a config file (or below it), with its line; else None.
+
+    Args:
+      path: FILE or FILE:VARIANT.
+    """
     if path is None:
         return None
     file = pathlib.Path(path.partition(":")[0]).resolve()
@@ -164,12 +172,30 @@ def _inside_file(path: str | None, error: BaseException | None) -> str | None:
             lines += [error.lineno] if pathlib.Path(error.filename).resolve() == file else []
         original = error.__context__
         if lines and not (original and "Traceback" in str(error)):
-            reason = error.msg if isinstance(error, SyntaxError) else first_line(error)
             if isinstance(error, UserError):
-                return f"--config={path}: {reason}"
-            return f"--config={path}, line {lines[-1]}: {type(error).__name__}: {reason}"
+                return f"--config={path}: {first_line(error)}"
+            kind, below = type(error).__name__, _module_of_the_user(frames[-1], file)
+            return f"--config={path}, line {lines[-1]}: {kind}: {_reason(error)}{below}"
         error = original
     return None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return error.msg
+    if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
+        # ml_collections on a field that does not exist: "'modle'\nDid you mean ...?", twice quoted.
+        return " ".join(str(error.args[0].args[0]).split())
+    return first_line(error)
+
+
+def _module_of_the_user(frame: traceback.FrameSummary, config: pathlib.Path) -> str:
+    """Where an exception was raised, if in a module that the config imports and no package is."""
+    file = pathlib.Path(frame.filename).resolve()
+    installed = (sys.prefix, sys.base_prefix, pathlib.Path(__file__).resolve().parent)
+    if file == config or not file.is_file() or any(file.is_relative_to(p) for p in installed):
+        return ""
+    return f" ({file}, line {frame.lineno})"
 
 
 def _unknown_flag(name: str, argv: list[str], values) -> str:

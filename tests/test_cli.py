@@ -338,6 +338,8 @@ def test_help_config_lists_every_field_with_default_and_comment(capsys):
         ("config.steps = int('many')", "line 4: ValueError: invalid literal"),
         ("config.steps = (1", "line 4: SyntaxError: '(' was never closed"),
         ("import no_such_module", "line 4: ModuleNotFoundError: "),
+        ("config.steps = {}['foo']", "line 4: KeyError: 'foo'\n"),
+        ("config.modle.d_model = 8", "line 4: AttributeError: 'modle' Did you mean \"model\" "),
     ],
 )
 def test_an_exception_in_a_config_file_is_reported_with_its_line(line, says, tmp_path, capsys):
@@ -352,6 +354,26 @@ def test_an_exception_in_a_config_file_is_reported_with_its_line(line, says, tmp
     assert cli.main(["flops", f"--config={file}"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"loopjax flops: --config={file}, {says}") and err.count("\n") == 1
+
+
+def test_an_exception_in_a_module_of_the_config_names_both_places(tmp_path, capsys, monkeypatch):
+    (tmp_path / "module_of_mine.py").write_text("def table():\n    return {}['foo']\n")
+    file = tmp_path / "wrong.py"
+    file.write_text("import module_of_mine\n\ndef get_config():\n    module_of_mine.table()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["flops", f"--config={file}"]) == 2
+    place = f"{tmp_path / 'module_of_mine.py'}, line 2"
+    said = f"loopjax flops: --config={file}, line 4: KeyError: 'foo' ({place})\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_config_without_the_variant_that_it_needs_is_reported_in_one_sentence(tmp_path, capsys):
+    file = tmp_path / "wrong.py"
+    file.write_text("def get_config(variant):\n    pass\n")
+    assert cli.main(["flops", f"--config={file}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"loopjax flops: --config={file}: get_config() missing 1 required")
+    assert said.count("\n") == 1
 
 
 def test_a_config_file_cannot_add_a_field(tmp_path, capsys):

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
 from loopjax import run
-from loopjax.config_flags import parse
+from loopjax.config_flags import parse, raised_inside
 from loopjax.errors import UserError, first_line
 from loopjax.files import read_json, write_json
 
@@ -159,7 +159,8 @@ def _load(path: str) -> Callable:
 
 
 def _failure(path: str, where: str, error: Exception) -> str:
-    return f"--config={path}: {where} raised {type(error).__name__}: {first_line(error)}"
+    inside = raised_inside(path, error)
+    return inside or f"--config={path}: {where} raised {type(error).__name__}: {first_line(error)}"
 
 
 def _point(path, added: _Added, default_arg: str, overrides, directory: pathlib.Path) -> Point:
