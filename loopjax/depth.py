@@ -66,8 +66,10 @@ class DepthPlan:
     segments: tuple[Segment, ...]
 
     @classmethod
-    def parse(cls, text: str) -> "DepthPlan":
-        """Reads "24", "4x6", "4-4x4-4", ...; raises ValueError on anything else."""
+    def parse(cls, text: "str | DepthPlan") -> "DepthPlan":
+        """Reads "24", "4x6", "4-4x4-4", ... (a plan is returned as it is); else ValueError."""
+        if isinstance(text, cls):
+            return text
         matches = [_SEGMENT.fullmatch(part) for part in str(text).split("-")]
         if not isinstance(text, str) or not all(matches):
             raise ValueError(

@@ -50,6 +50,7 @@ from loopjax import kernels, rope
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
 from loopjax.depth import DepthPlan, ExecutedLayer
 from loopjax.model_config import ModelConfig
+from loopjax.surgery import fitting
 
 REMAT_POLICIES = {
     "none": None,
@@ -175,20 +176,24 @@ def cut_segments(params, plan: DepthPlan):
     return rest
 
 
-# Canonical (unboxed) parameters run by a plan:
+# Canonical (unboxed) parameters run by a plan, which may be given as text ("4x6"). A plan of another
+# number of unique layers than the parameters have is a ValueError.
 
 
-def forward(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=None) -> jax.Array:
+def forward(
+    params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, placement=None
+) -> jax.Array:
     """Logits, float32 [B, T, V]."""
     return outputs(params, tokens_BT, cfg, plan, placement)[0]
 
 
-def outputs(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=None):
+def outputs(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, placement=None):
     """(logits float32 [B, T, V], {name: auxiliary loss []}).
 
     The losses are those that a module sows into the collection "losses", summed over the executed
     layers; the plain transformer has none.
     """
+    plan = fitting(params, plan)
     variables = {"params": cut_segments(params, plan)}
     logits_BTV, sown = Transformer(cfg, plan).apply(
         variables, tokens_BT, placement, mutable=["losses"]
@@ -200,18 +205,24 @@ def outputs(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=None
     return logits_BTV, losses
 
 
-def residual(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, placement=None) -> jax.Array:
+def residual(
+    params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, placement=None
+) -> jax.Array:
     """The residual stream before the final norm, [B, T, D]."""
+    plan = fitting(params, plan)
     args = {"params": cut_segments(params, plan)}, tokens_BT, placement
     return Transformer(cfg, plan).apply(*args, method="run")
 
 
-def intermediates(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan, names, placement=None):
+def intermediates(
+    params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, names, placement=None
+):
     """(residual stream before the final norm [B, T, D], {name: what each executed layer sowed}).
 
     Args:
       names: names that `Block` sows; each array is [E, B, T, ...], in the order of execution.
     """
+    plan = fitting(params, plan)
     variables = {"params": cut_segments(params, plan)}
     x_BTD, sown = Transformer(cfg, plan).apply(
         variables, tokens_BT, placement, method="run", mutable=["intermediates"]

@@ -68,8 +68,9 @@ class Record:
         own = self.result.get("training_flops") or (self.rows[-1]["flops"] if self.rows else None)
         return own and own + self.flops_before
 
-    def costs(self, plan: DepthPlan) -> dict:
+    def costs(self, plan: DepthPlan | str) -> dict:
         """{key of COSTS: value or None} of the model run by a plan; inference at its context."""
+        plan = DepthPlan.parse(plan)
         cfg = self.cfg
         length = self.config.get("seq_len")
         forward = None

@@ -93,14 +93,22 @@ def grow(state, order, *, donate: bool = False):
     return map_stack(gathered, state)
 
 
-def untie(params, plan: DepthPlan):
-    """The tree of E independent layers that computes what `plan` computes with U shared ones."""
+def fitting(params, plan: DepthPlan | str) -> DepthPlan:
+    """The plan, read if it is text; raises ValueError unless it has as many layers as the tree."""
+    plan = DepthPlan.parse(plan)
     _check_depth(params, plan.n_unique, f"plan {plan} has {plan.n_unique} unique layers")
+    return plan
+
+
+def untie(params, plan: DepthPlan | str):
+    """The tree of E independent layers that computes what `plan` computes with U shared ones."""
+    plan = fitting(params, plan)
     return reorder(params, plan.order)
 
 
-def tie(params, plan: DepthPlan):
+def tie(params, plan: DepthPlan | str):
     """The inverse of `untie`: U shared layers, each the first of the E executed layers that use it."""
+    plan = DepthPlan.parse(plan)
     _check_depth(params, plan.n_effective, f"plan {plan} executes {plan.n_effective} layers")
     return reorder(params, plan.first_uses)
 

@@ -69,6 +69,27 @@ def test_a_looped_stack_computes_what_its_untied_copies_compute(text, tokens):
     np.testing.assert_allclose(looped, unrolled, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("run", ["forward", "outputs", "residual", "intermediates"])
+def test_a_plan_of_another_depth_than_the_parameters_is_refused(run, tokens):
+    params = params_of(CFG, 5)
+    more = [["residual"]] if run == "intermediates" else []
+    for plan in ("4", "2x3", "6", DepthPlan.parse("4")):
+        with pytest.raises(ValueError, match=r"plan \S+ has \d unique layers, but the tree has 5"):
+            getattr(model, run)(params, tokens, CFG, plan, *more)
+
+
+def test_a_plan_may_be_given_as_text(tokens):
+    params, text = params_of(CFG, 3), "1-1x2-1"
+    plan = DepthPlan.parse(text)
+    for run in (model.forward, model.residual):
+        assert (run(params, tokens, CFG, text) == run(params, tokens, CFG, plan)).all()
+    assert DepthPlan.parse(plan) is plan
+    for tree, same in zip(
+        *(jax.tree.leaves(surgery.untie(params, p)) for p in (text, plan)), strict=True
+    ):
+        assert (tree == same).all()
+
+
 def reference_forward(params, tokens_BT, cfg, order):
     """The model again, written from its equations in plain NumPy, one layer after the other."""
     p = jax.tree.map(np.asarray, params)

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "devices", "text_table", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog",
-    "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "model", "surgery",
+    "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "surgery", "model",
     "optim", "growth", "config", "flops", "curriculum", "sharding", "step", "files", "outputs",
     "callbacks", "lock", "host", "log", "run_record", "data.tokenizers",
     "checkpoint_files", "checkpoint_arrays", "checkpoint",
