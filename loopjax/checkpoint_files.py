@@ -97,6 +97,14 @@ def read_meta(directory: pathlib.Path, step: int) -> dict:
     return meta
 
 
+def context_of(meta: dict) -> int:
+    """Tokens of the longest context that the model of a checkpoint was trained with.
+
+    That of a model that was fine-tuned on shorter sequences is still that of its training before.
+    """
+    return max(meta.get("context", 0), meta["config"]["seq_len"])
+
+
 # Fields that are read from every checkpoint, with their types.
 _FIELDS = {
     "step": int, "plan": str, "lineage": list, "phases": list, "data": dict, "model": dict,
@@ -117,6 +125,10 @@ def _check_fields(meta: dict, path: pathlib.Path) -> None:
         if type(meta.get(name)) is not kind:
             value = str(meta.get(name))[:40]
             raise unusable(f"its meta has {name}={value!r}, which must be of type {kind.__name__}")
+    if type(meta.get("context", 0)) is not int:
+        raise unusable(
+            f"its meta has context={str(meta['context'])[:40]!r}, not a number of tokens"
+        )
     if str(meta["step"]) != path.name:
         raise Damaged(f"checkpoint {path} is damaged (its meta is that of step {meta['step']})")
     if not all(type(sum_) is int for sum_ in meta["checksums"].values()):

@@ -46,11 +46,13 @@ class Ancestry:
       events: lineage of the stack before the run; empty if the run started with a fresh model.
       branched_from: "DIR@STEP"; empty if the run started with a fresh model.
       flops: training FLOPs spent on the model before the run.
+      context: tokens of the longest context that the model was trained with before the run.
     """
 
     events: tuple[dict, ...] = ()
     branched_from: str = ""
     flops: float = 0.0
+    context: int = 0
 
     @classmethod
     def saved(cls, phases: list[curriculum.Phase], meta: dict) -> "Ancestry":
@@ -60,7 +62,8 @@ class Ancestry:
         # inherited event names the checkpoint.
         before = meta["lineage"][: len(meta["lineage"]) - len(own) + 1]
         events = tuple(before) if "from" in before[-1] else ()
-        return cls(events, meta["branched_from"], meta.get("flops_before", 0.0))
+        flops, context = meta.get("flops_before", 0.0), meta.get("context", 0)
+        return cls(events, meta["branched_from"], flops, context)
 
     def lineage(self, phases: list[curriculum.Phase], step: int) -> list[dict]:
         """Lineage of the stack after `step` updates, oldest event first."""

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from loopjax import config as config_lib
 from loopjax import curriculum, flops, optim, surgery
 from loopjax.checkpoint import Checkpoints, load_params, newest_note, restore, versions
-from loopjax.checkpoint_files import locate, read_meta, steps_in
+from loopjax.checkpoint_files import context_of, locate, read_meta, steps_in
 from loopjax.data import pipeline
 from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
@@ -145,6 +145,7 @@ def checkpoint_meta(run: Run, begin: Start, step: int, heldout: dict) -> dict:
         "config": run.config.to_dict(),
         "branched_from": begin.ancestry.branched_from,
         "flops_before": begin.ancestry.flops,
+        "context": max(begin.ancestry.context, run.config.seq_len),
         "heldout": heldout,
         "wall_clock_s": begin.wall_clock_s(),
         "versions": versions(),
@@ -369,7 +370,14 @@ def inherited(run: Run, source: Source) -> Ancestry:
         "from": str(source),
     }
     spent = meta.get("flops_before", 0.0) + _flops_of(meta)
-    return Ancestry((*meta["lineage"], event), str(source), spent)
+    return Ancestry((*meta["lineage"], event), str(source), spent, _context(run, meta))
+
+
+def _context(run: Run, meta: dict) -> int:
+    """Tokens of the context that a run takes over; 0 with other rotary frequencies than before."""
+    theirs = ModelConfig(**meta["model"])
+    same = all(getattr(theirs, k) == getattr(run.cfg, k) for k in ("rope_theta", "rope_scaling"))
+    return context_of(meta) if same else 0
 
 
 def _flops_of(meta: dict) -> float:

@@ -92,7 +92,7 @@ def test_a_run_from_weights_is_its_own_run_and_goes_on_without_its_source(source
     moved = shutil.copytree(source, tmp_path / "source")
     config = looped(
         init_from=f"{moved}@3", init="weights", depth="1-1x3-1", seed=7, batch_size=16,
-        mixture={"p_hop_2": 1.0}, steps=5, checkpoint_every=2, **{"mesh.fsdp": 2},
+        mixture={"p_hop_2": 1.0}, steps=5, checkpoint_every=2, seq_len=7, **{"mesh.fsdp": 2},
     )  # fmt: skip
     whole = train(config, tmp_path / "whole")
     rows = read_rows(tmp_path / "whole" / "metrics.jsonl")
@@ -115,6 +115,7 @@ def test_a_run_from_weights_is_its_own_run_and_goes_on_without_its_source(source
     for run in ("whole", "stopped"):
         _, meta = checkpoint.load_params(tmp_path / run)
         assert meta["branched_from"] == f"{moved}/checkpoints@3"
+        assert meta["context"] == 9 and meta["config"]["seq_len"] == 7
         assert [(e["step"], e["operator"], e["plan"]) for e in meta["lineage"]] == [
             (0, "init", "1-1x2-1"), (0, "retrofit", "1-1x3-1"),
         ]  # fmt: skip

@@ -19,12 +19,15 @@ import pytest
 from loopjax import checkpoint, model
 from loopjax.checkpoint_files import digest
 from loopjax.cli import main as cli
+from loopjax.config import default
 from loopjax.depth import DepthPlan
 from loopjax.interop import architectures
 from loopjax.interop import files as files_lib
 from loopjax.interop.export_hf import export_hf
 from loopjax.interop.import_hf import import_hf
 from loopjax.interop.tensors import Writer
+from loopjax.lm.loaded_model import open_model
+from loopjax.train import train
 from loopjax.weights import numbers, plot, saved, terminal
 from tests.conftest import tiny_run
 from tests.test_inspect import fresh, save
@@ -402,6 +405,7 @@ MEASURED = """
 import resource, sys
 import jax
 from loopjax.cli import main as cli
+from loopjax.config import default
 from loopjax.interop import export_hf, import_hf
 jax.config.update("jax_platforms", "cpu")
 jax.devices()
@@ -431,6 +435,26 @@ def test_it_takes_less_memory_than_the_model(tmp_path):
         )
         taken = int(done.stdout.splitlines()[-1])
         assert taken < 0.75 * 4 * sum(map(math.prod, leaves.values())), argv
+
+
+def test_a_model_tuned_on_shorter_sequences_keeps_the_context_of_its_import(sound, tmp_path):
+    """Imported with 48 positions, then trained on rows of 8 tokens from its weights."""
+    meta = import_hf(str(sound), tmp_path / "imported", tokenizer=False)
+    config = default()
+    config.update(
+        init_from=str(tmp_path / "imported"), init="weights", depth=meta["plan"], steps=1,
+        batch_size=8, seq_len=8, warmup_steps=0, eval_batches=0,
+    )  # fmt: skip
+    config.mixture = {"p_hop_1": 1.0}
+    config.cooldown.steps = 0
+    config.model.update(meta["model"])
+    train(config, tmp_path / "tuned")
+    assert export_hf(tmp_path / "tuned", tmp_path / "out")["max_position_embeddings"] == 48
+    assert open_model(tmp_path / "tuned", text=False).context == 48
+    # With other rotary frequencies, the context before says nothing.
+    config.model.rope_theta = 5e5
+    train(config, tmp_path / "moved")
+    assert export_hf(tmp_path / "moved", tmp_path / "moved-hf")["max_position_embeddings"] == 8
 
 
 # The real one

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 from loopjax.checkpoint import chosen_plan, run_directory
+from loopjax.checkpoint_files import context_of
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
@@ -66,8 +67,7 @@ def export_hf(
     without_bos = meta.get("add_bos") is False
     if without_bos:  # a text without context follows the end of the document before
         ids = ids | {"bos_token_id": ids["eos_token_id"]}
-    seq_len = meta["config"]["seq_len"]
-    config = architectures.write_config(cfg, plan.n_effective, seq_len, dtype, ids)
+    config = architectures.write_config(cfg, plan.n_effective, context_of(meta), dtype, ids)
     with files.new(directory) as temporary:
         write_tensors(saved, temporary, cfg, plan, dtype, shard_size)
         write_json(temporary / "config.json", config)

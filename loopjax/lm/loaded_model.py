@@ -23,6 +23,7 @@ from loopjax.checkpoint import (
     run_directory,
     tokenizer_of,
 )
+from loopjax.checkpoint_files import context_of
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
@@ -162,7 +163,7 @@ def open_model(
     cfg = dataclasses.replace(trained, remat="none", dtype=dtype or trained.dtype)
     plan = chosen_plan(meta, depth)
     codec = _tokenizer(tokenizer, directory, meta, needed=text)
-    context = meta["config"]["seq_len"] if context is None else context
+    context = context_of(meta) if context is None else context
     if not 2 <= context <= MOST_TOKENS:
         raise UserError(f"--max-length {context} must lie within 2..{MOST_TOKENS}")
     try:
