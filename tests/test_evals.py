@@ -6,12 +6,14 @@ import io
 import json
 import math
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 import tokenizers
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
 
 from loopjax import checkpoint_files, model
 from loopjax.cli import main as cli
@@ -112,9 +114,10 @@ class Plain(LoopjaxLM):
     def _loglikelihood_tokens(self, requests, **kwargs):
         forward = jax.jit(model.forward, static_argnames=("cfg", "plan"))
         answers = []
+        self._cut = np.array([len(c) + len(a) > self.max_length + 1 for _, c, a in requests])
+        self.truncated += int(self._cut.sum())
         for _, context, continuation in requests:
             tokens = (context + continuation)[-self.max_length - 1 :]
-            self.truncated += len(context) + len(continuation) > self.max_length + 1
             padded = np.zeros((self.lm.batch_parts, self.max_length), np.int32)
             padded[:, : len(tokens) - 1] = tokens[:-1]
             logits = forward(self.lm.params, padded, cfg=self.lm.cfg, plan=self.lm.plan)
@@ -159,7 +162,39 @@ def test_tasks_at_two_plans_in_one_file_resume(place, tmp_path):
         ours = found["plans"]["1-1x4-1"]["tasks"][name]
         assert ours["metrics"] == pytest.approx(alone["metrics"])
         assert ours["truncated"] == alone["truncated"]
-    assert found["plans"]["1-1x4-1"]["tasks"]["var_assign_code_1"]["truncated"] == 15
+        assert ours["items_truncated"] == alone["items_truncated"]
+    task = found["plans"]["1-1x4-1"]["tasks"]["var_assign_code_1"]
+    # Five options of three items.
+    assert (task["truncated"], task["items_truncated"], task["n_samples"]) == (15, 3, 3)
+
+
+def test_items_with_a_prompt_that_was_cut_are_counted_once_and_printed(monkeypatch):
+    """Items 0 and 1 with three options each; a prompt of 9 tokens does not fit a context of 8."""
+    harness = LoopjaxLM.__new__(LoopjaxLM)
+    TemplateLM.__init__(harness)
+    harness.lm, harness.batch_tokens = types.SimpleNamespace(context=8, plan="4"), None
+    harness.truncated, harness.cut_items = 0, set()
+    monkeypatch.setattr(LoopjaxLM, "prefix_token_id", 0)
+    monkeypatch.setattr(harness, "_encode_pair", lambda a, b: ([1] * len(a), [2] * len(b)))
+
+    def scores(lm, requests, **_):
+        _, cut = score.make_rows(requests, lm.context)
+        return score.Scores(np.zeros(len(requests)), np.ones(len(requests), bool), cut, 0, 0)
+
+    monkeypatch.setattr(score, "log_likelihoods", scores)
+    requests = [
+        Instance("loglikelihood", {}, (prompt, option), i, metadata=("task", item, 1))
+        for item, prompt in enumerate(["x" * 9, "x" * 3])
+        for i, option in enumerate("abc")
+    ]
+    harness.loglikelihood(requests, True)
+    assert (harness.truncated, harness.cut_items) == (3, {0})
+    task = {"metrics": {"acc,none": 0.5}, "n_samples": 2, "items_truncated": 1, "seconds": 1.0}
+    printed = evaluate._summary(task)
+    assert (
+        printed == "acc 0.5000  (2 items, 0:01)  1 of 2 prompts cut at the start to fit the context"
+    )
+    assert "cut" not in evaluate._summary(task | {"items_truncated": 0})
 
 
 def test_the_mean_of_a_group_and_its_error():

@@ -117,8 +117,8 @@ def test_a_context_is_computed_once_and_continuations_of_one_token_are_free():
 def test_every_token_of_every_request_is_read_once_from_its_own_past(asked):
     contexts = [[1, 2, 3], [1, 2], [3] * 9]
     requests = [(contexts[c], after) for c, after in asked]
-    rows, truncated = score.make_rows(requests, context=8)
-    assert truncated == sum(len(c) + len(a) > 9 for c, a in requests)
+    rows, cut = score.make_rows(requests, context=8)
+    assert cut.tolist() == [len(c) + len(a) > 9 for c, a in requests]
     read = {number: [] for number in range(len(requests))}
     for row in rows:
         assert len(row.tokens) == len(row.positions) == len(row.branches) <= 16

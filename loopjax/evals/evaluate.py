@@ -126,6 +126,7 @@ def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:
     task.set_fewshot_seed(seed=SEEDS["fewshot"])
     begun = time.monotonic()
     harness.truncated = 0
+    harness.cut_items = set()
     # The harness prints, and would fork this process, which is unsafe with JAX's threads.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -144,6 +145,7 @@ def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:
         "n_shot": result["n-shot"][name],
         "version": result["versions"][name],
         "truncated": harness.truncated,
+        "items_truncated": len(harness.cut_items),
         "seconds": time.monotonic() - begun,
     }
 
@@ -154,8 +156,9 @@ def _summary(task: dict) -> str:
         for key, value in task["metrics"].items()
         if "stderr" not in key
     ]
-    cut = f"  {task['truncated']} requests truncated" if task["truncated"] else ""
-    return f"{'  '.join(metrics)}  ({task['n_samples']} items, {duration(task['seconds'])}){cut}"
+    n, cut = task["n_samples"], task["items_truncated"]
+    warning = f"  {cut} of {n} prompts cut at the start to fit the context" if cut else ""
+    return f"{'  '.join(metrics)}  ({n} items, {duration(task['seconds'])}){warning}"
 
 
 def group_scores(tasks: dict) -> dict:

@@ -80,6 +80,8 @@ class LoopjaxLM(TemplateLM):
         self.batch_tokens = batch_tokens
         self.generation_batch = generation_batch
         self.truncated = 0  # requests cut on the left to fit the context
+        self.cut_items: set = set()  # numbers of the items that these requests belong to
+        self._cut = np.zeros(0, bool)  # whether each of the last requests was cut
         self.shown = True  # whether a progress bar is shown
         self.check()
 
@@ -153,7 +155,9 @@ class LoopjaxLM(TemplateLM):
                 raise UserError(
                     f"request {number} has an empty continuation, which has no likelihood"
                 )
-        return super().loglikelihood(requests, disable_tqdm=True)
+        answers = super().loglikelihood(requests, disable_tqdm=True)
+        self.cut_items.update(requests[i].doc_id for i in np.flatnonzero(self._cut))
+        return answers
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs):
         scores = score.log_likelihoods(
@@ -162,6 +166,7 @@ class LoopjaxLM(TemplateLM):
             batch_tokens=self.batch_tokens,
             progress=f"scoring at {self.lm.plan}" if self.shown else "",
         )
+        self._cut = scores.cut
         self.truncated += scores.truncated
         pairs = zip(scores.logprobs.tolist(), scores.greedy.tolist(), strict=True)
         answers = []
@@ -186,6 +191,7 @@ class LoopjaxLM(TemplateLM):
         sums = [0.0] * len(requests)
         for number, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             sums[number] += logprob
+        self.cut_items.update(requests[owners[i]].doc_id for i in np.flatnonzero(self._cut))
         for request, logprob in zip(requests, sums, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, logprob)
         return sums
@@ -207,7 +213,9 @@ class LoopjaxLM(TemplateLM):
             )
             for i, generation in zip(numbers, generations, strict=True):
                 texts[i] = generation.text
-                self.truncated += generation.truncated > 0
+                if generation.truncated:
+                    self.truncated += 1
+                    self.cut_items.add(requests[i].doc_id)
                 self.cache_hook.add_partial("generate_until", requests[i].args, generation.text)
         return texts
 

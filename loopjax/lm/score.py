@@ -62,16 +62,21 @@ class Scores:
       logprobs: sum of the log-probabilities of each continuation, [requests]; with exits
         [E + 1, requests], the last row for the model itself.
       greedy: whether greedy decoding generates the continuation, of the same shape.
-      truncated: number of requests cut to the context.
+      cut: whether a request was cut to the context, [requests].
       rows: number of sequences computed.
       tokens: number of tokens computed.
     """
 
     logprobs: np.ndarray
     greedy: np.ndarray
-    truncated: int
+    cut: np.ndarray
     rows: int
     tokens: int
+
+    @property
+    def truncated(self) -> int:
+        """Number of requests cut to the context."""
+        return int(self.cut.sum())
 
 
 def log_likelihoods(
@@ -85,14 +90,14 @@ def log_likelihoods(
     """log p(continuation | context) of (context, continuation) pairs of token ids.
 
     A request longer than the model's context is cut on the left, as in lm-evaluation-harness;
-    `truncated` counts such requests. Both must have at least one token.
+    `cut` marks such requests. Both must have at least one token.
 
     Args:
       batch_tokens: tokens per batch, over all devices (default: chosen by platform).
       progress: label of the progress bar; empty for none.
       exits: an `analysis.lens.Lens`, to score at all its exits at once.
     """
-    rows, truncated = make_rows(requests, lm.context)
+    rows, cut = make_rows(requests, lm.context)
     shape = (len(requests),) if exits is None else (lm.plan.n_effective + 1, len(requests))
     logprobs, greedy = np.zeros(shape), np.ones(shape, bool)
     with lm.on_mesh(), Progress(len(requests), progress) as shown:
@@ -107,13 +112,13 @@ def log_likelihoods(
                     logprobs[..., request] += scored[..., r, n]
                     greedy[..., request] &= best[..., r, n]
             shown.update(len({request for row in batch for *_, request in row.reads}))
-    return Scores(logprobs, greedy, truncated, len(rows), sum(len(row.tokens) for row in rows))
+    return Scores(logprobs, greedy, cut, len(rows), sum(len(row.tokens) for row in rows))
 
 
-def make_rows(requests, context: int) -> tuple[list[Row], int]:
-    """(rows, number of truncated requests); requests with the same context share rows."""
+def make_rows(requests, context: int) -> tuple[list[Row], np.ndarray]:
+    """(rows, whether each request is cut); requests with the same context share rows."""
     options: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
-    truncated = 0
+    cut = np.zeros(len(requests), bool)
     for number, (before, after) in enumerate(requests):
         if not before or not after:
             empty = "continuation" if before else "context"
@@ -122,11 +127,11 @@ def make_rows(requests, context: int) -> tuple[list[Row], int]:
             raise UserError(
                 f"a continuation of {len(after)} tokens is longer than the context of {context}"
             )
-        truncated += len(before) + len(after) > context + 1
+        cut[number] = len(before) + len(after) > context + 1
         before = before[max(0, len(before) + len(after) - context - 1) :]
         options.setdefault(tuple(before), {}).setdefault(tuple(after), []).append(number)
     rows = [row for before, after in options.items() for row in _rows_of(before, after, context)]
-    return rows, truncated
+    return rows, cut
 
 
 def _rows_of(context: tuple, options: dict, limit: int):
