@@ -312,6 +312,7 @@ OTHER = [
         ["'1.7b,looped'", "configs/smollm.py"],
     ),
     ("no size", ["plan", TRAIN[1], "--memory=80"], ["--memory", "'80'", "80GB"]),
+    ("an unknown chip", ["plan", TRAIN[1], "--device=v7"], ["--device=v7", "v5p", "h100"]),
     (
         "devices that the mesh does not cut",
         ["plan", TRAIN[1], "--devices=6", "--config.mesh.fsdp=4"],
