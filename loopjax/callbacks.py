@@ -1,6 +1,6 @@
 """Where the rows of a run go besides metrics.jsonl: TensorBoard, Weights & Biases, your own.
 
-A callback gets every row of metrics.jsonl, in order and right after it is written: floats on the
+A callback gets every row of metrics.jsonl, in order and right after it is written: numbers on the
 host, read one step late, so that no callback makes the training loop wait for the device. Pass
 your own to `train(config, workdir, callbacks=[...])`. They are called on process 0 only.
 
@@ -52,6 +52,8 @@ def check(config) -> None:
 class TensorBoard(Callback):
     """Event files in DIR/tensorboard: every `config.log_every` steps, evaluations, the last step.
 
+    Each number of these rows of metrics.jsonl is a scalar of the same name.
+
     The file is written here, not by TensorBoard's thread, whose errors would end the run: curves
     that cannot be written are a warning, and metrics.jsonl has the same rows.
     """
@@ -78,7 +80,7 @@ class TensorBoard(Callback):
         values = [
             summary_pb2.Summary.Value(tag=tag, simple_value=value)
             for tag, value in row.items()
-            if isinstance(value, float)
+            if isinstance(value, int | float) and tag != "step"
         ]
         event = event_pb2.Event(wall_time=time.time(), step=row["step"])
         event.summary.CopyFrom(summary_pb2.Summary(value=values))

@@ -31,10 +31,7 @@ class EarlyStopping:
 
     def evaluates(self, step: int) -> bool:
         """Whether to evaluate after `step` updates."""
-        # Without patience the state after the last step is evaluated for the result anyway.
-        if step == self.config.steps:
-            return self.enabled
-        return _due(step, self.config.eval_every)
+        return step == self.config.steps or _due(step, self.config.eval_every)
 
     def saves(self, step: int, stopping: bool) -> bool:
         """Whether to save after `step` updates, whatever their evaluation."""

@@ -22,19 +22,23 @@ def count_params(cfg: ModelConfig, n_layers: int) -> int:
     return n_layers * (layer_params(cfg) + vectors) + vocab + cfg.d_model
 
 
-def training_flops_per_token(cfg: ModelConfig, plan: DepthPlan, seq_len: int) -> int:
-    """6 P + 12 E D T (Kapl et al. 2025, Table 7).
+def training_flops_per_token(
+    cfg: ModelConfig, plan: DepthPlan, seq_len: int, *, causal: bool = False
+) -> int:
+    """6 P + 12 E D T (Kapl et al. 2025, Table 7); with `causal` 6 P + 6 E D T.
 
     P: matrix parameters executed (each executed layer, and the output head once); E: executed
-    layers; D: width; T: context, not halved for causality. Forward and backward pass;
-    recomputation (remat) is not counted.
+    layers; D: width; T: context. Attention to all T tokens is counted, as the papers do and as in
+    the MFU of PaLM (Chowdhery et al. 2022, Appendix B); a causal layer attends to half of them on
+    average, and `causal` counts only these. Forward and backward pass; recomputation (remat) is
+    not counted.
     """
     E = plan.n_effective
     P = E * layer_params(cfg) + cfg.vocab_size * cfg.d_model
-    return 6 * P + 12 * E * cfg.n_heads * cfg.head_size * seq_len
+    return 6 * P + (6 if causal else 12) * E * cfg.n_heads * cfg.head_size * seq_len
 
 
-def training_flops(cfg: ModelConfig, plan: DepthPlan, config) -> int:
+def training_flops(cfg: ModelConfig, plan: DepthPlan, config, *, causal: bool = False) -> int:
     """FLOPs of one update."""
-    per_token = training_flops_per_token(cfg, plan, config.seq_len)
+    per_token = training_flops_per_token(cfg, plan, config.seq_len, causal=causal)
     return per_token * config.batch_size * config.seq_len

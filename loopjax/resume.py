@@ -14,7 +14,6 @@ grow them); running the same layers by another plan needs no operator.
 import dataclasses
 import json
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from loopjax.checkpoint_files import context_of, locate, read_meta, steps_in
 from loopjax.data import pipeline
 from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
+from loopjax.files import read_rows
 from loopjax.host import say
 from loopjax.lineage import Ancestry
 from loopjax.model_config import ModelConfig
@@ -65,22 +65,16 @@ class Start:
       message: one line about where the run begins; empty for a fresh run.
       ancestry: lineage and FLOPs inherited from another run.
       step: updates done.
-      seconds: wall-clock seconds of the earlier processes of this run.
+      time_s: wall-clock seconds of the earlier processes of this run by kind (`ledger.KINDS`).
       heldout: evaluation saved with the checkpoint, which early stopping compares with.
-      begun: `time.monotonic()` of this start.
     """
 
     state: TrainState
     message: str = ""
     ancestry: Ancestry = dataclasses.field(default_factory=Ancestry)
     step: int = 0
-    seconds: float = 0.0
+    time_s: dict = dataclasses.field(default_factory=dict)
     heldout: dict = dataclasses.field(default_factory=dict)
-    begun: float = dataclasses.field(default_factory=time.monotonic)
-
-    def wall_clock_s(self) -> float:
-        """Wall-clock seconds of the run so far, earlier processes included."""
-        return self.seconds + time.monotonic() - self.begun
 
 
 def start(
@@ -107,7 +101,7 @@ def start(
             message=f"resuming from step {meta['step']} of {workdir}",
             ancestry=Ancestry.saved(run.phases, meta),
             step=meta["step"],
-            seconds=meta["wall_clock_s"],
+            time_s=_time_s(meta),
             heldout=meta.get("heldout", {}),
         )
     if source is None:
@@ -125,14 +119,28 @@ def start(
         message=f"branching from step {source.step} of {source.directory}",
         ancestry=ancestry,
         step=source.step,
-        seconds=source.meta["wall_clock_s"],
+        time_s=_time_s(source.meta),
     )
 
 
-def checkpoint_meta(run: Run, begin: Start, step: int, heldout: dict) -> dict:
+def _time_s(meta: dict) -> dict[str, float]:
+    """Seconds by kind up to a checkpoint."""
+    return meta.get("time_s") or {"unrecorded": meta["wall_clock_s"]}
+
+
+def lost_s(workdir: pathlib.Path, begin: Start) -> float:
+    """Seconds from the checkpoint that a run resumes from to the last row of the killed process."""
+    rows = read_rows(workdir / "metrics.jsonl")
+    last = rows[-1].get("wall_clock_s", 0.0) if rows else 0.0
+    return max(0.0, last - sum(begin.time_s.values()))
+
+
+def checkpoint_meta(run: Run, begin: Start, step: int, heldout: dict, time_s: dict) -> dict:
     """Metadata to save with the state after `step` updates: what a later `start` reads.
 
-    `heldout` is the evaluation of this state, if there is one.
+    Args:
+      heldout: evaluation of this state; {} if there is none.
+      time_s: wall-clock seconds of the run so far by kind.
     """
     return {
         "plan": str(run.phase_of(step).plan),
@@ -147,7 +155,8 @@ def checkpoint_meta(run: Run, begin: Start, step: int, heldout: dict) -> dict:
         "flops_before": begin.ancestry.flops,
         "context": max(begin.ancestry.context, run.config.seq_len),
         "heldout": heldout,
-        "wall_clock_s": begin.wall_clock_s(),
+        "wall_clock_s": sum(time_s.values()),
+        "time_s": time_s,
         "versions": versions(),
     }
 

@@ -73,13 +73,14 @@ class Run(Outline):
         """Rows of a batch that this process reads."""
         return sharding.local_rows(self.batch_sharding, self.config.batch_size)
 
-    def flops_per_step(self, phase: Phase) -> int:
-        return flops.training_flops(self.cfg, phase.plan, self.config)
+    def flops_per_step(self, phase: Phase, *, causal: bool = False) -> int:
+        """FLOPs of an update, as `flops.training_flops_per_token` counts them."""
+        return flops.training_flops(self.cfg, phase.plan, self.config, causal=causal)
 
-    def flops_until(self, step: int) -> int:
+    def flops_until(self, step: int, *, causal: bool = False) -> int:
         """Training FLOPs of the first `step` updates."""
         spans = ((p, min(p.stop, step) - p.start) for p in self.phases if p.start < step)
-        return sum(self.flops_per_step(phase) * n for phase, n in spans)
+        return sum(self.flops_per_step(phase, causal=causal) * n for phase, n in spans)
 
     def phase_of(self, step: int) -> Phase:
         """The phase that made the state after `step` updates."""

@@ -94,8 +94,11 @@ class Record:
         """(steps, FLOPs, values) of a column of metrics.jsonl, the final evaluation included."""
         points = [(r["step"], r["flops"], r[metric]) for r in self.rows if metric in r]
         final = self.result.get("heldout", {}).get(metric.removeprefix("eval/"))
-        # The result of an early-stopped run is already one of its rows: the best one.
-        last = "stopped_at" not in self.result
+        # Runs of earlier versions have it in their result only; that of an early-stopped run has
+        # always been one of its rows, the best one.
+        last = "stopped_at" not in self.result and (
+            not points or points[-1][0] < self.result.get("steps", 0)
+        )
         if metric.startswith("eval/") and final is not None and last:
             points.append((self.result["steps"], self.result["training_flops"], final))
         return list(zip(*points, strict=True)) if points else None

@@ -1,5 +1,6 @@
 """The metrics of an update, from the device to a row of metrics.jsonl."""
 
+import collections
 import pathlib
 import time
 
@@ -13,6 +14,7 @@ from loopjax.curriculum import Phase
 from loopjax.errors import UserError
 from loopjax.files import read_rows
 from loopjax.host import last_good, say
+from loopjax.ledger import Ledger
 from loopjax.run import Run
 
 
@@ -24,11 +26,13 @@ class StepMetrics:
 
     Args:
       checkpoints: checkpoints of the run, named when it has to stop.
+      ledger: clock of the run.
       bad_steps: updates in a row that were skipped before the first one.
     """
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, bad_steps: int = 0):
+    def __init__(self, run: Run, checkpoints: Checkpoints, ledger: Ledger, bad_steps: int = 0):
         self.run = run
+        self.ledger = ledger
         self.bad_steps = bad_steps
         self.checkpoints = checkpoints
         self.chip = devices.of(jax.devices()[0])
@@ -83,17 +87,56 @@ class StepMetrics:
             "tokens": step * run.tokens_per_step,
             "tokens_per_s": speed,
             "flops": float(run.flops_until(step)),
+            "wall_clock_s": self.ledger.total(),
             "plan": str(self.phase.plan),
         }
         if skipped:
             row["skipped"] = 1.0
-        if self.chip:
-            flops_per_s = run.flops_per_step(self.phase) * speed / run.tokens_per_step
-            row["mfu"] = flops_per_s / (self.chip.peak_flops * jax.device_count())
+        seconds = run.tokens_per_step / speed
+        row |= utilization(self.chip, seconds, lambda **k: run.flops_per_step(self.phase, **k))
+        if step % run.config.log_every == 0 or step == run.config.steps:
+            row |= norms_by_part(metrics["grad_norms"])
         if self._compile_s is not None:
             row["compile_s"] = self._compile_s
             self._compile_s = None
         return row
+
+
+def utilization(chip: devices.Chip | None, seconds: float, count) -> dict[str, float]:
+    """{"mfu", "mfu_causal"}: model FLOPs per second over the peak of all devices; {} if unknown.
+
+    "mfu" counts attention to the whole context, "mfu_causal" to the half that is not masked.
+
+    Args:
+      count: function of `causal` that returns the FLOPs of `seconds`.
+    """
+    if chip is None:
+        return {}
+    peak = chip.peak_flops * jax.device_count() * seconds
+    return {"mfu": count(causal=False) / peak, "mfu_causal": count(causal=True) / peak}
+
+
+def norms_by_part(grad_norms) -> dict[str, float]:
+    """Norms of the gradient by layer and by kind of parameter; waits for the device.
+
+    {"grad_norm/layer_00": ..., "grad_norm/query": ... of all layers, "grad_norm/embed": ...}. The
+    squares of the layers add up to those of the kinds that layers have, and the squares of all
+    kinds to that of "grad_norm".
+
+    Args:
+      grad_norms: norms of every parameter; [U] for stacked ones.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(grad_norms))
+    layers: dict[int, float] = collections.defaultdict(float)
+    kinds = {}
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        squares = np.square(np.asarray(leaf, np.float64))
+        kinds[name.removeprefix("layers/")] = float(np.sqrt(squares.sum()))
+        for layer, square in enumerate(squares) if squares.ndim else ():
+            layers[layer] += float(square)
+    by_layer = {f"layer_{i:02d}": float(np.sqrt(square)) for i, square in layers.items()}
+    return {f"grad_norm/{name}": norm for name, norm in (by_layer | kinds).items()}
 
 
 @jax.jit

@@ -5,27 +5,27 @@ import dataclasses
 import json
 import math
 import pathlib
-import time
 
 import jax
 
 from loopjax import callbacks as callbacks_lib
-from loopjax import flops, growth, host, outputs, paths, resume, same
+from loopjax import devices, flops, growth, host, outputs, paths, resume, same
 from loopjax.checkpoint import Checkpoints, versions
 from loopjax.curriculum import Phase
 from loopjax.early_stopping import EarlyStopping
 from loopjax.errors import UserError
-from loopjax.files import read_rows, write_json
+from loopjax.files import write_json
 from loopjax.heldout import HeldoutEvaluation
 from loopjax.host import say
+from loopjax.ledger import Ledger
 from loopjax.lock import Lock
 from loopjax.log import NoLog, RunLog, open_log
 from loopjax.processes import Processes
 from loopjax.progress import duration
 from loopjax.run import Run, on_mesh, plan_run
 from loopjax.signals import Signals
-from loopjax.step_metrics import StepMetrics, all_finite, trailing_bad_steps
-from loopjax.text_table import quantity
+from loopjax.step_metrics import StepMetrics, all_finite, trailing_bad_steps, utilization
+from loopjax.text_table import quantity, span
 from loopjax.watchdog import Watchdog
 
 
@@ -51,6 +51,7 @@ def train(config, workdir, callbacks=(), processes: Processes | None = None) -> 
             )
         with Signals() as signals:
             return train(config, workdir, callbacks, Processes(signals))
+    ledger = Ledger()
     workdir = paths.local(workdir, "--workdir").absolute()
     same.check_program(processes, config)
     run = plan_run(config)
@@ -75,6 +76,7 @@ def train(config, workdir, callbacks=(), processes: Processes | None = None) -> 
         stack.enter_context(contextlib.closing(checkpoints))
         start = resume.start(run, workdir, checkpoints, source)
         say(start.message)
+        ledger.add({**start.time_s, "lost": resume.lost_s(workdir, start)})
         _describe_run(run, workdir)
         early = EarlyStopping(config, start.step, start.heldout)
         result = _saved_result(workdir)
@@ -85,9 +87,10 @@ def train(config, workdir, callbacks=(), processes: Processes | None = None) -> 
         stacks = workdir / f"stacks.{processes.index}.txt"
         watchdog = Watchdog(config.watchdog.medians, config.watchdog.least_s, stacks)
         stack.enter_context(watchdog)
+        stack.enter_context(ledger.during("steps"))
         return _Training(
             run=run, workdir=workdir, lock=lock, start=start, checkpoints=checkpoints, early=early,
-            log=log, processes=processes, watchdog=watchdog,
+            log=log, processes=processes, watchdog=watchdog, ledger=ledger,
         ).loop()  # fmt: skip
 
 
@@ -104,27 +107,29 @@ class _Training:
     log: RunLog | NoLog
     processes: Processes
     watchdog: Watchdog
+    ledger: Ledger
 
     def loop(self) -> dict | None:
         """Trains to the end; the result, or None when a signal asked to stop."""
-        run, early, watchdog, log = self.run, self.early, self.watchdog, self.log
+        run, early, watchdog, ledger = self.run, self.early, self.watchdog, self.ledger
         config, state, step = run.config, self.start.state, self.start.step
         evaluate = HeldoutEvaluation(run)
         bad = trailing_bad_steps(self.workdir, step) if config.skip_bad_steps else 0
-        step_metrics = StepMetrics(run, self.checkpoints, bad)
-        update, compiled_plan = None, None
+        step_metrics = StepMetrics(run, self.checkpoints, ledger, bad)
+        update, compiled_plan, heldout = None, None, None
         for phase in run.phases:
             if step >= phase.stop:
                 continue
             compile_s = None
             with watchdog.off():
                 if step == phase.start and phase.order is not None:
-                    state = growth.grow(state, phase, run.optimizer, config.seed)
+                    with ledger.during("growth"):
+                        state = growth.grow(state, phase, run.optimizer, config.seed)
                     say(f"step {step}: {phase.operator} to {phase.plan.n_unique} layers")
                 batches = run.stream.batches(run.rows, step)
-                batch = run.to_device(next(batches))
+                batch = self._next(batches)
                 if phase.plan != compiled_plan:
-                    update, compile_s = _compile(run, phase, step, state, batch)
+                    update, compile_s = self._compile(phase, step, state, batch)
                     compiled_plan = phase.plan
             _describe_parameters(phase, state.params, self.workdir)
             step_metrics.start_phase(phase, compile_s)
@@ -133,56 +138,96 @@ class _Training:
                 state, metrics = update(state, batch)
                 step += 1
                 if step < phase.stop:
-                    batch = run.to_device(next(batches))
+                    batch = self._next(batches)
                 # The device works on this step while the host logs the one before.
                 row = step_metrics.push(step, metrics)
                 watchdog.step(step)
                 if row:
-                    with watchdog.off():
-                        log.row(row)
+                    self._log(row)
                 stopping = self.processes.stops(step)
                 evaluating = early.evaluates(step)
                 saving = early.saves(step, stopping)
                 if saving or evaluating or step == phase.stop:
                     row = step_metrics.flush()
-                    with watchdog.off():
-                        heldout = evaluate(state.params, phase.plan) if evaluating else {}
-                        log.row({**row, **heldout})
-                        self._check_heldout(step, heldout)
-                        if saving or early.improves(step, heldout):
-                            self._save(step, state, heldout)
+                    heldout = {}
+                    if evaluating:
+                        with self._aside("evaluation"):
+                            heldout = evaluate(state.params, phase.plan)
+                    self._log({**row, **heldout})
+                    self._check_heldout(step, heldout, state)
+                    if saving or early.improves(step, heldout):
+                        self._save(step, state, heldout)
                     step_metrics.restart_clock()
                 if stopping and step < config.steps:
-                    with watchdog.off():
-                        self.checkpoints.wait()
+                    self._wait()
                     say(_stopped(self.checkpoints.saved_step))
                     return None
-        with watchdog.off():
-            if early.enabled:
-                heldout = early.best
-            else:
-                self._save(step, state, {})
-                heldout = evaluate(state.params, run.phases[-1].plan)
-                self._check_heldout(step, heldout)
-            return self._finish(step, heldout)
+        if early.enabled:
+            heldout = early.best
+        else:
+            if heldout is None:  # the run was complete, or branched at its end
+                with self._aside("evaluation"):
+                    heldout = evaluate(state.params, run.phases[-1].plan)
+                self._check_heldout(step, heldout, state)
+            self._save(step, state, heldout)
+        return self._finish(step, heldout)
+
+    @contextlib.contextmanager
+    def _aside(self, kind: str):
+        """A block besides the updates, of a kind of the ledger; the watchdog does not count it."""
+        with self.watchdog.off(), self.ledger.during(kind):
+            yield
+
+    def _next(self, batches):
+        """The next batch, on the devices."""
+        with self.ledger.during("data"):
+            return self.run.to_device(next(batches))
+
+    def _log(self, row: dict) -> None:
+        with self._aside("log"):
+            self.log.row(row)
+
+    def _wait(self) -> None:
+        """Waits until the last checkpoint is complete."""
+        with self._aside("save"):
+            self.checkpoints.wait()
+
+    def _compile(self, phase: Phase, step: int, state, batch):
+        """(compiled update for the plan of a phase, seconds it took)."""
+        begun = self.ledger.total()
+        with self.ledger.during("compile"):
+            update = self.run.jitted_update(phase.plan, state).lower(state, batch).compile()
+        seconds = self.ledger.total() - begun
+        n = flops.count_params(self.run.cfg, phase.plan.n_unique)
+        say(f"step {step}: plan {phase.plan}, {n:,} parameters, compiled in {seconds:.1f} s")
+        return update, seconds
 
     def _save(self, step: int, state, heldout: dict) -> None:
         """Starts to save a checkpoint, which is finite and in a directory that is still there."""
-        self.lock.check()
-        if step != self.checkpoints.saved_step and not all_finite(state.params):
-            self.checkpoints.wait()
+        with self._aside("save"):
+            self.lock.check()
+            if step == self.checkpoints.saved_step:
+                return
+            self._check_parameters(step, state)
+            time_s = self.ledger.so_far()
+            meta = resume.checkpoint_meta(self.run, self.start, step, heldout, time_s)
+            self.checkpoints.save(step, state, meta)
+
+    def _check_parameters(self, step: int, state) -> None:
+        """Raises UserError when an update has spoiled the weights."""
+        if not all_finite(state.params):
+            self._wait()
             raise UserError(
                 f"step {step}: parameters that are nan or infinite after the update; stopped, "
                 f"{host.last_good(self.checkpoints.steps())}"
             )
-        meta = resume.checkpoint_meta(self.run, self.start, step, heldout)
-        self.checkpoints.save(step, state, meta)
 
-    def _check_heldout(self, step: int, heldout: dict) -> None:
-        """Raises UserError for a loss that is not finite: the last update spoiled the weights."""
+    def _check_heldout(self, step: int, heldout: dict, state) -> None:
+        """Raises UserError for a loss that is not finite."""
         bad = [name for name, value in heldout.items() if not math.isfinite(value)]
         if bad:
-            self.checkpoints.wait()
+            self._check_parameters(step, state)
+            self._wait()
             earlier = [saved for saved in self.checkpoints.steps() if saved < step]
             raise UserError(
                 f"step {step}: {bad[0]} is {heldout[bad[0]]}; stopped, {host.last_good(earlier)}"
@@ -190,26 +235,29 @@ class _Training:
 
     def _finish(self, step: int, heldout: dict) -> dict:
         """Writes and returns the result of a run that ended after `step` updates."""
-        self.checkpoints.wait()
+        self._wait()
         self.lock.check()
-        result = _result(self.run, self.workdir, self.start, step, self.early, heldout)
+        time_s = self.ledger.so_far()
+        result = _result(self.run, self.start, step, self.early, heldout, time_s)
         if host.is_main():
             write_json(self.workdir / "result.json", result)
         nll = f"held-out NLL {heldout['eval/nll']:.4f}, " if heldout else ""
         say(
             f"done: {nll}{quantity(result['training_flops'], 'FLOPs')}, {duration(result['wall_clock_s'])}"
         )
+        say(f"time: {_shares(time_s)}")
         return result
 
 
-def _compile(run: Run, phase: Phase, step: int, state, batch):
-    """(compiled update for the plan of a phase, seconds it took)."""
-    begun = time.monotonic()
-    update = run.jitted_update(phase.plan, state).lower(state, batch).compile()
-    seconds = time.monotonic() - begun
-    n = flops.count_params(run.cfg, phase.plan.n_unique)
-    say(f"step {step}: plan {phase.plan}, {n:,} parameters, compiled in {seconds:.1f} s")
-    return update, seconds
+def _shares(time_s: dict[str, float]) -> str:
+    """ "steps 31.2 s (66%), compile 8.4 s (18%), ...", the largest first, those of at least 1%."""
+    total = max(sum(time_s.values()), 1e-9)
+    largest = sorted(time_s.items(), key=lambda item: -item[1])
+    return ", ".join(
+        f"{kind} {span(seconds)} ({seconds / total:.0%})"
+        for kind, seconds in largest
+        if seconds >= total / 100
+    )
 
 
 def _stopped(saved_step: int | None) -> str:
@@ -218,10 +266,13 @@ def _stopped(saved_step: int | None) -> str:
     return f"stopped; saved step {saved_step}. Rerun the same command to resume"
 
 
-def _result(run: Run, workdir, start: resume.Start, step: int, early, heldout: dict) -> dict:
+def _result(
+    run: Run, start: resume.Start, step: int, early, heldout: dict, time_s: dict[str, float]
+) -> dict:
     """The content of result.json; with early stopping, "steps" is that of the saved, best state."""
     plan = run.phases[-1].plan
-    rows = read_rows(workdir / "metrics.jsonl")
+    at_work = time_s.get("steps", 0.0) + time_s.get("data", 0.0)
+    chip = devices.of(jax.devices()[0]) if at_work and "unrecorded" not in time_s else None
     return {
         "steps": early.best_step if early.enabled else step,
         **({"stopped_at": step} if early.enabled else {}),
@@ -232,8 +283,10 @@ def _result(run: Run, workdir, start: resume.Start, step: int, early, heldout: d
         "parameters": flops.count_params(run.cfg, plan.n_unique),
         "training_flops": float(run.flops_until(step)),
         "flops_before": start.ancestry.flops,  # spent on the checkpoint it was initialized from
-        "wall_clock_s": start.wall_clock_s(),
-        "compile_s": sum(row.get("compile_s", 0.0) for row in rows),
+        "wall_clock_s": sum(time_s.values()),
+        "time_s": time_s,
+        **utilization(chip, at_work, lambda causal: run.flops_until(step, causal=causal)),
+        "compile_s": time_s.get("compile", 0.0),
         "heldout": {key.removeprefix("eval/"): value for key, value in heldout.items()},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions(),

@@ -1,5 +1,6 @@
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import types
@@ -7,7 +8,7 @@ import types
 import jax
 import pytest
 
-from loopjax import cost, devices, kernels, memory, run, sharding, step
+from loopjax import cost, devices, flops, kernels, memory, run, sharding, step, step_metrics
 from loopjax.cli import arguments
 from loopjax.cli import main as cli
 from loopjax.config_flags import parse
@@ -78,6 +79,24 @@ def test_costs_of_a_small_run_are_in_units_that_fit(capsys):
     assert cli.main(["plan", *tiny]) == 0
     memory = capsys.readouterr().out.partition("memory per device:")[2]
     assert " MB" in memory and " 0.0 " not in memory
+
+
+def test_the_utilization_is_given_with_attention_counted_whole_and_half():
+    """From the products of a step: matrices, and attention to all tokens or to those before."""
+    planned = run.outline(load("360m,loop-4x8"))
+    config, cfg, plan = planned.config, planned.cfg, planned.phases[-1].plan
+    D, T, tokens = cfg.n_heads * cfg.head_size, config.seq_len, config.batch_size * config.seq_len
+    matrices = 2 * (32 * flops.layer_params(cfg) + cfg.vocab_size * cfg.d_model)
+    attention = 32 * 2 * 2 * D * T  # scores and their product with the values, to T keys
+    found = step_metrics.utilization(
+        devices.CHIPS["h100"], 3.0, functools.partial(flops.training_flops, cfg, plan, config)
+    )
+    peak = 989e12 * jax.device_count() * 3.0
+    assert found == {
+        "mfu": pytest.approx(3 * (matrices + attention) * tokens / peak),
+        "mfu_causal": pytest.approx(3 * (matrices + attention / 2) * tokens / peak),
+    }
+    assert step_metrics.utilization(None, 3.0, None) == {}
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ LAYERS = [
     "errors", "devices", "text_table", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog",
     "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "surgery", "model",
     "optim", "growth", "config", "flops", "curriculum", "sharding", "step", "files", "outputs",
-    "callbacks", "lock", "host", "log", "run_record", "data.tokenizers",
+    "callbacks", "lock", "host", "ledger", "log", "run_record", "data.tokenizers",
     "checkpoint_files", "checkpoint_arrays", "checkpoint",
     "lineage", "cli.main", "__main__", "analysis.activations", "analysis.diagnostics",
     "data.source", "data.instances", "data.addition", "data.items", "data.hops", "data.igsm",

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from loopjax import checkpoint
+from loopjax import checkpoint, run_record
 from loopjax.cli import main as cli
 from loopjax.errors import UserError
 from loopjax.files import write_json
@@ -302,6 +302,15 @@ def test_a_run_that_ended_by_its_patience_ends_where_it_stopped_and_costs_what_i
     steps, _, values = model.curve("eval/nll")
     assert (steps, values) == ((10,), (2.5,)) and model.heldout()["nll"] == 2.5
     assert model.training_flops == 2500.0
+
+
+def test_the_final_evaluation_is_once_in_a_curve_whether_or_not_it_is_in_a_row():
+    rows = [{"step": 10, "flops": 1.0, "eval/nll": 3.0}, {"step": 20, "flops": 2.0}]
+    result = {"steps": 20, "training_flops": 2.0, "heldout": {"nll": 2.5}}
+    curve = [(10, 20), (1.0, 2.0), (3.0, 2.5)]
+    assert run_record.Record(rows=rows, result=result).curve("eval/nll") == curve
+    rows[1]["eval/nll"] = 2.5
+    assert run_record.Record(rows=rows, result=result).curve("eval/nll") == curve
 
 
 def test_the_digest_is_that_of_the_results():

@@ -23,8 +23,9 @@ from loopjax.train import train
 
 def rows_of(workdir):
     """What a run did, without what depends on the clock."""
-    keys = ("step", "loss", "grad_norm", "learning_rate", "tokens", "flops", "plan")
-    return [{key: row[key] for key in keys} for row in read_rows(workdir / "metrics.jsonl")]
+    rows = read_rows(workdir / "metrics.jsonl")
+    clock = ("tokens_per_s", "wall_clock_s", "compile_s")
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
 def final_state(workdir):
@@ -37,7 +38,9 @@ def finished(tmp_path_factory):
     from tests.conftest import tiny_run
 
     workdir = tmp_path_factory.mktemp("finished")
+    begun = time.monotonic()
     result = train(tiny_run(), workdir)
+    (workdir / "seconds").write_text(str(time.monotonic() - begun))
     return workdir, result
 
 
@@ -63,15 +66,53 @@ def test_a_run_directory_explains_itself(finished, tiny_config):
     assert result["heldout"]["nll"] > 0 and "p_hop_3/accuracy" in result["heldout"]
 
 
-def test_tensorboard_shows_the_run(finished):
+def test_tensorboard_has_every_number_of_the_rows_that_it_shows(finished):
+    """Every tenth step and the last, with the norms of gradients and the final evaluation."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    workdir, _ = finished
+    workdir, result = finished
     events = EventAccumulator(str(workdir / "tensorboard"))
     events.Reload()
-    losses = {e.step: e.value for e in events.Scalars("loss")}
-    rows = {row["step"]: row["loss"] for row in rows_of(workdir)}
-    assert losses == {step: pytest.approx(rows[step]) for step in (10, 12)}
+    shown = {
+        tag: {e.step: pytest.approx(e.value, rel=1e-6) for e in events.Scalars(tag)}
+        for tag in events.Tags()["scalars"]
+    }
+    logged = {}
+    for row in read_rows(workdir / "metrics.jsonl"):
+        for name, value in row.items() if row["step"] in (10, 12) else ():
+            if name not in ("step", "plan"):
+                logged.setdefault(name, {})[row["step"]] = value
+    assert logged == shown
+    assert {"tokens", "wall_clock_s", "grad_norm/layer_02", "eval/p_hop_3/accuracy"} <= set(shown)
+    final = {f"eval/{name}": {12: value} for name, value in result["heldout"].items()}
+    assert final.items() <= logged.items()
+
+
+def test_the_norms_of_a_gradient_by_layer_and_by_kind_add_up_to_its_own(finished):
+    workdir, _ = finished
+    for row in read_rows(workdir / "metrics.jsonl"):
+        parts = {k: v for k, v in row.items() if k.startswith("grad_norm/")}
+        assert bool(parts) == (row["step"] in (10, 12))
+        if parts:
+            squares = {k.removeprefix("grad_norm/"): v**2 for k, v in parts.items()}
+            layers = sum(squares.pop(f"layer_{i:02d}") for i in range(3))
+            whole = row["grad_norm"] ** 2
+            assert sum(squares.values()) == pytest.approx(whole, rel=1e-5)
+            rest = squares["embed"] + squares["final_norm"]
+            assert layers + rest == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_parts_of_the_time_add_up_to_the_wall_clock(finished):
+    """That of the whole call, within 1% and 2 s for what happens before and after the run."""
+    workdir, result = finished
+    seconds = float((workdir / "seconds").read_text())
+    parts = result["time_s"]
+    assert sum(parts.values()) == result["wall_clock_s"]
+    assert abs(seconds - result["wall_clock_s"]) < 0.01 * seconds + 2
+    known = {"start", "compile", "growth", "data", "steps", "evaluation", "save", "log", "lost"}
+    assert set(parts) == known and parts["lost"] == 0
+    assert all(value > 0 for kind, value in parts.items() if kind != "lost")
+    assert result["compile_s"] == parts["compile"]
 
 
 def test_training_flops_add_up_over_the_phases(finished, tiny_config):
@@ -97,6 +138,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(finished, tiny_config
     assert rows_of(tmp_path / "run") == rows_of(whole)
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "run"), final_state(whole))
     assert resumed["heldout"] == result["heldout"]
+    # What was computed after the checkpoint is lost, and counted.
+    ended = read_rows(whole / "metrics.jsonl")[-1]["wall_clock_s"]
+    assert resumed["wall_clock_s"] > ended > 0 and (resumed["time_s"]["lost"] > 0) == (cut < 12)
 
 
 def test_rows_after_the_checkpoint_and_a_torn_last_one_are_dropped(finished, tiny_config, tmp_path):
