@@ -24,7 +24,7 @@ LAYERS = [
     "checkpoint_files", "checkpoint_arrays", "checkpoint",
     "lineage", "cli.main", "__main__", "analysis.activations", "analysis.diagnostics",
     "data.source", "data.instances", "data.addition", "data.items", "data.hops", "data.igsm",
-    "data.text_tasks", "data.token_shards", "data.registry", "data.pairs", "data.pipeline",
+    "data.text_tasks", "data.token_shards", "data.registry", "data.floors", "data.pairs", "data.pipeline",
     "lm.loaded_model", "results.schema", "evals.token_bytes", "evals.nll", "lm.batching",
     "analysis.lens_training", "analysis.lens",
     "analysis.early_exit", "plots.figure", "plots.roles", "results.store", "analysis.analyze", "analysis.effects",
