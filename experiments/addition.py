@@ -29,7 +29,13 @@ def outcome(study) -> experiment.Outcome:
         operands = (8, 16, 32)
         roles = ("paper,12", "paper,1x12", "paper,1", "paper,12,lidas")
     sources = [f"addition_{n}" for n in operands]
-    return synthetic_tasks.outcome("addition", runs(study), sources, *roles)
+    return synthetic_tasks.outcome(runs(study), sources, *roles)
+
+
+def figures(data: dict) -> dict:
+    return {
+        "addition": synthetic_tasks.draw(data, "operands", "held-out sums with all digits right")
+    }
 
 
 if __name__ == "__main__":

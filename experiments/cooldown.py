@@ -5,13 +5,20 @@ import statistics
 import experiment
 import summary
 
-from loopjax.plots import figure
+from loopjax.data.floors import mean_floors
+from loopjax.plots import figure, spread
 
 TITLE = "Mathematical cooldown and retrofitted recurrence (Tables 2 and 3)"
 PAPER = (
     "With 20% of mathematics in the cooldown, LIDAS gains more than the standard model (1.7B, "
     "primitives: 52.6%, standard 39.2%); looping a middle block once more during the cooldown adds "
     "1.7 to 4.0 points on primitives in both, and helps the grown model most."
+)
+COOLDOWNS = (
+    "as trained",
+    "mathematics",
+    "mathematics,\nblock looped",
+    "mathematics,\nlater block looped",
 )
 
 
@@ -59,29 +66,38 @@ def outcome(study) -> experiment.Outcome:
     if solved := summary.ceiling(plain.values()):
         verdict = summary.INCONCLUSIVE
         finding = f"{finding} {solved}"
-    return experiment.Outcome(finding, verdict, heads, rows, {"cooldown": _figure(scores)})
+    means: dict[str, dict] = {}
+    for (role, plan), values in scores.items():
+        means.setdefault(role, {})[plan] = values
+    data = {"tasks": study.scale.tasks, "scores": means}
+    return experiment.Outcome(finding, verdict, heads, rows, data)
 
 
 def _differences(above: list[float], below: list[float]) -> list[float]:
     return [a - b for a, b in zip(above, below, strict=True)]
 
 
-def _figure(scores: dict):
-    fig = figure.new(8, 3.6)
-    axis = fig.subplots()
-    roles = list(dict.fromkeys(role for role, _ in scores))
-    colors, lines = figure.colors(roles), {}
-    for role in roles:
-        mine = [score for (r, _), score in scores.items() if r == role]
-        for seed in zip(*mine, strict=True):
-            axis.plot(range(len(mine)), seed, ".", color=colors[role], alpha=0.5)
-        mean = [statistics.fmean(score) for score in mine]
-        (lines[role],) = axis.plot(range(len(mine)), mean, "o-", color=colors[role])
-    axis.set_xticks(range(4), ("as it is", "cooldown", "retrofit", "retrofit, later block"))
+def figures(data: dict) -> dict:
+    """Mean reasoning accuracy of each model after each kind of cooldown."""
+    fig = figure.new(5.8, 3.4)
+    axis, lines, seeds = fig.subplots(), {}, []
+    roles = data["scores"]
+    looks, shifts = figure.looks(roles), figure.shifts(roles)
+    for role, by_cooldown in roles.items():
+        spreads = list(map(spread.of, by_cooldown.values()))
+        seeds += [one.n for one in spreads]
+        lines[role] = figure.curve(
+            axis, range(len(spreads)), [one.mean for one in spreads], role, looks[role],
+            ends=spread.ends(spreads), shift=2 * shifts[role], linestyle="none", markersize=6,
+        )  # fmt: skip
     figure.plain(axis)
-    axis.set_ylabel("reasoning accuracy", color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
-    return fig
+    most = max(map(len, roles.values()))
+    figure.ticks(axis, range(most), COOLDOWNS[:most])
+    axis.set_xlim(-0.5, most - 0.5)
+    figure.labels(axis, "", "reasoning accuracy")
+    lines |= figure.skill(axis, mean_floors(data["tasks"]))
+    figure.legend(fig, lines, spread.note(seeds))
+    return {"cooldown": fig}
 
 
 if __name__ == "__main__":

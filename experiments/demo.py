@@ -16,7 +16,7 @@ import pathlib
 import subprocess
 import sys
 
-from loopjax.plots import figure, runs
+from loopjax.plots import figure, roles, runs
 from loopjax.report import collect, page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -75,15 +75,21 @@ def text_finding(runs: list[pathlib.Path]) -> str:
 
 def draw(path: pathlib.Path, groups: list[page.Group]) -> None:
     """Draws the figure of the README: a row per group, its metric against steps and FLOPs."""
-    rows, colors = [], {}
+    rows, kinds = [], {}
     for group in groups:
         curves = {}
-        for entry in collect.collect(group.paths)[0]:
+        entries = collect.collect(group.paths)[0]
+        deepest = max(entry.plan.n_effective for entry in entries)
+        for entry in entries:
             label = f"{entry.label}: {entry.model.way}, {entry.parameters / 1000:.0f}k parameters"
             curves[label] = entry.model.curve(group.metric)
-        rows.append(runs.Row(group.title, group.label, curves))
-        colors |= figure.colors(curves)
-    figure.save(runs.plot_training(rows, colors), path)
+            events, config = entry.model.events, entry.model.config
+            kinds[label] = roles.kind_of(entry.plan, events, config, depth=deepest)
+        source = group.metric.removeprefix("eval/").removesuffix("/accuracy")
+        rows.append(runs.Row(group.title, group.label, curves, task=source))
+    # The rows are read one by one: a role in both of them looks the same in both.
+    looks = {label: roles.look(*kind) for label, kind in kinds.items()}
+    figure.save(runs.plot_training(rows, looks), path)
 
 
 def main() -> None:

@@ -3,10 +3,11 @@
 import statistics
 
 import experiment
+import stored
 import summary
 from study import diagnostic
 
-from loopjax.analysis.diagnostics import DIAGNOSTICS
+from loopjax.plots import accuracy, diagnostics
 from loopjax.run_record import spread
 
 TITLE = "How much of its depth a model uses (Figure 2)"
@@ -65,12 +66,17 @@ def outcome(study) -> experiment.Outcome:
         f"{uniform:.1f}."
     )
     verdict = summary.verdict(mean[role] > mean["standard"] + 0.1 for role in ROLES[1:])  # layers
-    figures = {
-        "depth_use": DIAGNOSTICS["depth_score"].draw(summary.first_seeds(scores[name])),
-        "depth_use-overlap": DIAGNOSTICS["overlap"].draw(summary.first_seeds(overlap)),
-        "depth_use-exits": DIAGNOSTICS["exit_accuracy"].draw(summary.first_seeds(exits)),
+    data = {"scores": scores[name], "overlap": overlap, "exits": exits}
+    return experiment.Outcome(finding, verdict, heads, rows, data)
+
+
+def figures(data: dict) -> dict:
+    scores, overlap, exits = (stored.results(data[name]) for name in ("scores", "overlap", "exits"))
+    return {
+        "depth_use": diagnostics.plot_depth_score(scores),
+        "depth_use-overlap": diagnostics.plot_agreement(overlap),
+        "depth_use-exits": accuracy.plot_exit_accuracy(exits),
     }
-    return experiment.Outcome(finding, verdict, heads, rows, figures)
 
 
 def _late(overlap) -> list[float]:

@@ -2,11 +2,11 @@
 
 import cycles
 import experiment
-import summary
+import stored
 from study import diagnostic
 
 from loopjax.analysis import periodicity
-from loopjax.analysis.diagnostics import DIAGNOSTICS
+from loopjax.plots import diagnostics
 
 TITLE = "Local effects of layers on later tokens (Figures 4 and 13)"
 PAPER = (
@@ -35,11 +35,16 @@ def outcome(study) -> experiment.Outcome:
         ]
         rows.append((role, *cycles.cells(by_role[role])))
     finding, verdict = cycles.finding(by_role, "the mean local effect on a layer")
-    figures = {
-        "effects": DIAGNOSTICS["future_local"].draw(summary.first_seeds(local)),
-        "effects-attention": DIAGNOSTICS["current_attention"].draw(summary.first_seeds(attention)),
+    data = {"blocks": stored.blocks(models), "local": local, "attention": attention}
+    return experiment.Outcome(finding, verdict, ("model", *cycles.HEADS), rows, data)
+
+
+def figures(data: dict) -> dict:
+    local, attention = (stored.results(data[name]) for name in ("local", "attention"))
+    return {
+        "effects": diagnostics.plot_future_local(local, blocks=data["blocks"]),
+        "effects-attention": diagnostics.plot_current_attention(attention, blocks=data["blocks"]),
     }
-    return experiment.Outcome(finding, verdict, ("model", *cycles.HEADS), rows, figures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The command line of an experiment, and its results as JSON and Markdown.
 
 An experiment is a file with `TITLE`, `PAPER` (what the papers found), `runs(study)`, which declares
-and trains its models, and `outcome(study)`, which measures them and computes a verdict:
+and trains its models, `outcome(study)`, which measures them and computes a verdict, and
+`figures(data)`, which draws the outcome's data, also those that were stored earlier:
 
     python experiments/NAME.py [--output=study]             # mini: minutes on two CPU cores
     python experiments/NAME.py --scale=paper                # checks the published protocol, trains nothing
@@ -18,6 +19,7 @@ import pathlib
 
 import jax
 import protocol
+import stored
 from scales import SCALES, repeated
 from study import ROOT, Study, compilation_cache
 
@@ -37,14 +39,14 @@ class Outcome:
         model, so that no difference can show.
       heads: column heads of the table.
       rows: cells of the table.
-      figures: {name: matplotlib figure}; the first is named after the experiment.
+      data: numbers of the figures, as JSON.
     """
 
     finding: str
     verdict: str
     heads: tuple[str, ...]
     rows: list[tuple]
-    figures: dict
+    data: dict
 
 
 def main(file: str) -> None:
@@ -75,20 +77,29 @@ def perform(module, study: Study) -> Outcome:
     name = pathlib.Path(module.__file__).stem
     module.runs(study)
     outcome = module.outcome(study)
-    for title, drawing in outcome.figures.items():
-        figure.save(drawing, study.output / f"{title}.png")
+    data = stored.plain(outcome.data)
+    drawn = draw(module, data, study.output)
     record = {
         "title": module.TITLE,
         "paper": module.PAPER,
         "found": outcome.finding,
         "verdict": outcome.verdict,
-        "figures": [*outcome.figures],
+        "figures": drawn,
         "table": [dict(zip(outcome.heads, row, strict=True)) for row in outcome.rows],
+        "data": data,
     }
     write_json(study.output / f"{name}.json", record)
     write_text(study.output / f"{name}.md", markdown(name, record))
     print(f"\n{markdown(name, record)}")
     return outcome
+
+
+def draw(module, data: dict, folder: pathlib.Path) -> list[str]:
+    """Writes the figures of an experiment's data to a folder; returns their names."""
+    drawings = module.figures(data)
+    for name, drawing in drawings.items():
+        figure.save(drawing, folder / f"{name}.png")
+    return [*drawings]
 
 
 def markdown(name: str, record: dict, folder: str = "") -> str:

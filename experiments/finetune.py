@@ -6,7 +6,6 @@ import statistics
 import experiment
 import summary
 
-from loopjax.plots import figure
 from loopjax.plots.accuracy import plot_finetuning
 
 TITLE = "Fine-tuning from few examples (Figures 8 and 15)"
@@ -62,10 +61,16 @@ def outcome(study) -> experiment.Outcome:
     seeds = "other examples and another model" if len(study.scale.seeds) > 1 else "other examples"
     finding = f"Mean accuracy over both tasks and all numbers of examples: {by_role}. Each seed has {seeds}."
     verdict = summary.verdict(mean[role] > mean["standard"] + 0.03 for role in ROLES[1:])
-    colors = figure.colors(ROLES[:-1])
-    colors |= {"loop, untied": colors["loop"]}
-    figures = {"finetune": plot_finetuning(curves, colors)}
-    return experiment.Outcome(finding, verdict, ("model", "examples", *tasks), rows, figures)
+    heads = ("model", "examples", *tasks)
+    return experiment.Outcome(finding, verdict, heads, rows, {"curves": curves})
+
+
+def figures(data: dict) -> dict:
+    curves = {
+        role: {int(n): scores for n, scores in by_n.items()}
+        for role, by_n in data["curves"].items()
+    }
+    return {"finetune": plot_finetuning(curves)}
 
 
 if __name__ == "__main__":

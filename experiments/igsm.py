@@ -31,7 +31,11 @@ def outcome(study) -> experiment.Outcome:
         roles = ("paper,8", "paper,1x8", "paper,1", "paper,8,lidas")
         shortcut = 1 / 7
     sources = [f"igsm_{n}" for n in operations]
-    return synthetic_tasks.outcome("igsm", runs(study), sources, *roles, shortcut=shortcut)
+    return synthetic_tasks.outcome(runs(study), sources, *roles, shortcut=shortcut)
+
+
+def figures(data: dict) -> dict:
+    return {"igsm": synthetic_tasks.draw(data, "operations", "held-out accuracy")}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import statistics
 import experiment
 import summary
 
-from loopjax.plots.accuracy import plot_icl
+from loopjax.plots.accuracy import plot_finetuning
 
 TITLE = "Examples in the prompt (Figures 7 and 16)"
 PAPER = (
@@ -43,8 +43,25 @@ def outcome(study) -> experiment.Outcome:
     if unlearned := summary.floor(above_chance):
         verdict = summary.INCONCLUSIVE
         finding = f"{finding} {unlearned}"
-    figures = {"in_context": plot_icl(summary.first_seeds(curves))}
-    return experiment.Outcome(finding, verdict, ("model", *tasks), rows, figures)
+    data = {"curves": {role: _by_shots(results, tasks) for role, results in curves.items()}}
+    return experiment.Outcome(finding, verdict, ("model", *tasks), rows, data)
+
+
+def figures(data: dict) -> dict:
+    curves = {
+        role: {int(n): scores for n, scores in by_n.items()}
+        for role, by_n in data["curves"].items()
+    }
+    return {"in_context": plot_finetuning(curves, counted="shots")}
+
+
+def _by_shots(results: list[dict], tasks) -> dict[int, dict[str, list[float]]]:
+    """{shots: {task: accuracy of each seed}}."""
+    by_shots: dict[int, dict[str, list[float]]] = {}
+    for task in tasks:
+        for row in (row for result in results for row in result["curves"][task]["rows"]):
+            by_shots.setdefault(row["shots"], {}).setdefault(task, []).append(row["accuracy"])
+    return by_shots
 
 
 def _ends(points: list[dict]) -> tuple[dict, dict]:

@@ -37,7 +37,11 @@ def outcome(study) -> experiment.Outcome:
         hops = (1, 2, 4, 8, 16)
         roles = ("sanford,6", "sanford,1x6", "sanford,2", "sanford,6,lidas")
     sources = [f"sanford_{p}" for p in hops]
-    return synthetic_tasks.outcome("p_hop", runs(study), sources, *roles)
+    return synthetic_tasks.outcome(runs(study), sources, *roles)
+
+
+def figures(data: dict) -> dict:
+    return {"p_hop": synthetic_tasks.draw(data, "hops", "held-out accuracy")}
 
 
 if __name__ == "__main__":

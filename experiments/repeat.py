@@ -3,8 +3,10 @@
 import statistics
 
 import experiment
+import stored
 import summary
 
+from loopjax.plots import figure, spread
 from loopjax.plots.accuracy import plot_interventions
 
 TITLE = "A middle block repeated at inference (Figures 6 and 12)"
@@ -28,16 +30,17 @@ def outcome(study) -> experiment.Outcome:
         role: [study.intervene(run, "repeat", block, TIMES, tasks) for run in directories]
         for role, directories in runs(study).items()
     }
-    rows, gains = [], {}
+    rows, gains, changes = [], {}, {}
     for role, results in edited.items():
         best = [[_best(result, task) for task in tasks] for result in results]
         gains[role] = [statistics.fmean(gain for gain, _ in of_seed) for of_seed in best]
+        changes[role] = {times: [_at(result, times) for result in results] for times in TIMES}
         rows.append(
             (
                 role,
                 summary.points(gains[role]),
                 " ".join(place for _, place in best[0]),
-                *(summary.points([_at(result, times) for result in results]) for times in TIMES),
+                *map(summary.points, changes[role].values()),
             )
         )
     heads = (
@@ -64,8 +67,40 @@ def outcome(study) -> experiment.Outcome:
     if solved:
         verdict = summary.INCONCLUSIVE
         finding = f"{finding} {solved}"
-    figures = {"repeat": plot_interventions(summary.first_seeds(edited))}
-    return experiment.Outcome(finding, verdict, heads, rows, figures)
+    by_start = {role: list(map(stored.edited, results)) for role, results in edited.items()}
+    data = {"block": block[0], "changes": changes, "by_start": by_start}
+    return experiment.Outcome(finding, verdict, heads, rows, data)
+
+
+def figures(data: dict) -> dict:
+    """The mean change by the number of repetitions; accuracies by first layer, where stored."""
+    drawn = {"repeat": _changes(data)}
+    if by_start := data.get("by_start"):
+        drawn["repeat-starts"] = plot_interventions(by_start)
+    return drawn
+
+
+def _changes(data: dict):
+    fig = figure.new(5.2, 3.2)
+    axis, lines, seeds = fig.subplots(), {}, []
+    looks, shifts = figure.looks(data["changes"]), figure.shifts(data["changes"])
+    for role, by_times in data["changes"].items():
+        spreads = [spread.of(values) for values in by_times.values()]
+        seeds += [one.n for one in spreads]
+        means = [0, *(100 * one.mean for one in spreads)]
+        low, high = (
+            [0, *(100 * v for v in end)] for end in spread.ends(spreads) or (means[1:],) * 2
+        )
+        at = [0, *map(int, by_times)]
+        about = {"ends": (low, high), "shift": shifts[role]}
+        lines[role] = figure.curve(axis, at, means, role, looks[role], **about)
+    figure.plain(axis)
+    lines["unmodified"] = axis.axhline(0, color=figure.INK, linestyle="--", linewidth=1, zorder=1)
+    figure.ticks(axis, [0, *TIMES])
+    figure.title(axis, f"repeat {data['block']} layers, mean over middle starts")
+    figure.labels(axis, "additional passes at inference", "change of accuracy, points")
+    figure.legend(fig, lines, spread.note(seeds))
+    return fig
 
 
 def _gain(result: dict, row: dict, task: str) -> float:

@@ -2,10 +2,10 @@
 
 import cycles
 import experiment
-import summary
+import stored
 from study import diagnostic
 
-from loopjax.analysis.diagnostics import DIAGNOSTICS
+from loopjax.plots.diagnostics import plot_norms
 from loopjax.run_record import spread
 
 TITLE = "Residual stream and contributions of sublayers (Figures 3 and 14)"
@@ -33,8 +33,12 @@ def outcome(study) -> experiment.Outcome:
         rows.append((role, growth, *cycles.cells(by_role[role])))
     heads = ("model", "last norm / norm after layer 0", *cycles.HEADS)
     finding, verdict = cycles.finding(by_role, "the contribution of attention")
-    figures = {"residual": DIAGNOSTICS["norms"].draw(summary.first_seeds(norms))}
-    return experiment.Outcome(finding, verdict, heads, rows, figures)
+    data = {"blocks": stored.blocks(models), "norms": norms}
+    return experiment.Outcome(finding, verdict, heads, rows, data)
+
+
+def figures(data: dict) -> dict:
+    return {"residual": plot_norms(stored.results(data["norms"]), blocks=data["blocks"])}
 
 
 if __name__ == "__main__":

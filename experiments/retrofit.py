@@ -5,8 +5,9 @@ import statistics
 import experiment
 import summary
 
+from loopjax.data.floors import mean_floors
 from loopjax.depth import DepthPlan
-from loopjax.plots import figure
+from loopjax.plots import figure, spread
 
 TITLE = "More repetitions after a retrofit (Figures 9 and 17 to 19)"
 PAPER = (
@@ -39,7 +40,7 @@ def outcome(study) -> experiment.Outcome:
         plans = [str(_plan(before, block, n, after)) for n in passes]
         evaluations = [study.evaluate(run, depths=plans, name="repeated") for run in directories]
         by_plan = [[summary.mean_accuracy(each, plan) for each in evaluations] for plan in plans]
-        curves[f"{role}, {how}"] = [statistics.fmean(values) for values in by_plan]
+        curves[f"{role}, {how}"] = by_plan
         first[f"{role}, {how}"] = [b - a for a, b in zip(*by_plan[:2], strict=True)]
         rows.append((role, how, *map(summary.percent, by_plan)))
     heads = ("model", "adaptation", *(f"{n} more" for n in MORE))
@@ -53,10 +54,13 @@ def outcome(study) -> experiment.Outcome:
     without = first["lidas, as it is"]
     unadapted = without > max(first["standard, as it is"] + 0.02, 0)
     verdict = summary.verdict([kept, unadapted])
-    if solved := summary.ceiling(values[0] for values in curves.values()):
+    if solved := summary.ceiling(statistics.fmean(values[0]) for values in curves.values()):
         verdict = summary.INCONCLUSIVE
         finding = f"{finding} {solved}"
-    return experiment.Outcome(finding, verdict, heads, rows, {"retrofit": _figure(curves)})
+    data = {
+        "tasks": study.scale.tasks, "layers": [before, before + block - 1], "curves": curves,
+    }  # fmt: skip
+    return experiment.Outcome(finding, verdict, heads, rows, data)
 
 
 def _block(plan: str) -> tuple[int, int, int]:
@@ -69,18 +73,26 @@ def _plan(before: int, block: int, passes: int, after: int):
     return DepthPlan.of([(before, 1), (block, passes), (after, 1)])
 
 
-def _figure(curves: dict):
-    fig = figure.new(7, 3.6)
-    axis, lines = fig.subplots(), {}
-    for name, color in figure.colors(curves).items():
-        style = "--" if "as it is" in name else ":" if "cooldown" in name else "-"
-        (lines[name],) = axis.plot(MORE, curves[name], "o", linestyle=style, color=color)
+def figures(data: dict) -> dict:
+    """Mean reasoning accuracy against the number of additional passes."""
+    fig = figure.new(5.8, 3.6)
+    axis, lines, seeds = fig.subplots(), {}, []
+    curves = {name.removesuffix(", as it is"): values for name, values in data["curves"].items()}
+    looks, shifts = figure.looks(curves), figure.shifts(curves)
+    for name, values in curves.items():
+        spreads = list(map(spread.of, values))
+        seeds += [one.n for one in spreads]
+        about = {"ends": spread.ends(spreads), "shift": shifts[name]}
+        means = [one.mean for one in spreads]
+        lines[name] = figure.curve(axis, range(len(means)), means, name, looks[name], **about)
     figure.plain(axis)
-    axis.set_xticks(MORE)
-    axis.set_xlabel("additional passes at inference", color=figure.INK, fontsize=9)
-    axis.set_ylabel("reasoning accuracy", color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
-    return fig
+    figure.ticks(axis, range(len(means)))
+    first, last = data["layers"]
+    figure.title(axis, f"more passes of layers {first}-{last}")
+    figure.labels(axis, "additional passes at inference", "reasoning accuracy")
+    lines |= figure.skill(axis, mean_floors(data["tasks"]))
+    figure.legend(fig, lines, spread.note(seeds))
+    return {"retrofit": fig}
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 import experiment
 import numpy as np
+import stored
 import summary
 from study import diagnostic
 
-from loopjax.analysis.diagnostics import DIAGNOSTICS
+from loopjax.plots.diagnostics import plot_similarity
 from loopjax.run_record import spread
 
 TITLE = "Similarity of blocks in weights (Kapl et al. 2025, Figure 7)"
@@ -39,8 +40,11 @@ def outcome(study) -> experiment.Outcome:
     )
     similar = largest["standard"] < 0.1 < min(largest["midas"], largest["lidas"])
     verdict = summary.verdict([similar, lean["lidas"] < lean["midas"]])
-    figures = {"similarity": DIAGNOSTICS["similarity"].draw(summary.first_seeds(similarity))}
-    return experiment.Outcome(finding, verdict, heads, rows, figures)
+    return experiment.Outcome(finding, verdict, heads, rows, {"similarity": similarity})
+
+
+def figures(data: dict) -> dict:
+    return {"similarity": plot_similarity(stored.results(data["similarity"]))}
 
 
 def _numbers(matrix) -> tuple[float, float, float]:

@@ -41,11 +41,6 @@ def points(gains) -> str:
     return sign + percent(gains).removesuffix("%")
 
 
-def first_seeds(by_role: dict) -> dict:
-    """The first seed of each role, which the figures of diagnostics show."""
-    return {role: results[0] for role, results in by_role.items()}
-
-
 def noise(scale) -> str:
     """A sentence with the sampling error of one model's mean accuracy."""
     n_items, n_tasks = scale.limit or 1000, len(scale.tasks)

@@ -6,9 +6,11 @@ import experiment
 import summary
 from study import run_result
 
-from loopjax import run_record
-from loopjax.files import read_rows
-from loopjax.plots.runs import Row, plot_training
+from loopjax.data.floors import floors
+from loopjax.depth import DepthPlan
+from loopjax.files import read_json
+from loopjax.plots import figure, spread
+from loopjax.plots.roles import kind_of, looks
 
 
 def models(study, config: str, plans, seeds) -> dict:
@@ -26,7 +28,6 @@ def models(study, config: str, plans, seeds) -> dict:
 
 
 def outcome(
-    name: str,
     runs: dict,
     sources,
     deep: str,
@@ -38,7 +39,6 @@ def outcome(
     """Accuracies by source, and whether the loop and the grown model match the deep model.
 
     Args:
-      name: name of the experiment.
       runs: {plan: directories, one per seed}.
       sources: data sources of the mixture, hardest last; the last one decides.
       deep: plan of the model to match.
@@ -52,7 +52,7 @@ def outcome(
         plan: [[_accuracy(result["heldout"], source) for result in same_plan] for source in sources]
         for plan, same_plan in results.items()
     }
-    first = summary.first_seeds(results)
+    first = {plan: of_plan[0] for plan, of_plan in results.items()}
     rows = [
         (
             plan,
@@ -74,8 +74,9 @@ def outcome(
         f"{'s' * (n_seeds > 1)}."
     )
     verdict, reason = _verdict(hardest, deep, loop, shallow, grown, shortcut)
-    figure = _figure(summary.first_seeds(runs), sources[-1])
-    return experiment.Outcome(f"{finding} {reason}".strip(), verdict, heads, rows, {name: figure})
+    seq_len = read_json(runs[deep][0] / "config.json")["seq_len"]
+    data = {"floors": floors_of(sources, seq_len), "accuracies": accuracies}
+    return experiment.Outcome(f"{finding} {reason}".strip(), verdict, heads, rows, data)
 
 
 def _verdict(hardest: dict, deep, loop, shallow, grown, shortcut) -> tuple[str, str]:
@@ -96,10 +97,79 @@ def _accuracy(heldout: dict, source: str) -> float:
     return heldout.get(f"{source}/exact", heldout[f"{source}/accuracy"])
 
 
-def _figure(runs: dict, source: str):
-    curves = {}
-    for plan, run in runs.items():
-        record = run_record.of_directory(run)
-        record.rows = read_rows(run / "metrics.jsonl")
-        curves[plan] = record.curve(f"eval/{source}/accuracy")
-    return plot_training([Row(source, "held-out accuracy of a token", curves)])
+def floors_of(sources, seq_len: int) -> dict:
+    """{source: {"chance": accuracy, "rule": the best trivial rule, "accuracy": its accuracy}}."""
+    known = {source: floors(source, seq_len) for source in sources}
+    return {
+        source: {"chance": one.chance, "rule": one.best[0], "accuracy": one.best[1]}
+        for source, one in known.items()
+    }
+
+
+def draw(data: dict, xlabel: str, ylabel: str):
+    """Accuracy of each plan against the difficulty; below the gray bars are trivial rules.
+
+    Args:
+      data: "floors", as `floors_of` has them, and "accuracies", {plan: [values of each source]}.
+      xlabel: what the number in the name of a source counts.
+    """
+    sources = list(data["floors"])
+    fig = figure.new(5.6, 3.6)
+    axis, seeds = fig.subplots(), []
+    labels = {plan: _label(plan) for plan in data["accuracies"]}
+    deepest = max(DepthPlan.parse(_plan(variant)).n_effective for variant in labels)
+    kinds = {labels[plan]: _kind(plan, deepest) for plan in labels}
+    chosen, shifts, lines = looks(kinds), figure.shifts(kinds), {}
+    for plan, by_source in data["accuracies"].items():
+        spreads = list(map(spread.of, by_source))
+        seeds += [one.n for one in spreads]
+        label = labels[plan]
+        lines[label] = figure.curve(
+            axis, range(len(sources)), [one.mean for one in spreads], label, chosen[label],
+            ends=spread.ends(spreads), shift=shifts[label],
+        )  # fmt: skip
+    figure.plain(axis)
+    known = list(data["floors"].values())
+    figure.shares(axis, min(one["chance"] for one in known), max(one["accuracy"] for one in known))
+    lines |= _floor_bars(axis, known)
+    figure.ticks(axis, range(len(sources)), [source.rpartition("_")[2] for source in sources])
+    axis.set_xlim(-0.5, len(sources) - 0.5)
+    figure.labels(axis, xlabel, ylabel)
+    figure.legend(fig, lines, spread.note(seeds))
+    return fig
+
+
+def _floor_bars(axis, known: list[dict]) -> dict:
+    """A gray bar up to the best trivial rule of each source, chance as dotted lines."""
+    if max(one["accuracy"] for one in known) < 0.01:
+        return {}
+    low = axis.get_ylim()[0]
+    heights = [one["accuracy"] - low for one in known]
+    style = {"color": "#e8eaed", "edgecolor": figure.FAINT, "linewidth": 0.8, "zorder": 0}
+    bars = axis.bar(range(len(known)), heights, 0.9, low, **style)
+    chance = known[0]["chance"]
+    dots = axis.axhline(chance, color=figure.INK, linestyle=":", linewidth=1.2, zorder=1)
+    rules = {one["rule"]: None for one in known}
+    rule = next(iter(rules)) if len(rules) == 1 else "the best trivial rule"
+    return {rule: bars, f"chance: {chance:.0%}": dots}
+
+
+def _plan(variant: str) -> str:
+    """The plan of a variant of a config: "1x4" of "paper,1x4", "4" of "4,lidas"."""
+    return next(part for part in variant.split(",") if part[0].isdigit())
+
+
+def _kind(variant: str, deepest: int):
+    grown = variant.rpartition(",")[2]
+    config = {"growth": {"operator": grown if grown in ("lidas", "midas") else ""}}
+    return kind_of(_plan(variant), (), config, depth=deepest)
+
+
+def _label(variant: str) -> str:
+    plan = DepthPlan.parse(_plan(variant))
+    grown = variant.rpartition(",")[2]
+    number = f"{plan.n_unique} layer{'s' * (plan.n_unique > 1)}"
+    if plan.is_looped:
+        times = plan.segments[0].repeats
+        return f"{number}, looped {'twice' if times == 2 else f'{times} times'}"
+    return f"{number}, grown by {grown.upper()}" if grown.isalpha() else number

@@ -4,9 +4,11 @@ import experiment
 import summary
 from study import run_result
 
+from loopjax.data.floors import mean_floors
 from loopjax.depth import DepthPlan
-from loopjax.plots import figure
-from loopjax.run_record import spread
+from loopjax.plots import figure, spread
+from loopjax.plots.runs import draw_trade_off
+from loopjax.run_record import spread as in_words
 
 TITLE = "Standard, looped and grown models against their cost (Table 1, Figures 1 and 10)"
 PAPER = (
@@ -38,7 +40,7 @@ def outcome(study) -> experiment.Outcome:
                 f"{first['parameters']:,}",
                 f"{first['training_flops']:.3g}",
                 len(results),
-                spread(nll, 3),
+                in_words(nll, 3),
                 summary.percent(primitives),
             )
         )
@@ -58,7 +60,7 @@ def outcome(study) -> experiment.Outcome:
     loop, block, deep = (_mean(points[role][1]) for role in ("loop", "one block", "standard"))
     finding = (
         f"LIDAS takes {share:.1%} of the standard model's training FLOPs; its NLL differs by "
-        f"{gap:+.3f} nats ({spread(lidas[1], 3)}, standard {spread(standard[1], 3)}), its reasoning "
+        f"{gap:+.3f} nats ({in_words(lidas[1], 3)}, standard {in_words(standard[1], 3)}), its reasoning "
         f"accuracy by {100 * gain:+.1f} points. One block of layers has an NLL of {block:.3f}, the "
         f"same block looped {loop:.3f}, the standard model {deep:.3f}."
     )
@@ -70,7 +72,13 @@ def outcome(study) -> experiment.Outcome:
         reasoning["loop"] > reasoning["one block"] + 0.02,
     )
     verdict = summary.verdict(claims)
-    return experiment.Outcome(finding, verdict, heads, rows, {"tradeoffs": _figure(points)})
+    data = {
+        "tasks": study.scale.tasks,
+        "costs": {role: _costs(point[0]) for role, point in points.items()},
+        "nll": {role: point[1] for role, point in points.items()},
+        "reasoning": {role: point[2] for role, point in points.items()},
+    }
+    return experiment.Outcome(finding, verdict, heads, rows, data)
 
 
 def _nll(study, result: dict) -> float:
@@ -81,32 +89,32 @@ def _mean(values) -> float:
     return sum(values) / len(values)
 
 
-def _figure(points: dict):
-    def inference(result):
-        return DepthPlan.parse(result["plan"]).n_effective
+def _costs(result: dict) -> dict:
+    return {
+        "unique layers": result["unique_layers"],
+        "executed layers": DepthPlan.parse(result["plan"]).n_effective,
+        "training FLOPs": result["training_flops"],
+    }
 
-    costs = (
-        ("unique layers", lambda result: result["unique_layers"]),
-        ("executed layers", inference),
-        ("training FLOPs", lambda result: result["training_flops"]),
-    )
-    fig, axes = figure.grid(6, 3, 4.2, 3.1, 0.4)
-    colors, lines = figure.colors(points), {}
+
+def figures(data: dict) -> dict:
+    """NLL and reasoning accuracy, each against three costs."""
+    names = list(next(iter(data["costs"].values())))
+    fig, axes = figure.grid(2 * len(names), len(names), 2.9, 2.6, 0.5)
+    metrics = (("nll", "NLL (nats per byte)"), ("reasoning", "reasoning accuracy"))
+    lines, seeds = {}, [spread.of(values).n for values in data["nll"].values()]
     for k, axis in enumerate(axes):
-        (title, cost), metric = costs[k % 3], 1 + k // 3
-        for role, point in points.items():
-            x, values = cost(point[0]), point[metric]
-            axis.plot([x] * len(values), values, ".", alpha=0.5, color=colors[role])
-            (lines[role],) = axis.plot([x], [_mean(values)], "o", color=colors[role], alpha=0.8)
-        figure.plain(axis)
-        axis.margins(0.1)
-        if title == "training FLOPs":
+        name, (metric, ylabel) = names[k % len(names)], metrics[k // len(names)]
+        costs = {role: by_name[name] for role, by_name in data["costs"].items()}
+        floor = mean_floors(data["tasks"]) if metric == "reasoning" else None
+        lines |= draw_trade_off(axis, data[metric], costs, ylabel, floor=floor)
+        if name == "training FLOPs":
             figure.amounts(axis)
-        axis.set_xlabel(title, color=figure.INK, fontsize=9)
-        name = ("NLL (nats)", "reasoning accuracy")[metric - 1]
-        axis.set_ylabel(name if k % 3 == 0 else "", color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
-    return fig
+        else:
+            figure.ticks(axis, map(int, costs.values()))
+        figure.labels(axis, name, ylabel if k % len(names) == 0 else "")
+    figure.legend(fig, lines, spread.note(seeds))
+    return {"tradeoffs": fig}
 
 
 if __name__ == "__main__":

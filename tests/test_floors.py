@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from loopjax.data.floors import ITEMS, Floors, floors
+from loopjax.data.floors import ITEMS, Floors, floors, mean_floors
 
 
 def hop(letters: str, i: int, p: int) -> int:
@@ -75,3 +75,10 @@ def test_floors_of_other_tasks_are_exact():
 @pytest.mark.parametrize("name", ["stdlib", "lambada_openai", "hop_text_4 (f1)"])
 def test_a_text_or_a_task_that_is_not_built_in_has_no_floors(name):
     assert floors(name) is None
+
+
+def test_the_floor_of_a_mean_is_the_mean_of_the_floors():
+    name, best = mean_floors(["copying_random", "var_assign_basic_0"]).best
+    assert (name, best) == ("the best trivial rules", pytest.approx(0.2))
+    assert mean_floors(["copying_random"]).best == floors("copying_random").best
+    assert mean_floors(["copying_random", "lambada_openai"]) is None

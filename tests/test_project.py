@@ -27,7 +27,7 @@ LAYERS = [
     "data.text_tasks", "data.token_shards", "data.registry", "data.floors", "data.pairs", "data.pipeline",
     "lm.loaded_model", "results.schema", "evals.token_bytes", "evals.nll", "lm.batching",
     "analysis.lens_training", "analysis.lens",
-    "analysis.early_exit", "plots.figure", "plots.roles", "results.store", "analysis.analyze", "analysis.effects",
+    "analysis.early_exit", "plots.roles", "plots.figure", "plots.spread", "results.store", "analysis.analyze", "analysis.effects",
     "analysis.depth_score", "lm.decode", "lm.score", "evals.harness", "evals.primitives",
     "evals.raw_files", "evals.suite", "evals.evaluate", "analysis.exit_accuracy",
     "analysis.interventions", "analysis.norms", "analysis.periodicity", "analysis.prompts",

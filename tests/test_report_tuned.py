@@ -180,7 +180,8 @@ def test_a_page_shows_fine_tuning_in_its_section_and_models_in_theirs(study, tmp
     assert axis["lines"][0]["points"] == [[0, 64, 128], [0.2, 0.46, 0.51]]
     # Three curves and three entries of the legend, in the colors of two models.
     strokes = re.findall(r'data-model="(m\d)">\s*<path d="M[^"]*L[^"]*"[^>]*stroke: (#\w+)', drawn)
-    assert {*strokes} == {("m0", figure.COLORS[0]), ("m1", figure.COLORS[1])}
+    colors = figure.colors(["standard", "loop"])
+    assert {*strokes} == {("m0", colors["standard"]), ("m1", colors["loop"])}
 
 
 def test_diagnostics_of_a_fine_tuned_run_are_shown_where_there_are_some(study, tmp_path):
@@ -231,8 +232,9 @@ def test_the_picture_takes_plain_numbers():
     assert a.get_xydata().tolist() == [[8, 0.05], [64, 0.2]] and len(second.lines) == 1
     assert (b.get_linestyle(), untied.get_linestyle()) == ("-", "--")
     assert (untied.get_label(), untied.get_gid(), b.get_gid()) == ("b, untied", "b", "b")
-    band = first.collections[0].get_paths()[0].vertices
-    assert (band[:, 1].min(), band[:, 1].max()) == (0.0, 0.3)
+    bars = [path.vertices[:, 1].tolist() for path in first.collections[0].get_paths()]
+    spread = 0.2 / 2**0.5  # the standard deviation of 0.1 and 0.3
+    assert bars[1] == pytest.approx([0.2 - spread, 0.2 + spread])
     assert len({line.get_color() for line in accuracy.plot_finetuning(results).axes[0].lines}) == 3
 
 

@@ -17,7 +17,7 @@ from loopjax.analysis.lens_training import DEFAULTS, Training
 from loopjax.checkpoint import versions, weights_digest
 from loopjax.errors import UserError
 from loopjax.lm.loaded_model import LanguageModel
-from loopjax.plots import figure
+from loopjax.plots import figure, roles
 from loopjax.progress import duration
 from loopjax.results import store
 
@@ -107,7 +107,9 @@ def analyze(
             say(f"{file}: already exists, skipped")
         parts.remove()
         if pictures:
-            figure.save(row.draw({f"plan {lm.plan}": result}), output / f"{file}.png")
+            label = f"plan {lm.plan}"
+            drawn = row.draw({label: result}, {label: roles.look_of(lm.describe())})
+            figure.save(drawn, output / f"{file}.png")
         results[name] = result
     return results
 

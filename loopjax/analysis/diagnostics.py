@@ -98,7 +98,7 @@ _ROWS = (
         title="how deep the layers are that the answer depends on",
         section="Depth score",
         shows="Each layer is ablated before the answer begins. The curve shows how much the "
-        "predictions of the answer change; the depth score (dashed line) is the mean layer, weighted "
+        "predictions of the answer change; the depth score (bar on the axis) is the mean layer, weighted "
         "by that change.",
         look="A score above that of the standard model means that later layers contribute more to "
         "the answer; in the papers' models with 1.7B parameters, grown and looped models have "
@@ -131,7 +131,7 @@ _ROWS = (
         name="exit_accuracy",
         title="accuracy on tasks if the model stopped before each layer",
         section="Early exits",
-        caption="Accuracy at each exit, relative to the whole model's ({of}).",
+        caption="Accuracy at each exit, and of the whole model at the right ({of}).",
         result="loopjax.analysis.early_exit:ExitAccuracy",
         run="loopjax.analysis.exit_accuracy:run",
         plot="loopjax.plots.accuracy:plot_exit_accuracy",

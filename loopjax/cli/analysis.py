@@ -29,7 +29,7 @@ def intervene(argv: list[str]) -> int:
         raise UserError(f"--times goes with --op repeat, not with {args.op}")
     need_harness()
     from loopjax.analysis import interventions
-    from loopjax.plots import accuracy, figure
+    from loopjax.plots import accuracy, figure, roles
 
     need_figures(args.plot)
     lm = open_named(args, args.depth)
@@ -46,9 +46,8 @@ def intervene(argv: list[str]) -> int:
     )
     if args.plot:
         label = f"step {lm.meta['step']:,}, plan {lm.plan}"
-        fig = accuracy.plot_interventions({label: result})
-        fig.suptitle(args.op, x=0.01, ha="left", color=figure.INK, fontsize=12, fontweight="bold")
-        figure.save(fig, args.plot)
+        look = roles.look_of(result["model"])
+        figure.save(accuracy.plot_interventions({label: result}, {label: look}), args.plot)
     print(args.output)
     return 0
 

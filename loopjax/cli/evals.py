@@ -153,7 +153,7 @@ def icl(argv: list[str]) -> int:
         shots = sorted({int(part) for part in args.shots.split(",")})
     need_harness()
     from loopjax.evals import icl as evaluation
-    from loopjax.plots import accuracy, figure
+    from loopjax.plots import accuracy, figure, roles
 
     need_figures(args.plot)
     lm = open_named(args, args.depth)
@@ -163,7 +163,8 @@ def icl(argv: list[str]) -> int:
     if args.plot:
         about = result["model"]
         label = f"step {about['step']:,}, plan {about['depth']}"
-        figure.save(accuracy.plot_icl({label: result}), args.plot)
+        look = roles.look_of(about)
+        figure.save(accuracy.plot_icl({label: result}, {label: look}), args.plot)
     print(args.output)
     return 0
 

@@ -139,3 +139,17 @@ def _addition(n: int) -> Floors:
     for _ in range(n):
         share = np.convolve(share, np.full(1000, 1e-3))
     return Floors(1 / len(share), {"the most frequent sum": float(share.max())})
+
+
+def mean_floors(tasks) -> Floors | None:
+    """The floors of a mean accuracy over tasks; None if one of them is not a built-in task.
+
+    The best rule of each task counts; it has a name of its own only if it is the same in all.
+    """
+    known = [floors(task) for task in tasks]
+    if not known or None in known:
+        return None
+    names = {one.best[0] for one in known}
+    name = names.pop() if len(names) == 1 else "the best trivial rules"
+    mean = sum(one.best[1] for one in known) / len(known)
+    return Floors(sum(one.chance for one in known) / len(known), {name: mean})

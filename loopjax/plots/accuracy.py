@@ -1,186 +1,287 @@
-"""Figures of accuracies: against shots, training examples, edited layers, exits."""
+"""Figures of accuracies: against shots, training examples, edited layers, exits.
 
-import statistics
+A model is one result, or a list of the results of its seeds, which are drawn as mean and standard
+deviation. Below the gray area of each panel are rules that do not do the task (`data.floors`).
+"""
 
 import numpy as np
 
-from loopjax.plots import figure
+from loopjax.data.floors import floors
+from loopjax.plots import figure, spread
+from loopjax.plots.spread import several
 
-COLUMNS = 4  # panels side by side
+COLUMNS = 4  # panels side by side, at most
 DASHES = ("-", "--", ":", "-.")  # line styles of lines in one color
+# Titles of the panels of an intervention: one layer, several ones; and the name of the axis.
+EDITS = {
+    "swap": (
+        "swap two layers",
+        "swap blocks of {n} layers",
+        "first swapped layer",
+    ),
+    "skip": ("skip one layer", "skip {n} layers", "first skipped layer"),
+    "reverse": ("reverse one layer", "reverse {n} layers", "first reversed layer"),
+    "repeat": ("repeat one layer", "repeat {n} layers", "first repeated layer"),
+}
+MORE = {1: "once", 2: "twice"}
+ITEMS = "one model of each; bars: 95% intervals over the items"
 
 
 def plot_icl(results: dict, colors: dict | None = None):
-    """Accuracy with its confidence interval against the number of shots; a panel for each task.
+    """Accuracy with its interval against the number of shots; a panel for each task.
 
     A result is what `loopjax icl` writes: {"curves": {task: {"rows": [...], ...}}, "chance": {task:
-    accuracy}, ...}. Chance is a dotted line.
+    accuracy}, ...}.
     """
-    tasks = _union(result["curves"] for result in results.values())
-    fig, axes = figure.grid(len(tasks), 3, 4.2, 3.2, 0.3)
-    colors, lines = figure.colors(results, colors), {}
+    results = {label: several(result) for label, result in results.items()}
+    tasks = _union(one["curves"] for each in results.values() for one in each)
+    fig, axes = figure.grid(len(tasks), 3, *_size(len(tasks)))
+    looks, shifts, lines = figure.looks(results, colors), figure.shifts(results), {}
     for axis, task in zip(axes, tasks, strict=True):
-        for label, result in results.items():
-            if task not in result["curves"]:
+        shown = set()
+        for label, seeds in results.items():
+            rows = _by_shots(
+                [one["curves"][task]["rows"] for one in seeds if task in one["curves"]]
+            )
+            if not rows:
                 continue
-            rows = sorted(result["curves"][task]["rows"], key=lambda row: row["shots"])
-            shots = [row["shots"] for row in rows]
-            low, high = zip(*(row["interval"] for row in rows), strict=True)
-            band = {"color": colors[label], "alpha": 0.13, "linewidth": 0}
-            figure.own(axis.fill_between(shots, low, high, **band), label)
-            values = [row["accuracy"] for row in rows]
-            lines[label] = _line(axis, shots, values, label, colors)
-        chances = [
-            value for result in results.values() if (value := result.get("chance", {}).get(task))
-        ]
-        lines |= _chance(axis, chances[0]) if chances else {}
+            if len(seeds) == 1:
+                values = [found[0]["accuracy"] for found in rows.values()]
+                ends = zip(*(found[0]["interval"] for found in rows.values()), strict=True)
+            else:
+                spreads = [spread.of([row["accuracy"] for row in f]) for f in rows.values()]
+                values, ends = [one.mean for one in spreads], spread.ends(spreads)
+            about = {"ends": ends, "shift": shifts[label]}
+            lines[label] = figure.curve(axis, list(rows), values, label, looks[label], **about)
+            shown |= rows.keys()
         _panel(axis, task, "shots")
-        axis.set_ylim(0, 1)
-        if axis.dataLim.width == 0:
-            axis.set_xlim(axis.dataLim.x0 - 1, axis.dataLim.x0 + 1)
-    axes[0].set_ylabel("accuracy", color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
+        figure.ticks(axis, shown)
+        axis.margins(x=0.08 if len(shown) > 2 else 0.35)
+        lines |= _floors(axis, task, _chance(results, task))
+    figure.labels(axes[0], "shots", "accuracy")
+    figure.legend(fig, _last(lines, results), spread.note(map(len, results.values()), ITEMS))
     return fig
 
 
-def plot_finetuning(results: dict, colors: dict | None = None, owners: dict | None = None):
+def _by_shots(curves: list[list[dict]]) -> dict[int, list[dict]]:
+    """{shots: the row of each seed}, for numbers of shots that all seeds have."""
+    tables = [{row["shots"]: row for row in rows} for rows in curves]
+    common = sorted(set.intersection(*map(set, tables))) if tables else []
+    return {shots: [table[shots] for table in tables] for shots in common}
+
+
+def plot_finetuning(
+    results: dict,
+    colors: dict | None = None,
+    owners: dict | None = None,
+    counted: str = "training examples",
+):
     """Mean accuracy after fine-tuning against the number of examples; a panel for each task.
 
     Args:
-      results: {label: {examples: {task: [value of each run]}}}. The runs of a mean differ in their
-        seed; the band is their range. A label without values for a task has no line in its panel.
-      colors: {label: color}; lines of one color differ in their dashes.
+      results: {label: {examples: {task: values}}}: the value of each run, or what `spread.of` takes.
+        The runs of a mean differ in their seed. A label without values for a task has no line in
+        its panel.
+      colors: {label: look or color}; lines of one color differ in their dashes.
       owners: {label: label of the model that the line belongs to}; its own label by default.
+      counted: what the numbers of examples are, the name of the axis.
     """
     tasks = _union(scores for by_n in results.values() for scores in by_n.values())
-    width = 4.2 if len(tasks) > 1 else 6.3
-    fig, axes = figure.grid(len(tasks), 3, width, 3.2, 0.3)
-    colors, lines = figure.colors(results, colors), {}
+    fig, axes = figure.grid(len(tasks), 3, *_size(len(tasks)))
+    looks, shifts, lines = figure.looks(results, colors), figure.shifts(results), {}
     counts = sorted({n for by_n in results.values() for n in by_n})
-    margin = (counts[-1] - counts[0]) / 20 or 1
-    used = [colors[label] for label in results]
+    used = [(looks[label].color, looks[label].linestyle) for label in results]
     dashes = {
-        label: DASHES[used[:k].count(used[k]) % len(DASHES)] for k, label in enumerate(results)
+        label: DASHES[same % len(DASHES)]
+        for k, label in enumerate(results)
+        if (same := used[:k].count(used[k]))
     }
+    seeds = []
     for axis, task in zip(axes, tasks, strict=True):
         for label, by_n in results.items():
             values = {n: scores[task] for n, scores in sorted(by_n.items()) if scores.get(task)}
             if not values:
                 continue
-            owner = (owners or {}).get(label, label)
-            low, high = (list(map(end, values.values())) for end in (min, max))
-            band = {"color": colors[label], "alpha": 0.13, "linewidth": 0}
-            figure.own(axis.fill_between(list(values), low, high, **band), owner)
-            means = list(map(statistics.fmean, values.values()))
-            lines[label] = _line(axis, list(values), means, label, colors)
-            lines[label].set_linestyle(dashes[label])
-            figure.own(lines[label], owner)
-        _panel(axis, task, "training examples")
-        axis.set_xticks(counts)
-        axis.set_xlim(counts[0] - margin, counts[-1] + margin)
-        axis.set_ylim(0, 1)
-    axes[0].set_ylabel("accuracy", color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
+            spreads = list(map(spread.of, values.values()))
+            seeds += [one.n for one in spreads]
+            style = {"linestyle": dashes[label]} if label in dashes else {}
+            lines[label] = figure.curve(
+                axis, list(values), [one.mean for one in spreads], label, looks[label],
+                ends=spread.ends(spreads), shift=shifts[label],
+                owner=(owners or {}).get(label, label), **style,
+            )  # fmt: skip
+        _panel(axis, task, counted)
+        if counts[0] > 0 and len(counts) > 2:
+            axis.set_xscale("log")
+        figure.ticks(axis, counts)
+        axis.margins(x=0.08 if len(counts) > 2 else 0.35)
+        lines |= _floors(axis, task)
+    figure.labels(axes[0], counted, "accuracy")
+    figure.legend(fig, _last(lines, results), spread.note(seeds))
     return fig
 
 
 def plot_interventions(results: dict, colors: dict | None = None):
-    """Accuracy against the start of the edited sub-block: a panel for each task and size.
+    """Accuracy against the start of the edited sub-block: a panel for each task and edit.
 
     A result is what `loopjax intervene` writes, all of one operation. The unmodified model is a
-    dashed line in its color, chance a dotted one.
+    dashed line in its color.
     """
+    results = {label: several(result) for label, result in results.items()}
+    every = [one for seeds in results.values() for one in seeds]
     panels = _union(
         ((task, row["size"], row["times"]) for task in result["metrics"] for row in result["rows"])
-        for result in results.values()
+        for result in every
     )
-    tasks = _union(result["metrics"] for result in results.values())
+    tasks = _union(result["metrics"] for result in every)
     panels.sort(key=lambda panel: (tasks.index(panel[0]), panel[1], panel[2] or 0))
     # The sizes of a task are side by side, and so are tasks if there is room.
     per_task = len(panels) // len(tasks)
-    columns = min(len(panels), max(1, COLUMNS // per_task) * per_task if per_task else 1)
-    columns = min(columns, COLUMNS)
-    fig, axes = figure.grid(len(panels), columns, min(5, 13 / columns), 3, 0.3)
-    colors, lines = figure.colors(results, colors), {}
+    columns = min(max(1, COLUMNS // per_task) * per_task if per_task else 1, COLUMNS, len(panels))
+    fig, axes = figure.grid(len(panels), columns, min(4.2, 10 / columns), 2.4, 0.4)
+    looks, lines = figure.looks(results, colors), {}
     for axis, panel in zip(axes, panels, strict=True):
-        lines |= _edited(axis, panel, results, colors)
+        lines |= _edited(axis, panel, results, looks)
     for task in tasks:
         same = [axis for axis, panel in zip(axes, panels, strict=True) if panel[0] == task]
-        top = 1.05 * max((axis.dataLim.y1 for axis in same), default=1)
+        low = min(axis.dataLim.y0 for axis in same)
+        high = max(axis.dataLim.y1 for axis in same)
         for axis in same:
-            axis.set_ylim(0, top or 1)
+            lines |= _floors(axis, task, _chance(results, task), low, high)
     for axis in axes[::columns]:
         axis.set_ylabel("accuracy", color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
+    from matplotlib.lines import Line2D
+
+    lines["unmodified model"] = Line2D([], [], color=figure.INK, linestyle="--", linewidth=1)
+    figure.legend(fig, _last(lines, results), spread.note(map(len, results.values()), ITEMS))
     return fig
 
 
-def _edited(axis, panel, results: dict, colors: dict) -> dict:
+def _edited(axis, panel, results: dict, looks: dict) -> dict:
     """Draws the curves of a task, a size and a number of extra passes; returns {label: line}."""
     task, size, times = panel
-    lines, chance = {}, None
-    for label, result in results.items():
-        if task not in result["metrics"]:
-            continue
-        points = sorted(
-            (row["start"], row["tasks"][task]["accuracy"])
-            for row in result["rows"]
-            if (row["size"], row["times"]) == (size, times) and task in row["tasks"]
-        )
-        if points:
-            lines[label] = _line(axis, *zip(*points, strict=True), label, colors)
-        if task in result["unmodified"]:
-            plain = result["unmodified"][task]["accuracy"]
-            style = {"color": colors[label], "linestyle": "--", "linewidth": 1}
-            figure.own(axis.axhline(plain, **style), label)
-        chance = result["chance"].get(task) or chance
-    lines |= _chance(axis, chance) if chance else {}
-    text = f"{size} layer{'s' * (size > 1)}" + (f", {times} more" if times else "")
-    _panel(axis, f"{task}\n{text}", "")
-    most = max(result["model"]["effective_layers"] for result in results.values())
-    figure.layers(axis, most, "first layer of the sub-block")
+    lines, starts, shifts = {}, set(), figure.shifts(results)
+    for k, (label, seeds) in enumerate(results.items()):
+        seeds = [one for one in seeds if task in one["metrics"]]
+        by_start: dict[int, list[dict]] = {}
+        for row in (row for one in seeds for row in one["rows"]):
+            if (row["size"], row["times"]) == (size, times) and task in row["tasks"]:
+                by_start.setdefault(row["start"], []).append(row["tasks"][task])
+        by_start = {start: by_start[start] for start in sorted(by_start)}
+        if by_start:
+            spreads = [spread.of([one["accuracy"] for one in each]) for each in by_start.values()]
+            about = {"ends": _interval(by_start, spreads), "shift": shifts[label]}
+            means = [one.mean for one in spreads]
+            lines[label] = figure.curve(axis, list(by_start), means, label, looks[label], **about)
+            starts |= by_start.keys()
+        if plain := [
+            one["unmodified"][task]["accuracy"] for one in seeds if task in one["unmodified"]
+        ]:
+            value = spread.of(plain).mean
+            # The dashes of several models at one place take turns, so none hides another.
+            dash = (4 * k, (4, 4 * max(1, len(results) - 1)))
+            style = {"color": looks[label].color, "linestyle": dash, "linewidth": 1.2}
+            figure.own(axis.axhline(value, zorder=2, **style), label)
+            axis.update_datalim([(axis.dataLim.x0, value)])
+    op = next(one["settings"]["op"] for seeds in results.values() for one in seeds)
+    single, many, xlabel = EDITS[op]
+    text = (many if size > 1 else single).format(n=size)
+    text += f" {MORE.get(times, f'{times} times')} more" if times else ""
+    _panel(axis, f"{task}\n{text}", xlabel)
+    figure.ticks(axis, starts)
     return lines
 
 
+def _interval(by_start: dict, spreads: list):
+    """Ends of the intervals: over seeds, else 95% over the items if their errors are known."""
+    if ends := spread.ends(spreads):
+        return ends
+    errors = [each[0].get("stderr") for each in by_start.values()]
+    if any(error is None for error in errors):
+        return None
+    low, high = ([one.mean + sign * 1.96 * error for one, error in zip(spreads, errors, strict=True)]
+                 for sign in (-1, 1))  # fmt: skip
+    return low, high
+
+
 def plot_exit_accuracy(results: dict, colors: dict | None = None):
-    """Accuracy at each exit relative to the whole model's; a panel for each task.
+    """Accuracy at each exit, and of the whole model at the right end; a panel for each task.
 
     A result has the attributes of `early_exit.ExitAccuracy`.
     """
-    tasks = _union(result.tasks for result in results.values())
-    fig, axes = figure.grid(len(tasks), 2, 6.3, 3.4, 0.3)
-    colors, lines = figure.colors(results, colors), {}
+    results = {label: several(result) for label, result in results.items()}
+    tasks = _union(one.tasks for seeds in results.values() for one in seeds)
+    fig, axes = figure.grid(len(tasks), 2, *_size(len(tasks)))
+    looks, shifts, lines = figure.looks(results, colors), figure.shifts(results), {}
     for axis, task in zip(axes, tasks, strict=True):
         most = 0
-        for label, result in results.items():
-            if task in result.tasks:
-                values = np.asarray(result.relative[list(result.tasks).index(task)], float)
-                lines[label] = _line(axis, range(len(values)), values, label, colors)
-                most = max(most, len(values))
-        axis.axhline(1, color=figure.PALE, linewidth=1.5, zorder=0)
-        _panel(axis, task, "exit before layer")
-        figure.layers(axis, most, "exit before layer")
-        axis.set_ylim(0, 1.02 * axis.get_ylim()[1])
-    axes[0].set_ylabel("accuracy / whole model's accuracy", color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
+        for label, seeds in results.items():
+            values = [
+                [*np.asarray(one.accuracy[list(one.tasks).index(task)], float),
+                 float(one.unmodified[list(one.tasks).index(task)])]
+                for one in seeds if task in one.tasks
+            ]  # fmt: skip
+            if not values:
+                continue
+            spreads = [spread.of(column) for column in zip(*values, strict=True)]
+            about = {"ends": spread.ends(spreads), "shift": shifts[label]}
+            means = [one.mean for one in spreads]
+            lines[label] = figure.curve(
+                axis, range(len(means)), means, label, looks[label], **about
+            )
+            most = max(most, len(means) - 1)
+        _panel(axis, task, "")
+        figure.layers(axis, most, "exit before layer (last: the whole model)")
+        figure.ticks(axis, [*axis.get_xticks(), most], [*map(int, axis.get_xticks()), "whole"])
+        lines |= _floors(axis, task)
+    axes[0].set_ylabel("accuracy", color=figure.INK, fontsize=9)
+    figure.legend(fig, _last(lines, results), spread.note(map(len, results.values())))
     return fig
 
 
-def _chance(axis, chance: float) -> dict:
-    style = {"color": figure.INK, "linestyle": ":", "linewidth": 1.2}
-    return {"chance": axis.axhline(chance, **style)}
+def _floors(axis, task: str, chance: float | None = None, low=None, high=None) -> dict:
+    """Draws the floors of a task and fits the axis; returns entries of the legend.
+
+    Args:
+      chance: where the task is not a built-in one.
+      low, high: values that the axis must show.
+    """
+    known = floors(task)
+    if known and known.best[1] < 0.01:
+        known = None
+    best = known.best if known else None
+    chance = known.chance if known else chance
+    values = [value for value in (chance, best and best[1], low, high) if value]
+    figure.shares(axis, min(values, default=None), max(values, default=None))
+    return figure.floors(axis, chance, best)
 
 
-def _line(axis, x, y, label: str, colors: dict):
-    style = {"color": colors[label], "markersize": 4, "clip_on": False, "label": label}
-    (line,) = axis.plot(x, y, "o-", **style)
-    return figure.own(line, label)
+def _chance(results: dict, task: str) -> float | None:
+    """Chance on a task, by the first result that knows it."""
+    every = (one for seeds in results.values() for one in seeds)
+    return next((c for one in every if (c := one.get("chance", {}).get(task))), None)
+
+
+def _last(lines: dict, models) -> dict:
+    """The entries of the legend with the models first. Floors that differ by task lose their value."""
+    of_models = {label: lines[label] for label in models if label in lines}
+    rest = {text: artist for text, artist in lines.items() if text not in of_models}
+    names: dict[str, list[str]] = {}
+    for text in rest:
+        names.setdefault(text.partition(": ")[0], []).append(text)
+    return of_models | {
+        (texts[0] if len(texts) == 1 else name): rest[texts[0]] for name, texts in names.items()
+    }
+
+
+def _size(panels: int) -> tuple[float, float, float]:
+    """Width and height of a panel, and more height of the figure, in inches."""
+    return (3.4 if panels > 1 else 5.4), 2.6, 0.4
 
 
 def _panel(axis, title: str, xlabel: str) -> None:
     figure.plain(axis)
     figure.title(axis, title)
-    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel(xlabel, color=figure.INK, fontsize=9)
 
 

@@ -1,12 +1,15 @@
-"""The figure of a lineage: which layers were copied from which, and in which order they run."""
+"""The figure of a lineage: which layers were copied from which, and in which order they run.
 
-import colorsys
+Shades from light to dark are the layers of the first stack, so that they cannot be taken for the
+colors of models; where no layer is a copy and none runs twice, all are gray.
+"""
+
 import dataclasses
 
 from loopjax.depth import DepthPlan
 from loopjax.lineage import Stage
 from loopjax.plots import figure
-from loopjax.plots.figure import COLORS, INK
+from loopjax.plots.figure import FAINT, INK
 
 BOX = 0.36  # half the width of a box, in layers
 
@@ -68,8 +71,7 @@ def draw_lineage(axis, model: Ancestry, columns: int | None = None) -> None:
     """
     columns = columns or model.columns
     origins = model.origins
-    first = len(model.stages[0].order)
-    colors = _colors(first)
+    colors = _shades(model)
     # The font has to fit a narrow box: the axis has about 11 inches of 72 points.
     size = min(8.0, 72 * 11 / columns / 2.4)
 
@@ -83,8 +85,8 @@ def draw_lineage(axis, model: Ancestry, columns: int | None = None) -> None:
             before = left(len(model.stages[k - 1].order))
             axis.plot(
                 [before + parent, left(n) + i], [1 - k - 0.26, -k + 0.26],
-                color=colors[origins[k][i]], linewidth=1.2 if original else 2,
-                alpha=0.3 if original else 1, solid_capstyle="round",
+                color=FAINT if original else INK, linewidth=1 if original else 2,
+                solid_capstyle="round",
             )  # fmt: skip
         for i, origin in enumerate(origins[k]):
             _box(axis, left(n) + i, -k, i, colors[origin], size)
@@ -119,11 +121,16 @@ def _box(axis, x: float, y: float, text, color, size: float) -> None:
         mutation_aspect=0.5, facecolor=color, edgecolor="none",
     )  # fmt: skip
     axis.add_patch(box)
-    axis.text(x, y - 0.01, text, ha="center", va="center", color="white", fontsize=size)
+    dark = sum(c * w for c, w in zip(color, (0.3, 0.59, 0.11), strict=False)) < 0.58
+    shade = "white" if dark else INK
+    axis.text(x, y - 0.01, text, ha="center", va="center", color=shade, fontsize=size)
 
 
-def _colors(n: int) -> list:
-    """A color for each layer of the first stack; many layers go from blue over green and red to purple."""
-    if n <= len(COLORS):
-        return list(COLORS[:n])
-    return [colorsys.hls_to_rgb((0.62 - 0.84 * i / (n - 1)) % 1, 0.42, 0.6) for i in range(n)]
+def _shades(model: Ancestry) -> list[tuple]:
+    """A shade for each layer of the first stack, light to dark, as RGB."""
+    n = len(model.stages[0].order)
+    if len(model.stages) == 1 and not model.looped:
+        return [(0.42, 0.45, 0.5)] * n
+    from matplotlib import colormaps
+
+    return [colormaps["YlGnBu"](0.25 + 0.7 * i / max(n - 1, 1))[:3] for i in range(n)]

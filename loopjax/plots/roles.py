@@ -100,6 +100,14 @@ def looks(kinds: Mapping[str, Kind]) -> dict[str, Look]:
     return chosen
 
 
+def named(label: str) -> Look | None:
+    """The look of a label that is a role, or "ROLE, ADAPTATION"; None for any other."""
+    if label in ROLES:
+        return look(label)
+    role, _, adaptation = label.rpartition(", ")
+    return look(role, adaptation) if role in ROLES and adaptation in ADAPTATIONS else None
+
+
 def _shade(color: str, turn: int) -> str:
     """The color, then darker, lighter, much darker, much lighter ones."""
     target, share = ((0, 0.0), (0, 0.5), (255, 0.45), (0, 0.75), (255, 0.7))[turn % 5]
@@ -128,6 +136,12 @@ def kind_of(
     events = list(events) or _events(str(trained or plan), config or {})
     other = trained is not None and str(trained) != str(plan)
     return Kind(role_of(events, depth), "other plan" if other else adaptation_of(events))
+
+
+def look_of(about: Mapping) -> Look:
+    """The look of the one model of a figure, from its description in results."""
+    trained, events = about["trained_depth"], about["lineage"]
+    return look(*kind_of(about["depth"], events, about["config"], trained=trained))
 
 
 def role_of(events: Sequence[Mapping], depth: int | None = None) -> str:

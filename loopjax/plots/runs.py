@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from loopjax.plots import figure
+from loopjax.data.floors import floors
+from loopjax.plots import figure, spread
 
 OFF_SCALE = 0.05  # share of the first steps, whose losses would flatten all others
+DENSE = 100  # points of a curve from which on it is drawn without markers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +20,14 @@ class Row:
       label: label of their vertical axis.
       curves: {label of the model: (steps, FLOPs, values)}.
       cut: whether the first steps may be above the panel.
+      task: the built-in task whose accuracy it is; its floors are drawn. "" for none.
     """
 
     title: str
     label: str
     curves: dict
     cut: bool = False
+    task: str = ""
 
 
 def plot_training(rows: list[Row], colors: dict | None = None):
@@ -33,30 +37,46 @@ def plot_training(rows: list[Row], colors: dict | None = None):
     """
     labels = list(dict.fromkeys(label for row in rows for label in row.curves))
     apart = len(rows) > 1 and len(labels) == sum(len(row.curves) for row in rows)
-    fig, axes = figure.grid(2 * len(rows), 2, 5.5, 3.2, 0.3 * (not apart))
-    colors, lines = figure.colors(labels, colors), {}
+    fig, axes = figure.grid(2 * len(rows), 2, 4.6 if apart else 4.0, 2.7, 0.3 * (not apart))
+    looks, lines = figure.looks(labels, colors), {}
     for row, pair in zip(rows, zip(axes[::2], axes[1::2], strict=True), strict=True):
+        drawn = {}
         for label, (*places, values) in row.curves.items():
-            dense = len(values) > 100
-            style = {"color": colors[label], "linewidth": 1 if dense else 2, "label": label}
+            style = {"linewidth": 0.9, "marker": ""} if len(values) > DENSE else {"markersize": 4}
             for axis, x in zip(pair, places, strict=True):
-                (line,) = axis.plot(x, values, **style)
-                lines[label] = figure.own(line, label)
-                (end,) = axis.plot(x[-1:], values[-1:], "o", color=colors[label], markersize=5)
-                figure.own(end, label)
-        top = _top(row.curves) if row.cut else None
+                drawn[label] = figure.curve(axis, x, values, label, looks[label], **style)
+                if len(values) > DENSE:  # the marker at the end stands for all of them
+                    end = figure.marked(looks[label], 6)
+                    (mark,) = axis.plot(x[-1:], values[-1:], linestyle="none", zorder=4, **end)
+                    figure.own(mark, label)
         for axis, xlabel in zip(pair, ("training steps", "training FLOPs"), strict=True):
             figure.plain(axis)
             axis.set_xlabel(xlabel, color=figure.INK, fontsize=9)
-            axis.set_ylim(top=top)
+            drawn |= _vertical(axis, row)
         figure.amounts(pair[1])
         figure.title(pair[0], row.title)
         pair[0].set_ylabel(row.label, color=figure.INK, fontsize=9)
+        lines |= drawn
         if apart:  # no model is in two rows
-            pair[1].legend(frameon=False, fontsize=9, labelcolor=figure.INK)
+            pair[1].legend(
+                drawn.values(), map(figure.literal, drawn), loc="upper left",
+                bbox_to_anchor=(1.02, 1.02), frameon=False, fontsize=figure.SMALL,
+                labelcolor=figure.INK, handlelength=3.2,
+            )  # fmt: skip
     if not apart:
         figure.legend(fig, lines)
     return fig
+
+
+def _vertical(axis, row: Row) -> dict:
+    """Limits of a vertical axis, and what marks them; returns entries of the legend."""
+    if row.cut:
+        axis.set_ylim(top=_top(row.curves))
+        # What is above the panel is the beginning of the training, as the caption says.
+        for line in axis.lines:
+            line.set_clip_on(True)
+        return {}
+    return figure.skill(axis, floors(row.task)) if row.task else {}
 
 
 def _top(curves: dict) -> float:
@@ -67,24 +87,74 @@ def _top(curves: dict) -> float:
     return float(high + 0.05 * (high - low))
 
 
-def plot_trade_off(values: dict, costs: dict, ylabel: str, colors: dict | None = None):
+def plot_trade_off(
+    values: dict,
+    costs: dict,
+    ylabel: str,
+    colors: dict | None = None,
+    *,
+    errors: dict | None = None,
+    task: str = "",
+):
     """A metric of each model against each of its costs; a panel for each cost.
 
     Args:
-      values: {label: value}.
+      values: {label: value}, or what `spread.of` takes.
       costs: {name of the cost: {label: cost}}; a model without the cost is not in that panel.
+      errors: {label: half of the interval of its value}; by default a standard deviation over seeds.
+      task: the built-in task whose accuracy it is; its floors are drawn. "" for none.
     """
-    fig, axes = figure.grid(len(costs), 3, 4.2, 3.2, 0.3)
-    colors, lines = figure.colors(values, colors), {}
+    fig, axes = figure.grid(len(costs), 3, 3.2, 2.7, 0.4)
+    lines, floor = {}, floors(task) if task else None
     for axis, (name, known) in zip(axes, costs.items(), strict=True):
-        for label in filter(known.__contains__, values):
-            style = {"color": colors[label], "markersize": 8, "alpha": 0.8, "label": label}
-            (line,) = axis.plot([known[label]], [values[label]], "o", **style)
-            lines[label] = figure.own(line, label)
-        figure.plain(axis)
-        axis.margins(0.12)
-        figure.amounts(axis)
+        lines |= draw_trade_off(axis, values, known, ylabel, colors, errors=errors, floor=floor)
         axis.set_xlabel(name, color=figure.INK, fontsize=9)
+        figure.amounts(axis)
     axes[0].set_ylabel(ylabel, color=figure.INK, fontsize=9)
-    figure.legend(fig, lines)
+    note = spread.note([spread.of(value).n for value in values.values()])
+    figure.legend(fig, lines, note)
     return fig
+
+
+def draw_trade_off(
+    axis, values: dict, costs: dict, ylabel: str, colors=None, *, errors=None, floor=None
+) -> dict:
+    """One panel of `plot_trade_off`, with the floors `floor`; returns {entry of the legend: artist}."""
+    looks, lines = figure.looks(values, colors), {}
+    shown = [label for label in values if label in costs]
+    shifts = _shifts(shown, values, costs)
+    for label in shown:
+        found = spread.of(values[label])
+        half = (errors or {}).get(label) or found.deviation
+        ends = None if half is None else ([found.mean - half], [found.mean + half])
+        lines[label] = figure.curve(
+            axis, [costs[label]], [found.mean], label, looks[label], ends=ends,
+            shift=shifts[label], markersize=7, linestyle="none",
+        )  # fmt: skip
+    figure.plain(axis)
+    figure.better(axis, ylabel)
+    axis.margins(0.12)
+    axis.locator_params(axis="y", nbins=6)
+    if floor:
+        lines |= figure.skill(axis, floor)
+    return lines
+
+
+def _shifts(shown: list, values: dict, costs: dict) -> dict[str, float]:
+    """Points to the right that keep models apart that are about the same in cost and metric."""
+    means = {label: spread.of(values[label]).mean for label in shown}
+    wide = max((costs[label] for label in shown), default=1) or 1
+    high = (max(means.values(), default=1) - min(means.values(), default=0)) or 1
+    groups: list[list] = []
+    for label in sorted(shown, key=lambda label: (round(40 * costs[label] / wide), means[label])):
+        last = groups[-1][-1] if groups else None
+        alike = last and round(40 * costs[label] / wide) == round(40 * costs[last] / wide)
+        if alike and means[label] - means[last] < 0.12 * high:
+            groups[-1].append(label)
+        else:
+            groups.append([label])
+    return {
+        label: 1.5 * figure.STEP * (k - (len(group) - 1) / 2)
+        for group in groups
+        for k, label in enumerate(group)
+    }

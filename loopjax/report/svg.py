@@ -101,7 +101,7 @@ def _numbers(axis, width: float, height: float, owners: dict) -> dict | None:
         about = {"model": owners[line.get_gid()], "label": label}
         if line.get_linestyle() == "None":
             lines.append(about | {"spot": [_plain(x)[0], _plain(y)[0]]})
-        elif line.get_transform() == axis.transData:
+        elif line.get_transform() == axis.transData or getattr(line, "shifted", False):
             lines.append(about | {"points": [_plain(x), _plain(y)]})
     images = []
     for image in axis.images:
