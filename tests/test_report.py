@@ -12,8 +12,8 @@ from loopjax import checkpoint, run_record
 from loopjax.cli import main as cli
 from loopjax.errors import UserError
 from loopjax.files import write_json
-from loopjax.plots import figure
-from loopjax.report import collect, page, svg
+from loopjax.plots import figure, roles
+from loopjax.report import collect, page, svg, theme
 from loopjax.report.sections import sections
 from loopjax.results import reader
 from tests import report_material as material
@@ -346,7 +346,8 @@ class Outline(html.parser.HTMLParser):
         self.ids += [attrs["id"]] if "id" in attrs else []
         if tag == "figure":
             self.figures.append({})
-        if tag == "svg":
+        if tag == "svg" and "aria-hidden" not in attrs:
+            self.counts["drawing"] = self.counts.get("drawing", 0) + 1
             self.figures[-1]["alt"] = attrs["aria-label"]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -366,14 +367,14 @@ def test_a_page_has_every_section_with_its_sentences(full):
     for section in sections():
         assert f"<h2>{section.title}</h2>" in full
         assert section.shows in full or section.shows.replace("'", "&#x27;") in full
-    assert full.count("Look for:") == len(sections())
+    assert full.count("How to read it:") == len(sections())
     assert "Missing results" not in full and "Skipped files" not in full
     assert "Three &amp; &lt;models&gt;" in full
 
 
 def test_the_html_is_whole_and_every_figure_says_what_it_is(full):
     outline = Outline(full)
-    assert outline.counts["svg"] == len(numbers_of(full)) >= 17
+    assert outline.counts["drawing"] == len(numbers_of(full)) >= 17
     assert len(set(outline.ids)) == len(outline.ids)
     for drawn in outline.figures:
         assert drawn["caption"].endswith(".") and len(drawn["caption"]) > 20
@@ -422,17 +423,17 @@ def test_a_color_belongs_to_a_model_in_all_figures(tmp_path):
     material.diagnose(b / "signature", b, which={"norms"})
     material.evaluated(a / "eval.json", a)
     text = written(tmp_path, [a, b])
-    lines = re.findall(r'<g data-model="(m\d)">.{0,400}?stroke: (#\w+)', text, re.S)
-    assert {model: {c for m, c in lines if m == model} for model in ("m0", "m1")} == {
-        "m0": {figure.COLORS[0]}, "m1": {figure.COLORS[1]},
-    }  # fmt: skip
+    lines = re.findall(r'<g data-model="(m\d)">.{0,400}?stroke: (var\(--c\w+\))', text, re.S)
+    first, second = ({c for m, c in lines if m == model} for model in ("m0", "m1"))
+    assert len(first) == len(second) == 1 and first != second
+    assert first == {theme.variable(roles.look("standard").color)}
     shades = list(figure.colors(range(24)).values())
     assert len(set(shades)) == 24 and tuple(shades[:8]) == figure.COLORS
 
 
 def test_numbers_lie_where_the_figure_draws_them(full):
     for key, drawn in numbers_of(full).items():
-        svg_text = re.search(rf'<figure id="{key}">.*?</svg>', full, re.S)[0]
+        svg_text = re.search(rf'<figure id="{key}".*?</figure>', full, re.S)[0]
         for axis in drawn["axes"]:
             left, top, right, bottom = axis["box"]
             (x0, x1, _), (y0, y1, _) = axis["x"], axis["y"]
@@ -461,15 +462,16 @@ def test_cycles_and_depth_scores_are_numbers_of_the_page(full):
 def test_a_model_without_costs_is_in_no_panel_of_them(tmp_path):
     run = material.run(tmp_path / "a")
     material.evaluated(run / "eval.json", run)
-    for name in ("x", "y"):
-        material.evaluated(tmp_path / f"{name}.json", tmp_path / name, value=0.7)
-    drawn = numbers_of(written(tmp_path, [run, tmp_path / "x.json", tmp_path / "y.json"]))
+    for name, plan in (("x", "12"), ("y", "4x3")):
+        material.evaluated(tmp_path / f"{name}.json", tmp_path / name, plan, value=0.7)
+    text = written(tmp_path, [run, tmp_path / "x.json", tmp_path / "y.json"])
+    drawn = numbers_of(text)
     spots = [axis for one in drawn.values() for axis in one["axes"] if axis["lines"][:1]
              and "spot" in axis["lines"][0]]  # fmt: skip
     panels = {axis["xlabel"]: [line["label"] for line in axis["lines"]] for axis in spots}
-    assert panels == {
-        "unique parameters": ["a", "x@20", "y@20"], "inference FLOPs per token": ["a", "x@20", "y@20"],
-    }  # fmt: skip
+    assert panels == {"unique parameters": ["a", "x@20", "y@20 at 4x3"]}
+    # Of what is equal for all there is a sentence instead of a panel.
+    assert "without a panel: inference FLOPs per token (" in text
 
 
 def test_long_lines_keep_their_extremes(tmp_path):
@@ -527,9 +529,9 @@ def test_groups_have_their_own_models_and_titles(small, tmp_path):
     ]
     page.write_report(tmp_path / "r.html", groups)
     text = (tmp_path / "r.html").read_text()
-    assert "<h2>First</h2>\n<p>some <b>text</b></p>" in text and "<h3>Models</h3>" in text
-    assert text.index("<h2>First</h2>") < text.index("<h2>Second</h2>") and "The loss, and" in text
-    assert text.count("Missing results") == 1
+    assert ">First</h2>\n<p>some <b>text</b></p>" in text and "<h3>Models</h3>" in text
+    assert text.index(">First</h2>") < text.index(">Second</h2>") and "The loss, and" in text
+    assert text.count(">Missing results</h3>") == 1
     models_of = {
         line["model"] for one in numbers_of(text).values() for axis in one["axes"]
         for line in axis["lines"]

@@ -29,7 +29,7 @@ const said = () => tip.hidden ? null : {
   rows: [...tip.querySelectorAll("div")].map((row) => [...row.children].map((part) => part.textContent)),
 };
 function point(key, box, x, y) {
-  const svg = document.querySelector(`#${key} svg`);
+  const svg = document.querySelector(`#${key} .drawing svg`);
   svg.scrollIntoView({ block: "center" });
   const [left, top, right, bottom] = box;
   const at = new DOMPoint(left + x * (right - left), top + y * (bottom - top)).matrixTransform(svg.getScreenCTM());
@@ -116,7 +116,7 @@ def test_pointing_at_a_curve_tells_the_values_of_all_models(act, numbers):
     where = (7 - low) / (high - low) + 0.01
     seen = act(f"seen.at = point('{key}', {axis['box']}, {where}, 0.5);"
                f"seen.marks = document.querySelectorAll('.mark').length;"
-               f"document.querySelector('#{key} svg').dispatchEvent(new PointerEvent('pointerleave'));"
+               f"document.querySelector('#{key} .drawing svg').dispatchEvent(new PointerEvent('pointerleave'));"
                "seen.after = said();")  # fmt: skip
     assert seen["at"]["head"] == "executed layer 7" and seen["marks"] == 1
     assert [name for name, _ in seen["at"]["rows"]] == ["standard", "loop", "lidas"]
@@ -198,7 +198,7 @@ def test_a_table_is_sorted_by_a_click(act):
 
 def test_without_javascript_all_figures_and_tables_are_there_and_models_can_be_hidden(act, numbers):
     seen = act(
-        "seen.figures = [...document.querySelectorAll('figure svg')]"
+        "seen.figures = [...document.querySelectorAll('.drawing svg')]"
         ".map((svg) => svg.getBoundingClientRect().height);"
         "seen.tables = [...document.querySelectorAll('figure.table table')]"
         ".map((table) => table.getBoundingClientRect().height);"

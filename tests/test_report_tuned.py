@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from loopjax.plots import accuracy, figure
-from loopjax.report import collect, finetune_curves, page
+from loopjax.plots import accuracy, figure, roles
+from loopjax.report import collect, finetune_curves, page, theme
 from tests import report_material as material
 
 
@@ -179,9 +179,11 @@ def test_a_page_shows_fine_tuning_in_its_section_and_models_in_theirs(study, tmp
     ]  # fmt: skip
     assert axis["lines"][0]["points"] == [[0, 64, 128], [0.2, 0.46, 0.51]]
     # Three curves and three entries of the legend, in the colors of two models.
-    strokes = re.findall(r'data-model="(m\d)">\s*<path d="M[^"]*L[^"]*"[^>]*stroke: (#\w+)', drawn)
-    colors = figure.colors(["standard", "loop"])
-    assert {*strokes} == {("m0", colors["standard"]), ("m1", colors["loop"])}
+    found = r'data-model="(m\d)">\s*<path d="M[^"]*L[^"]*"[^>]*stroke: (var\(--c\w+\))'
+    assert {*re.findall(found, drawn)} == {
+        ("m0", theme.variable(roles.look("standard").color)),
+        ("m1", theme.variable(roles.look("loop").color)),
+    }
 
 
 def test_diagnostics_of_a_fine_tuned_run_are_shown_where_there_are_some(study, tmp_path):
@@ -215,7 +217,7 @@ def test_commands_are_told_for_evaluations_that_a_line_lacks(study, tmp_path):
         "--num-fewshot 0 --output "
     )
     drawn = section_of(page_of(tmp_path, runs), "Fine-tuning")
-    assert "<svg" not in drawn and "0 of 2" in drawn
+    assert 'role="img"' not in drawn and "0 of 2" in drawn
 
 
 def test_the_picture_takes_plain_numbers():

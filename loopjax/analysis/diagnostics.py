@@ -28,7 +28,7 @@ from loopjax.errors import require
 class Diagnostic:
     """A row of the table.
 
-    `result`, `run`, `plot` and `tables` are references, "module:name". They are imported when they
+    `result`, `run`, `plot`, `finding` and `tables` are references, "module:name". They are imported when they
     are needed: a report reads results without evaluation code, and `analyze` writes numbers without
     matplotlib.
 
@@ -45,7 +45,8 @@ class Diagnostic:
       needs_lens: whether options["lens"], a trained Tuned Lens, is needed.
       needs: (module, extra) that `run` needs beyond the base install, as in `errors.require`.
       shows: first paragraph of the section; of diagnostics that share one, the first row has it.
-      look: what to look for, likewise.
+      look: how to read the figures, likewise; both must be true for any numbers.
+      finding: ({label: result}, families) -> sentences below a figure, computed from its results.
       tables: (`report.collect.Collection`) -> list of tables below the figures.
     """
 
@@ -62,6 +63,7 @@ class Diagnostic:
     needs: tuple[str, str] | None = None
     shows: str = ""
     look: str = ""
+    finding: str = ""
     tables: str = ""
 
     def result_type(self) -> type:
@@ -80,6 +82,9 @@ class Diagnostic:
     def draw(self, results: dict, colors: dict | None = None):
         """The figure of {label: result}."""
         return _imported(self.plot)(results, colors)
+
+    def finding_function(self) -> Callable | None:
+        return _imported(self.finding) if self.finding else None
 
     def table_builder(self) -> Callable | None:
         return _imported(self.tables) if self.tables else None
@@ -100,13 +105,13 @@ _ROWS = (
         shows="Each layer is ablated before the answer begins. The curve shows how much the "
         "predictions of the answer change; the depth score (bar on the axis) is the mean layer, weighted "
         "by that change.",
-        look="A score above that of the standard model means that later layers contribute more to "
-        "the answer; in the papers' models with 1.7B parameters, grown and looped models have "
-        "higher scores.",
+        look="A higher score means that later layers contribute more to the answer. Scores are "
+        "comparable between models with equally many executed layers, on the same prompts.",
         caption="Change of the predictions of the answer when a layer is ablated before it ({of}).",
         result="loopjax.analysis.depth_score:DepthScore",
         run="loopjax.analysis.depth_score:run",
         plot="loopjax.plots.diagnostics:plot_depth_score",
+        finding="loopjax.report.diagnostic_findings:depth_score",
         tables="loopjax.report.tables:depth_scores",
         settings=("one_boundary",),
     ),
@@ -116,13 +121,15 @@ _ROWS = (
         section="Early exits",
         shows="What the model would predict if it stopped before a layer, read by a Tuned Lens (a "
         "linear map trained for each layer).",
-        look="A standard model approaches its final prediction steadily; grown and looped models "
-        "stay flat through the middle and rise late, loops in steps after each pass.",
+        look="Where a curve is flat, layers do not bring the exit nearer to the model's prediction; "
+        "where it rises, they do. Two predictions share likely tokens also by chance, more so in a "
+        "small vocabulary.",
         caption="Share of the 5 most likely tokens in common with the model, and KL divergence in "
         "both directions ({of}).",
         result="loopjax.analysis.early_exit:Agreement",
         run="loopjax.analysis.early_exit:run",
         plot="loopjax.plots.diagnostics:plot_agreement",
+        finding="loopjax.report.diagnostic_findings:overlap",
         prompts=20,
         settings=("training", "lens_data"),
         needs_lens=True,
@@ -135,6 +142,7 @@ _ROWS = (
         result="loopjax.analysis.early_exit:ExitAccuracy",
         run="loopjax.analysis.exit_accuracy:run",
         plot="loopjax.plots.accuracy:plot_exit_accuracy",
+        finding="loopjax.report.diagnostic_findings:exit_accuracy",
         tables="loopjax.report.tables:whole_model_accuracy",
         prompts=0,
         settings=("training", "lens_data", "tasks", "limit", "data_dir"),
@@ -149,11 +157,12 @@ _ROWS = (
         "MLP and the whole layer add, relative to it; and the cosine between the two.",
         look="A curve that repeats with every block (each pass of a loop, or as many layers as one "
         "growth step adds) means that the model does similar work at the same place of each block; "
-        "the table measures this.",
+        "the table measures this, and what short stacks give by chance.",
         caption="Norms, relative contributions and cosines, means over tokens ({of}).",
         result="loopjax.analysis.norms:Norms",
         run="loopjax.analysis.norms:run",
         plot="loopjax.plots.diagnostics:plot_norms",
+        finding="loopjax.report.diagnostic_findings:norms",
         tables="loopjax.report.tables:cycles_of_norms",
         prompts=20,
     ),
@@ -163,12 +172,14 @@ _ROWS = (
         section="Effects of ablating a layer",
         shows="Row s, column l: relative change of the update of layer l when layer s is ablated; 0 "
         "is no change, 1 is a change as large as the update.",
-        look="Bright columns at equal distances are layers that read what earlier tokens computed, "
-        "one in each block; a standard model has them only in its first layers, or not at all.",
+        look="A bright column is a layer that reads what earlier tokens computed in many layers; a "
+        "bright row is a layer that many others depend on. Bright columns at equal distances are a "
+        "cycle; the table measures it, and what short stacks give by chance.",
         caption="Effects on later tokens, where only the measured layer misses the ablated one ({of}).",
         result="loopjax.analysis.effects:Effects",
         run="loopjax.analysis.effects:run_future_local",
         plot="loopjax.plots.diagnostics:plot_future_local",
+        finding="loopjax.report.diagnostic_findings:future_local",
         tables="loopjax.report.tables:cycles_of_effects",
         prompts=10,
     ),
@@ -180,6 +191,7 @@ _ROWS = (
         result="loopjax.analysis.effects:Effects",
         run="loopjax.analysis.effects:run_future",
         plot="loopjax.plots.diagnostics:plot_future",
+        finding="loopjax.report.diagnostic_findings:effects",
         prompts=10,
     ),
     Diagnostic(
@@ -190,6 +202,7 @@ _ROWS = (
         result="loopjax.analysis.effects:Effects",
         run="loopjax.analysis.effects:run_current_attention",
         plot="loopjax.plots.diagnostics:plot_current_attention",
+        finding="loopjax.report.diagnostic_findings:effects",
         prompts=20,
     ),
     Diagnostic(
@@ -198,12 +211,13 @@ _ROWS = (
         section="Similarity of blocks",
         shows="Cosine similarity of the feed-forward weights of every two blocks of layers; 1 for "
         "equal blocks.",
-        look="Blocks copied by growth stay similar: around the middle and symmetric for LIDAS, "
-        "towards the first layers for MIDAS; a model trained at full depth has no similar blocks.",
+        look="A cosine near 1 means that two blocks are nearly equal, for instance copies that have "
+        "not diverged; near 0 they are unrelated.",
         caption="Feed-forward weights of blocks, above the diagonal ({of}).",
         result="loopjax.analysis.similarity:Similarity",
         run="loopjax.analysis.similarity:run",
         plot="loopjax.plots.diagnostics:plot_similarity",
+        finding="loopjax.report.diagnostic_findings:similarity",
         prompts=0,
         settings=("block",),
     ),

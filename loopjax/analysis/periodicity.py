@@ -13,6 +13,8 @@ import numpy as np
 from loopjax.depth import DepthPlan
 from loopjax.lineage import Stage
 
+DRAWS = 2000  # of independent values, for what is rare among them
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -32,6 +34,7 @@ class Cycle:
       contrast: difference at that position minus the mean of the other positions.
       share: share of the variance of the differences explained by the position, 0..1.
       by_chance: approximate `share` of independent values.
+      rare: the `share` that independent normal values exceed in 1 of 20 cases.
       layers: n, the number of layers with a whole block around them.
     """
 
@@ -40,6 +43,7 @@ class Cycle:
     contrast: float
     share: float
     by_chance: float
+    rare: float
     layers: int
 
 
@@ -102,5 +106,13 @@ def cycle(values, block: Block) -> Cycle | None:
     noise = 1e-20 * np.sum(known**2)  # rounding errors of a straight line
     return Cycle(
         position, k, float(contrast), float(explained / total) if total > noise else 0.0,
-        float(np.sum(explained_nE**2) / np.sum(centered_nE**2)), len(inside),
+        float(np.sum(explained_nE**2) / np.sum(centered_nE**2)), _rare(centered_nE, explained_nE),
+        len(inside),
     )  # fmt: skip
+
+
+def _rare(centered_nE, explained_nE) -> float:
+    """The 95th percentile of the share of independent values, from drawn ones."""
+    drawn = np.random.default_rng(0).normal(size=(centered_nE.shape[1], DRAWS))
+    shares = np.sum((explained_nE @ drawn) ** 2, 0) / np.sum((centered_nE @ drawn) ** 2, 0)
+    return float(np.quantile(shares, 0.95))

@@ -1,8 +1,11 @@
-"""The elements of a section: pictures and tables."""
+"""The elements of a section: pictures, tables and sentences."""
 
 import dataclasses
 import html
 from typing import Any
+
+from loopjax.plots.roles import Look
+from loopjax.report import legends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +21,13 @@ class Picture:
     name: str
     caption: str
     figure: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Sentences that are computed from the numbers of the picture before them; empty ones are left out."""
+
+    sentences: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +50,7 @@ def number(value: float | None, form: str) -> tuple[float, str] | None:
     return None if value is None else (value, format(value, form))
 
 
-def table_html(table: Table, owners: dict[str, str], colors: dict[str, str]) -> str:
+def table_html(table: Table, owners: dict[str, str], looks: dict[str, Look]) -> str:
     """A table as HTML; rows are marked with their model, and can be sorted by any column."""
     words = [
         any(isinstance(cells[k], str) for _, cells in table.rows) for k in range(len(table.heads))
@@ -54,8 +64,8 @@ def table_html(table: Table, owners: dict[str, str], colors: dict[str, str]) -> 
     for label, cells in table.rows:
         owner = f' data-model="{owners[label]}"' if label in owners else ""
         first, *rest = map(_cell, cells)
-        dot = f'<span class="dot" style="background:{colors[label]}"></span>' if owner else ""
-        head = f'<th scope="row">{dot}{first[1]}</th>'
+        sign = legends.marker(looks[label]) if owner else ""
+        head = f'<th scope="row">{sign}{first[1]}</th>'
         tail = "".join(
             f"<td{kind}{value}>{text}</td>"
             for kind, (value, text) in zip(kinds[1:], rest, strict=True)
@@ -66,6 +76,11 @@ def table_html(table: Table, owners: dict[str, str], colors: dict[str, str]) -> 
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f"<figcaption>{html.escape(table.caption)}</figcaption></figure>"
     )
+
+
+def text_html(text: Text) -> str:
+    kept = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in text.sentences if sentence)
+    return f'<div class="finding">{kept}</div>' if kept else ""
 
 
 def _cell(cell) -> tuple[str, str]:

@@ -4,10 +4,7 @@
   const tip = document.getElementById("tip");
 
   const shown = (model) => !model || document.getElementById(model).checked;
-  const color = (model) => {
-    const dot = document.querySelector(`label:has(#${model}) .dot`);
-    return dot ? dot.style.background : "";
-  };
+  const sign = (model) => document.querySelector(`label:has(#${model}) .sign`).cloneNode(true);
   const format = (v) => {
     if (v === null || v === undefined) return "–";
     const size = Math.abs(v);
@@ -20,6 +17,8 @@
     scale === "log" ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
   const across = (axis, v) => axis.box[0] + share(axis.x, v) * (axis.box[2] - axis.box[0]);
   const down = (axis, v) => axis.box[3] - share(axis.y, v) * (axis.box[3] - axis.box[1]);
+  // Markers that would lie on one another were moved sideways.
+  const place = (axis, spot) => across(axis, spot.spot[0]) + (spot.shift ?? 0);
   const value = ([low, high, scale], part) =>
     scale === "log" ? low * (high / low) ** part : low + part * (high - low);
 
@@ -62,8 +61,9 @@
   function atSpot(axis, spot) {
     return {
       head: spot.label,
-      rows: [[null, axis.xlabel, format(spot.spot[0])], [null, axis.ylabel || "value", format(spot.spot[1])]],
-      mark: { x: across(axis, spot.spot[0]) },
+      rows: [[null, axis.xlabel, format(spot.spot[0])], [null, axis.ylabel || "value", format(spot.spot[1])],
+        ...(spot.note ? [[null, "interval", spot.note]] : [])],
+      mark: { x: place(axis, spot) },
     };
   }
 
@@ -80,7 +80,7 @@
     }
     const list = spots(axis);
     if (list.length) {
-      const far = (s) => Math.hypot(across(axis, s.spot[0]) - px, down(axis, s.spot[1]) - py);
+      const far = (s) => Math.hypot(place(axis, s) - px, down(axis, s.spot[1]) - py);
       return atSpot(axis, list.reduce((a, b) => (far(b) < far(a) ? b : a)));
     }
     const xs = places(axis);
@@ -94,12 +94,7 @@
     tip.append(head);
     for (const [model, label, text] of content.rows) {
       const row = document.createElement("div"), name = document.createElement("span"), out = document.createElement("span");
-      if (model) {
-        const dot = document.createElement("span");
-        dot.className = "dot";
-        dot.style.background = color(model);
-        name.append(dot);
-      }
+      if (model) name.append(sign(model));
       name.append(label);
       out.textContent = text;
       row.append(name, out);
@@ -141,21 +136,29 @@
     const hide = () => { tip.hidden = true; mark(svg); };
     const ready = () => usable.filter((axis) => image(axis) || lines(axis).length || spots(axis).length);
 
-    svg.addEventListener("pointermove", (event) => {
+    const read = (event) => {
       const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
       const axis = ready().find(({ box }) =>
         point.x >= box[0] - 4 && point.x <= box[2] + 4 && point.y >= box[1] && point.y <= box[3]);
       const content = axis && pointed(axis, point.x, point.y);
       if (content) show(svg, axis, content, event.clientX, event.clientY);
       else hide();
-    });
+    };
+    svg.addEventListener("pointermove", read);
+    svg.addEventListener("pointerdown", read);
     svg.addEventListener("pointerleave", hide);
+    drawing.addEventListener("scroll", hide);
 
     // Keyboard: selects a panel and, in it, an x value, a point or a cell.
     let panel = 0, i = 0, row = 0;
-    drawing.tabIndex = 0;
-    drawing.setAttribute("role", "group");
-    drawing.setAttribute("aria-label", "Use the arrow keys to read values");
+    // A drawing that is wider than the page is scrolled to what is read.
+    const reveal = (axis, at) => {
+      if (drawing.scrollWidth <= drawing.clientWidth) return;
+      const x = at.x ?? (axis.box[0] + axis.box[2]) / 2;
+      drawing.removeEventListener("scroll", hide);
+      drawing.scrollLeft = x * drawing.scrollWidth / svg.viewBox.baseVal.width - drawing.clientWidth / 2;
+      requestAnimationFrame(() => drawing.addEventListener("scroll", hide));
+    };
     const speak = () => {
       const list = ready();
       if (!list.length) return hide();
@@ -165,6 +168,7 @@
       i = Math.max(0, Math.min(i, count - 1));
       row = Math.max(0, Math.min(row, one ? one.values.length - 1 : 0));
       const content = one ? atCell(axis, row, i) : points.length ? atSpot(axis, points[i]) : atPlace(axis, xs[i]);
+      reveal(axis, content.mark);
       const corner = new DOMPoint(axis.box[2], axis.box[1]).matrixTransform(svg.getScreenCTM());
       show(svg, axis, content, corner.x, corner.y);
     };
@@ -202,4 +206,18 @@
     });
   }
   document.querySelector(".hint").hidden = false;
+
+  // The theme: that of the system, unless the button chose one; the choice is remembered.
+  const root = document.documentElement, button = document.getElementById("theme");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const current = () => root.dataset.theme ?? (dark.matches ? "dark" : "light");
+  const label = () => { button.textContent = current() === "dark" ? "Light page" : "Dark page"; };
+  button.addEventListener("click", () => {
+    root.dataset.theme = current() === "dark" ? "light" : "dark";
+    try { localStorage.setItem("theme", root.dataset.theme); } catch { /* not remembered */ }
+    label();
+  });
+  dark.addEventListener("change", label);
+  label();
+  button.hidden = false;
 }

@@ -1,7 +1,8 @@
 """The page: sections about one or more groups of models, in one self-contained HTML file.
 
 Figures are SVG with searchable text; their numbers are beside them as JSON, which `page.js` reads.
-Without JavaScript, all figures and tables are visible, and models can be hidden.
+Without JavaScript, all figures and tables are visible, models can be hidden, and the page is light or
+dark as the reader's system is.
 """
 
 import html
@@ -16,10 +17,10 @@ from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.files import write_text
-from loopjax.plots import figure
-from loopjax.report import collect, finetune_curves, svg
+from loopjax.plots import figure, roles
+from loopjax.report import collect, families, finetune_curves, legends, svg, theme
 from loopjax.report.context import Context, Group
-from loopjax.report.elements import Picture, table_html
+from loopjax.report.elements import Picture, Text, table_html, text_html
 from loopjax.report.sections import Section, sections
 
 
@@ -43,8 +44,9 @@ def write_report(path, groups: list[Group], title: str = "loopjax", lead: str = 
     body = [page.group(group, number) for number, group in enumerate(groups)]
     text = _fill(
         _resource("page.html"), title=html.escape(title), lead=lead and f"<p>{lead}</p>",
-        style=_resource("page.css") + page.rules(), legend=page.legend(), body="\n".join(body),
-        notes=page.notes(), footer=page.footer(), data=page.data(), script=_resource("page.js"),
+        style="\n".join([theme.css(page.colors), _resource("page.css"), page.rules()]),
+        contents=page.contents(), legend=page.legend(), body="\n".join(body), notes=page.notes(),
+        footer=page.footer(), data=page.data(), script=_resource("page.js"),
     )  # fmt: skip
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,9 @@ class _Page:
     def __init__(self, figures: pathlib.Path | None):
         self.figures = figures
         self.numbers: dict[str, dict] = {}  # of each figure, by its id
-        self.shown: list[tuple[str, str, str, str]] = []  # of each entry: group, label, word, color
+        self.shown: list[tuple[str, str, str, str]] = []  # of each entry: group, label, word, sign
+        self.colors: set[str] = set()  # of all figures
+        self.headings: list[tuple[int, str, str]] = []  # level, title, id
         self.skipped: list[str] = []
         self.devices: dict[str, None] = {}
 
@@ -76,43 +80,80 @@ class _Page:
         collection = collect.collect(group.paths)
         entries = collection.entries
         colored, bases = finetune_curves.shown(entries)
-        colors = figure.colors([*(entry.label for entry in colored), *bases])
-        owners = {label: f"m{len(self.shown) + k}" for k, label in enumerate(colors)}
-        self.shown += [(group.title, label, word, colors[label]) for label, word in owners.items()]
+        looks = _looks(colored, bases)
+        owners = {label: f"m{len(self.shown) + k}" for k, label in enumerate(looks)}
+        self.shown += [
+            (group.title, k, word, legends.marker(looks[k])) for k, word in owners.items()
+        ]
+        self.colors |= {look.color for look in looks.values()}
         self.skipped += collection.notes
         self.devices |= dict.fromkeys(e.model.result["device"] for e in entries if e.model.result)
         without = [entry for entry in entries if not finetune_curves.sources(entry)]
         level = 3 if group.title else 2
-        parts = [f"<h2>{html.escape(group.title)}</h2>\n<p>{group.text}</p>"] if group.title else []
+        parts = []
+        if group.title:
+            word = self.listed(2, group.title)
+            parts.append(f'<h2 id="{word}">{html.escape(group.title)}</h2>\n<p>{group.text}</p>')
         for section in sections():
             models = collect.Collection(entries if section.finetuned else without)
-            context = Context(models, colors, group)
+            context = Context(models, looks, group)
             if models.entries and (elements := section.build(context)):
-                body = [self.element(one, owners, colors, number, section) for one in elements]
-                parts.append(_section_html(section, level, body))
+                body = self.elements(elements, owners, looks, number, section)
+                word = self.listed(level, section.title)
+                parts.append(_section_html(section, word, level, body))
         if group.wanted and (commands := wanted(entries)):
-            parts.append(_wanted_html(commands, level))
+            parts.append(_wanted_html(commands, self.listed(level, "Missing results"), level))
         return "\n".join(parts)
 
-    def element(self, element, owners: dict, colors: dict, group: int, section: Section) -> str:
-        """The HTML of a picture or a table."""
-        if not isinstance(element, Picture):
-            return table_html(element, owners, colors)
+    def listed(self, level: int, title: str) -> str:
+        """The id of a part of the page, which is now in its contents."""
+        word = f"s{len(self.headings)}"
+        self.headings.append((level, title, word))
+        return word
+
+    def elements(
+        self, elements, owners: dict, looks: dict, group: int, section: Section
+    ) -> list[str]:
+        """The HTML of a section's elements; figures with one legend in a row show it once."""
+        parts, before = [], None
+        for element in elements:
+            if isinstance(element, Text):
+                text = text_html(element)
+                if parts and parts[-1].startswith("<figure id="):  # beside it, where there is room
+                    text = f'<div class="pair">{parts.pop()}{text}</div>'
+            elif isinstance(element, Picture):
+                text, before = self.picture(element, owners, group, section, before)
+            else:
+                text, before = table_html(element, owners, looks), None
+            parts.append(text)
+        return parts
+
+    def picture(self, picture: Picture, owners: dict, group: int, section: Section, before):
+        """(HTML of a picture, its legend); the legend is left out where it is the one before."""
         key = f"f{len(self.numbers)}"
         if self.figures:
-            self.save(element, f"{group + 1}-" if group else "")
-        names = ", ".join(owners)
-        drawing, numbers, thinned = svg.convert(
-            element.figure, owners, f"{section.title}. {element.caption} Models: {names}.", key
+            self.save(picture, f"{group + 1}-" if group else "")
+        drawn = svg.convert(
+            picture.figure,
+            owners,
+            f"{section.title}. {picture.caption} Models: {', '.join(owners)}.",
+            key,
         )
-        self.numbers[key] = numbers
+        self.numbers[key] = drawn.numbers
+        self.colors |= drawn.colors
+        legend = legends.as_html(drawn.legend)
         note = (
-            f" Lines with more than {svg.POINTS:,} points are thinned; extremes are kept." * thinned
+            f" Lines with more than {svg.POINTS:,} points are thinned; extremes are kept."
+            * drawn.thinned
         )
-        return (
-            f'<figure id="{key}"><div class="drawing">{drawing}</div>'
-            f"<figcaption>{html.escape(element.caption + note)}</figcaption>{_values(numbers)}</figure>"
+        label = html.escape(f"{section.title}: {picture.caption} Arrow keys read its values.")
+        text = (
+            f'<figure id="{key}" style="width:{drawn.width}px">{legend if legend != before else ""}'
+            f'<div class="drawing" tabindex="0" role="group" aria-label="{label}">{drawn.svg}</div>'
+            f"<figcaption>{html.escape(picture.caption + note)}</figcaption>"
+            f"{_values(drawn.numbers)}</figure>"
         )
+        return text, legend
 
     def save(self, part: Picture, prefix: str) -> None:
         name = prefix + re.sub(r"[^\w.-]+", "-", part.name).strip("-").lower()
@@ -129,15 +170,24 @@ class _Page:
         """A check box for each entry."""
         boxes = []
         before = ""
-        for group, label, word, color in self.shown:
+        for group, label, word, sign in self.shown:
             if group != before:
                 boxes.append(f'<span class="of">{html.escape(group)}</span>')
             before = group
             boxes.append(
                 f'<label><input type="checkbox" id="{word}" checked>'
-                f'<span class="dot" style="background:{color}"></span>{html.escape(label)}</label>'
+                f"{sign}<span>{html.escape(label)}</span></label>"
             )
         return "\n".join(boxes)
+
+    def contents(self) -> str:
+        """Links to the sections."""
+        links = [
+            f'<a href="#{word}"{" class=group" if level == 2 and grouped else ""}>{html.escape(title)}</a>'
+            for grouped in [any(level == 3 for level, _, _ in self.headings)]
+            for level, title, word in self.headings
+        ]
+        return "\n".join(links)
 
     def rules(self) -> str:
         """CSS that hides a model whose box is not checked, also without JavaScript."""
@@ -163,14 +213,22 @@ class _Page:
         return text.replace("<", "\\u003c")
 
 
-def _section_html(section: Section, level: int, body: list[str]) -> str:
+def _looks(colored: list[collect.Entry], bases: list[str]) -> dict[str, roles.Look]:
+    """{label: look} of the entries with a color of their own, and of base models known by name only."""
+    looks = families.looks(families.families(colored))
+    looks = {entry.label: looks[entry.label] for entry in colored}
+    taken = sum(kind.role not in roles.ROLES for kind in families.kinds(colored).values())
+    return looks | {name: roles.look("other", repeated=taken + k) for k, name in enumerate(bases)}
+
+
+def _section_html(section: Section, word: str, level: int, body: list[str]) -> str:
     look = (
-        f'<p class="look"><b>Look for:</b> {html.escape(section.look)}</p>\n'
+        f'<p class="look"><b>How to read it:</b> {html.escape(section.look)}</p>\n'
         if section.look
         else ""
     )
     return (
-        f"<section>\n<h{level}>{html.escape(section.title)}</h{level}>\n"
+        f'<section id="{word}">\n<h{level}>{html.escape(section.title)}</h{level}>\n'
         f"<p>{html.escape(section.shows)}</p>\n{look}" + "\n".join(body) + "\n</section>"
     )
 
@@ -199,7 +257,7 @@ def _values(numbers: dict) -> str:
                 cells.append(f'<td data-model="{line["model"]}">{text}</td>')
             rows.append(f'<tr><th scope="row">{at:g}</th>{"".join(cells)}</tr>')
         tables.append(
-            f'<div class="wide"><table><caption>{html.escape(axis["title"] or axis["ylabel"])}'
+            f'<div class="wide" tabindex="0"><table><caption>{html.escape(axis["title"] or axis["ylabel"])}'
             f'</caption><thead><tr><th scope="col">{html.escape(axis["xlabel"])}</th>{heads}</tr>'
             f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
@@ -263,14 +321,14 @@ def _command(entry: collect.Entry, verb: str, name: str, *flags: str) -> str:
     return shlex.join([*words, "--output", str(model.directory / name)])
 
 
-def _wanted_html(commands: dict[str, list[str]], level: int) -> str:
+def _wanted_html(commands: dict[str, list[str]], word: str, level: int) -> str:
     items = "\n".join(
         f"<h{level + 1}>{html.escape(title)}</h{level + 1}>"
         f'<pre tabindex="0">{html.escape(chr(10).join(lines))}</pre>'
         for title, lines in commands.items()
     )
     return (
-        f"<section><h{level}>Missing results</h{level}>\n<p>These commands compute the results "
+        f'<section class="wanted" id="{word}"><h{level}>Missing results</h{level}>\n<p>These commands compute the results '
         "that this page lacks. Run them, then the same report command again.</p>\n"
         "<details><summary>Commands</summary>\n"
         f"{items}\n</details></section>"

@@ -1,7 +1,8 @@
-"""The sections of a page, in order: what each shows, what to look for, which results it needs.
+"""The sections of a page, in order: what each shows, how to read it, which results it needs.
 
 A section about a diagnostic comes from its row in `analysis/diagnostics.py`. Any other section is a
-row here, with a function from a `Context` to pictures and tables (none if there are no data).
+row here, with a function from a `Context` to pictures, tables and sentences (none if there are no
+data). The texts here hold for any numbers; what the numbers say is a `Text` made from them.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import functools
 from collections.abc import Callable
 
 from loopjax.analysis.diagnostics import DIAGNOSTICS
-from loopjax.report import figures, finetune_curves, tables
+from loopjax.report import figures, finetune_curves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Section:
 
     Attributes:
       title: the heading.
-      shows: what the section shows, for a newcomer.
-      look: what to look for.
-      build: Context -> [Picture | Table], empty if there are no data.
+      shows: what the section shows, for a newcomer; true for any numbers.
+      look: how to read it; true for any numbers.
+      build: Context -> [Picture | Table | Text], empty if there are no data.
       needs: kinds of results; if a model lacks one, the page lists the command for it.
       finetuned: whether fine-tuning runs are among its models.
       lacking: entries -> evaluations that the section lacks, as `finetune_curves.missing` has them.
@@ -39,10 +40,10 @@ _MODELS = (
     Section(
         title="Models",
         shows="Every model with its depth, its costs and its held-out loss.",
-        look="Compare models with equally many executed layers (the same inference cost) or equally "
-        "many parameters. NLL in nats per token is only comparable between models with the same "
-        "tokenizer.",
-        build=tables.models,
+        look="Models with equally many executed layers cost the same at inference; models with "
+        "equally many unique layers have the same parameters. NLL per token is comparable only "
+        "between models with the same tokenizer.",
+        build=figures.models_section,
         finetuned=False,
     ),
     Section(
@@ -56,18 +57,19 @@ _MODELS = (
     ),
     Section(
         title="Training",
-        shows="Loss against training steps and against training FLOPs.",
-        look="A grown model has a higher loss at equal steps, because its early steps are cheap; at "
-        "equal FLOPs it should be level or better.",
+        shows="The same curves twice: against training steps, and against training FLOPs.",
+        look="Curves are compared at equal steps (left) and at equal cost (right). A growing model "
+        "runs fewer layers in its early steps, which cost less.",
         build=figures.training_section,
         needs=("nll",),
         finetuned=False,
     ),
     Section(
         title="Trade-offs",
-        shows="The scores of each model against its parameters, inference FLOPs and training FLOPs.",
-        look="A loop has fewer parameters at unchanged inference FLOPs, growth has fewer training "
-        "FLOPs. At equal cost, higher scores (and lower losses) are better.",
+        shows="Each metric against the costs in which the models differ: unique parameters, FLOPs "
+        "per token at inference, training FLOPs.",
+        look="Compare models at equal cost, one above the other, or at equal score, side by side. "
+        "Markers that would lie on one another are drawn side by side.",
         build=figures.tradeoff_section,
         needs=("eval",),
         finetuned=False,
@@ -77,29 +79,27 @@ _EVALUATIONS = (
     Section(
         title="Layer interventions",
         shows="Accuracy when layers are swapped, skipped, reversed or repeated, against the first "
-        "affected layer. The dashed line is the unmodified model, the dotted line is chance.",
-        look="Grown models keep their accuracy when whole blocks in the middle are swapped or "
-        "skipped, where a standard model loses accuracy. Repeating a block of a grown model can "
-        "raise its accuracy.",
+        "affected layer. The dashed line is the unmodified model; the dotted line and the gray area "
+        "are reached without doing the task.",
+        look="A point far below its dashed line is an edit that breaks the model; a point near it is "
+        "an edit that the model tolerates. A model at its floor cannot lose accuracy.",
         build=figures.intervention_section,
         needs=("intervene swap", "intervene skip", "intervene reverse", "intervene repeat"),
     ),
     Section(
         title="In-context learning",
         shows="Accuracy against the number of shots (solved examples in the prompt), with 95% "
-        "confidence intervals.",
-        look="A curve that keeps rising makes use of more shots. Look for models that differ only "
-        "at many shots.",
+        "confidence intervals over items.",
+        look="A rising curve makes use of its shots. Overlapping intervals show no difference.",
         build=figures.icl_section,
         needs=("icl",),
     ),
     Section(
         title="Fine-tuning",
-        shows="Accuracy after fine-tuning against the number of training examples: the mean over "
-        "runs with different seeds and, shaded, their range. At 0 is the model before fine-tuning.",
-        look="A curve that rises early needs fewer examples, as for the papers' grown and looped "
-        "models. Dashed lines are the same model initialized differently, for example with its loop "
-        "untied.",
+        shows="Accuracy after fine-tuning against the number of training examples: means over runs "
+        "with different seeds. At 0 is the model before fine-tuning.",
+        look="A curve that rises early needs fewer examples. Lines of one color and different dashes "
+        "are the same model initialized differently, for example with its loop untied.",
         build=figures.finetuning_section,
         lacking=finetune_curves.missing,
     ),

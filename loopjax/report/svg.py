@@ -1,22 +1,52 @@
-"""A figure as inline SVG, and its numbers as JSON for tooltips.
+"""A figure as inline SVG, its legend as HTML, and its numbers as JSON for tooltips.
 
 Parts marked by `figure.own` get the attribute `data-model="..."`, with which the page hides and
-shows them. The numbers of a figure are its axes: their position in the SVG, their limits, their
-lines in data coordinates, and the values of their images.
+shows them. Colors become CSS variables, so that the page can be light or dark (`theme.py`). The
+numbers of a figure are its axes: their position in the SVG, their limits, their lines in data
+coordinates, and the values of their images.
 """
 
+import dataclasses
+import html
 import io
 import math
 import re
 
 import numpy as np
 
+from loopjax.report import legends, theme
+
 POINTS = 1000  # points of a line; longer lines are thinned
+PIXELS = 1.25  # pixels of the page for a point of a figure, and at least
+LEAST = 1.2
 _OWNER = "owner-"
+# Colors of text on images, which do not follow the theme.
+_ON_IMAGE = {"#ffffff": "#fefefe", "#000000": "#010101"}
 
 
-def convert(fig, owners: dict[str, str], alt: str, key: str) -> tuple[str, dict, bool]:
-    """(SVG, numbers, whether a line was thinned) of a figure.
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A figure as parts of a page.
+
+    Attributes:
+      svg: the element.
+      width: its width on a wide page, in pixels.
+      legend: the entries of its legends, which are not in the SVG.
+      numbers: {"axes": [...]}, for JSON.
+      colors: the colors of its lines and areas, "#rrggbb"; `theme.css` defines their variables.
+      thinned: whether a line was thinned.
+    """
+
+    svg: str
+    width: int
+    legend: list[legends.Key]
+    numbers: dict
+    colors: set[str]
+    thinned: bool
+
+
+def convert(fig, owners: dict[str, str], alt: str, key: str) -> Drawing:
+    """A figure for a page. The figure loses its legends, and long lines are thinned.
 
     Args:
       owners: {label that an artist was marked with: value of `data-model`}.
@@ -27,15 +57,64 @@ def convert(fig, owners: dict[str, str], alt: str, key: str) -> tuple[str, dict,
     kept = {}
     for artist in fig.findobj(lambda artist: artist.get_gid() in owners):
         kept[artist] = artist.get_gid()
-    _mark_legends(fig, kept)
+    legend = legends.taken_from(fig, owners)
+    colors = _colors(fig)
+    for axis in fig.axes:
+        for text in axis.texts if axis.images else ():
+            text.set_color(_ON_IMAGE.get(_hex(text.get_color()), text.get_color()))
     for artist, label in kept.items():
         artist.set_gid(_OWNER + owners[label])
-    svg = _inline(_draw(fig, key), alt)
+    svg = _inline(_themed(_draw(fig, key), colors), alt)
     height, width = (72 * size for size in (fig.get_figheight(), fig.get_figwidth()))
     for artist, label in kept.items():
         artist.set_gid(label)
     axes = [_numbers(axis, width, height, owners) for axis in fig.axes]
-    return svg, {"axes": [axis for axis in axes if axis]}, any(thinned)
+    numbers = {"axes": [axis for axis in axes if axis]}
+    return Drawing(svg, round(PIXELS * width), legend, numbers, colors, any(thinned))
+
+
+def _hex(color) -> str | None:
+    """ "#rrggbb" of a color of matplotlib; None for "none" and transparent ones."""
+    from matplotlib import colors
+
+    red, green, blue, alpha = colors.to_rgba(color)
+    return colors.to_hex((red, green, blue)) if alpha else None
+
+
+def _colors(fig) -> set[str]:
+    """The colors of a figure, except those of images and color bars."""
+    from matplotlib.collections import Collection, QuadMesh
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.text import Text
+
+    found = {"#000000", "#ffffff"}
+    for artist in fig.findobj():
+        if isinstance(artist, Line2D):
+            colors = [
+                artist.get_color(),
+                artist.get_markerfacecolor(),
+                artist.get_markeredgecolor(),
+            ]
+        elif isinstance(artist, Patch):
+            colors = [artist.get_facecolor(), artist.get_edgecolor()]
+        elif isinstance(artist, Text):
+            colors = [artist.get_color()]
+        elif isinstance(artist, Collection) and not isinstance(artist, QuadMesh):
+            colors = [*artist.get_facecolor(), *artist.get_edgecolor()]
+        else:
+            continue
+        found |= {_hex(color) for color in colors}
+    return found - {None}
+
+
+def _themed(text: str, colors: set[str]) -> str:
+    """An SVG whose colors are CSS variables."""
+    return re.sub(
+        r"(?<=: )(#[0-9a-f]{6})\b",
+        lambda found: theme.variable(found[1]) if found[1] in colors else found[1],
+        text,
+    )
 
 
 def thin(line) -> bool:
@@ -50,18 +129,6 @@ def thin(line) -> bool:
     kept = sorted(kept)
     line.set_data(x[kept], y[kept])
     return True
-
-
-def _mark_legends(fig, kept: dict) -> None:
-    """Marks the legend entries of a model as the model's."""
-    label_of = {line: kept[line] for line in kept if hasattr(line, "get_color")}
-    for legend in [*fig.legends, *(a.get_legend() for a in fig.axes if a.get_legend())]:
-        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
-            entry = text.get_text()
-            # The longest match: "a" and "a at 4x2" are two models.
-            matches = [label for label in label_of.values() if entry.startswith(label)]
-            if matches:
-                kept[text] = kept[handle] = max(matches, key=len)
 
 
 def _draw(fig, key: str) -> str:
@@ -82,8 +149,9 @@ def _inline(text: str, alt: str) -> str:
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])
-    alt = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    head = f'<svg role="img" aria-label="{alt}" style="max-width:{1.25 * width:.0f}px"'
+    # It may shrink to the page, but its letters stay legible: a narrow page scrolls it.
+    sides = f"max-width:{PIXELS * width:.0f}px;min-width:{LEAST * width:.0f}px"
+    head = f'<svg role="img" aria-label="{html.escape(alt)}" style="{sides}"'
     text = re.sub(r'(width|height)="[\d.]+pt" ?', "", text, count=2)
     text = text.replace("<svg", head, 1)
     return re.sub(r">\s+<", "><", text)
@@ -100,7 +168,12 @@ def _numbers(axis, width: float, height: float, owners: dict) -> dict | None:
             continue
         about = {"model": owners[line.get_gid()], "label": label}
         if line.get_linestyle() == "None":
-            lines.append(about | {"spot": [_plain(x)[0], _plain(y)[0]]})
+            # Set by `tradeoffs`: the interval in words, and how far the marker was moved aside.
+            note, shift = getattr(line, "note", ""), getattr(line, "shift", 0)
+            more = {"note": note} | ({"shift": round(shift, 1)} if shift else {})
+            lines.append(
+                about | {"spot": [_plain(x)[0], _plain(y)[0]]} | (more if note or shift else {})
+            )
         elif line.get_transform() == axis.transData or getattr(line, "shifted", False):
             lines.append(about | {"points": [_plain(x), _plain(y)]})
     images = []

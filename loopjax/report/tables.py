@@ -124,17 +124,20 @@ def whole_model_accuracy(models: Collection) -> list[Table]:
     return tables
 
 
+# What may repeat with the block: {name: function from a result to values by layer}.
+NORM_CURVES = {
+    "attention / residual": lambda result: periodicity.without_first(result.attention),
+    "layer / residual": lambda result: periodicity.without_first(result.layer),
+}
+EFFECT_CURVES = {"mean of a column": lambda result: periodicity.column_means(result.matrix)}
+
+
 def cycles_of_norms(models: Collection) -> list[Table]:
-    curves = {
-        "attention / residual": lambda result: periodicity.without_first(result.attention),
-        "layer / residual": lambda result: periodicity.without_first(result.layer),
-    }
-    return _cycles(models, "norms", curves)
+    return _cycles(models, "norms", NORM_CURVES)
 
 
 def cycles_of_effects(models: Collection) -> list[Table]:
-    curves = {"mean of a column": lambda result: periodicity.column_means(result.matrix)}
-    return _cycles(models, "future_local", curves)
+    return _cycles(models, "future_local", EFFECT_CURVES)
 
 
 def _cycles(models: Collection, kind: str, curves: dict) -> list[Table]:
@@ -159,6 +162,7 @@ def _cycles(models: Collection, kind: str, curves: dict) -> list[Table]:
                     number(own.length, "d"),
                     number(cycle.share, ".0%"),
                     number(cycle.by_chance, ".0%"),
+                    number(cycle.rare, ".0%"),
                     number(cycle.strongest + 1, "d"),
                     number(cycle.contrast, "+.3f"),
                 ]
@@ -168,12 +172,13 @@ def _cycles(models: Collection, kind: str, curves: dict) -> list[Table]:
     caption = (
         "Do the values repeat with the length of a block? From each layer, the mean of one block's "
         "length around it is subtracted. Share explained: the share of the remaining variance "
-        "explained by the position in the block, and what independent values would give by chance. "
+        "explained by the position in the block; by chance: what independent values give on average, "
+        "and what they exceed in 1 of 20 cases. A share below that shows no repetition. "
         "Contrast: how far the strongest position is above the mean of the others."
     )
     heads = [
-        "model", "curve", "layers of a block", "share explained", "by chance", "strongest position",
-        "contrast",
+        "model", "curve", "layers of a block", "share explained", "by chance",
+        "1 in 20 by chance", "strongest position", "contrast",
     ]  # fmt: skip
     return [Table(caption, heads, rows)]
 
