@@ -19,6 +19,7 @@ PLAN  depth plan of the cooldown: 2-2x2-4, 4-2x2-2 (standard, midas, lidas), 1-2
 from loopjax.config import default
 from loopjax.config_variants import parse_variant
 from loopjax.depth import GROWTH_OPERATORS
+from loopjax.sweep import product
 
 ROWS = ("standard", "standard-LAYERS", "GROWTH", "loop-PLAN")
 STEPS, COOLDOWN = 1000, 150
@@ -65,6 +66,6 @@ def get_config(variant: str = "standard"):
 def sweep(add):
     """The rows of Table 1, three times."""
     loops = ("loop-2x4", "loop-4x2", "loop-1-2x3-1")
-    for row in ("standard", "midas", "lidas", "standard-2", "standard-4", *loops):
-        for seed in (0, 1, 2):
-            add(arg=row, seed=seed)
+    rows = ("standard", "midas", "lidas", "standard-2", "standard-4", *loops)
+    for fields in product(arg=rows, seed=range(3)):
+        add(**fields)

@@ -12,6 +12,7 @@ another corpus.
 from loopjax.config import default
 from loopjax.config_variants import parse_variant
 from loopjax.depth import GROWTH_OPERATORS
+from loopjax.sweep import product
 
 VARIANTS = ("standard", "loop", *GROWTH_OPERATORS)
 
@@ -43,6 +44,5 @@ def get_config(variant: str = "standard"):
 
 def sweep(add):
     """Four variants with three seeds: differences, and the spread to compare them with."""
-    for variant in ("standard", "loop", "midas", "lidas"):
-        for seed in range(3):
-            add(arg=variant, seed=seed)
+    for fields in product(arg=("standard", "loop", "midas", "lidas"), seed=range(3)):
+        add(**fields)

@@ -18,7 +18,8 @@ def sweep(argv: list[str]) -> int:
 
     local     on this machine, --jobs at a time
     slurm     as an array of Slurm jobs, through submitit
-    commands  not at all: the command of each unfinished point is printed, for another scheduler
+    commands  not at all: the command of each unfinished point is printed, for another scheduler; a
+              point that branches from another comes after it
 
     The exit code is 0 when all points are finished, 1 when some are not, and 2 for a mistake,
     before anything starts.
@@ -30,14 +31,14 @@ def sweep(argv: list[str]) -> int:
     _check(args, overrides)
     slots = _slots(args.jobs or 1, args.gpus)
     arguments.use_cpu()  # the accelerators of this machine are for the runs
-    from loopjax.sweep import local, points
+    from loopjax.sweep import branches, local, points
     from loopjax.sweep.progress import Screen
 
     workdir = pathlib.Path(args.workdir)
     chosen = points.points(args.config, overrides, workdir)
     if args.launcher == "commands":
         points.write(workdir, args.config, chosen)
-        for point in chosen:
+        for point in branches.in_order(chosen):
             if point.result() is None and local.trainer_of(point) is None:
                 print(shlex.join(point.command))
         return 0
@@ -46,9 +47,24 @@ def sweep(argv: list[str]) -> int:
 
         executor = slurm.executor(workdir, args.slurm or [])
         points.write(workdir, args.config, chosen)
-        return 0 if slurm.run(chosen, executor, Screen()) else 1
+        return 0 if _on_slurm(chosen, executor) else 1
     points.write(workdir, args.config, chosen)
     return 0 if local.run(chosen, slots, Screen()) else 1
+
+
+def _on_slurm(chosen, executor) -> bool:
+    """Submits the points that can be trained now; returns whether all points are finished."""
+    from loopjax.sweep import branches, slurm
+    from loopjax.sweep.progress import Screen
+
+    now = [point for point in chosen if branches.ready(point)]
+    finished = slurm.run(now, executor, Screen())
+    for point in chosen:
+        if point not in now:
+            arguments.say(
+                f"not submitted: {point.name} waits for {point.base}; rerun the same command then"
+            )
+    return finished and len(now) == len(chosen)
 
 
 def _sweep_parser():

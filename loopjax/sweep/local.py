@@ -3,7 +3,7 @@
 A point is trained by the command that a user would type, in its own process, so a failure ends only
 one run. The process that trains in a directory holds its lock (`loopjax.lock`): the sweep waits for
 a point that another process is training (the child of a killed sweep, or another sweep) instead of
-starting it again.
+starting it again. A point that branches from another waits for it.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import time
 
 from loopjax import lock
 from loopjax.signals import STOPS
+from loopjax.sweep import branches
 from loopjax.sweep.points import Point
 from loopjax.sweep.progress import Screen, done, failure, status
 
@@ -75,6 +76,7 @@ class _Sweep:
         self.pending = [point for point in points if point.result() is None]
         self.running: list[_Training] = []
         self.failed: dict[str, str] = {}
+        self.blocked: dict[str, str] = {}  # points that wait for one that will not be there
         self.forwarded = 0  # number of signals forwarded to the runs
 
     def run(self) -> bool:
@@ -93,7 +95,7 @@ class _Sweep:
                 self._show()
                 time.sleep(POLL_S)
         stopped = "stopped; rerun the same command to resume" if self.signals else ""
-        return summary(self.points, self.failed, self.screen, stopped)
+        return summary(self.points, self.failed, self.screen, stopped, self.blocked)
 
     def _reap(self) -> None:
         for training in [t for t in self.running if t.process.poll() is not None]:
@@ -118,8 +120,10 @@ class _Sweep:
                 self.screen.say(done(point, result))
             else:
                 holders[point.name] = trainer_of(point)
+        self._set_aside()
         free = self._free([holder for holder in holders.values() if holder is not None])
-        for point in [p for p in self.pending if holders[p.name] is None][: len(free)]:
+        idle = [p for p in self.pending if holders[p.name] is None and branches.ready(p)]
+        for point in idle[: len(free)]:
             slot = free.pop(0)
             self.pending.remove(point)
             process = start(point, {"CUDA_VISIBLE_DEVICES": slot} if slot else None)
@@ -128,6 +132,25 @@ class _Sweep:
                 continue
             self.running.append(_Training(point, process, slot))
             self.screen.say(f"training {point.name}" + (f"  on devices {slot}" if slot else ""))
+
+    def _set_aside(self) -> None:
+        """Moves points that branch from one that will not be there from `pending` to `blocked`."""
+        to_come = {p.name for p in self.pending} | {t.point.name for t in self.running}
+        while True:
+            lost = [
+                p for p in self.pending
+                if not branches.ready(p) and p.base.name not in to_come - self.blocked.keys()
+                and lock.holder(p.workdir.with_name(p.base.name)) is None
+            ]  # fmt: skip
+            if not lost:
+                return
+            for point in lost:
+                self.pending.remove(point)
+                base = point.base.name
+                why = "failed" if base in self.failed else "is not finished"
+                why = "waits too" if base in self.blocked else why
+                self.blocked[point.name] = f"waits for {point.base}, which {why}"
+                self.screen.say(f"waits    {point.name}  for {point.base}, which {why}")
 
     def _free(self, holders: list[dict]) -> list[str]:
         """The slots used neither by our runs nor by runs of other processes on this machine."""
@@ -164,12 +187,18 @@ class _Sweep:
         self.screen.show(lines)
 
 
-def summary(points: list[Point], failed: dict[str, str], screen: Screen, more: str) -> bool:
-    """Prints the outcome of a sweep; returns whether every point is finished."""
+def summary(
+    points: list[Point], failed: dict[str, str], screen: Screen, more: str, blocked=None
+) -> bool:
+    """Prints the outcome of a sweep; returns whether every point is finished.
+
+    `failed` and `blocked` (points that wait for a failed one) have the reason of each.
+    """
     finished = [p for p in points if p.result() is not None]
     ending = f", {len(failed)} failed" if failed else ""
+    ending += f", {len(blocked)} waiting for others" if blocked else ""
     screen.say(f"{len(finished)} of {len(points)} points finished{ending}")
-    for name, why in failed.items():
+    for name, why in {**failed, **(blocked or {})}.items():
         screen.say(f"  {name}  {why}")
     if more:
         screen.say(more)

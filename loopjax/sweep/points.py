@@ -7,7 +7,9 @@
 
 `add(**fields)`, or `add({"model.d_model": 64})` for fields with a dot, sets fields of the config;
 `arg` is the argument of the file's `get_config`, `name` the name of the run (by default the changed
-fields). The command line of a point is that of a single run.
+fields). It returns a reference to the point, for points that branch from it:
+`add(name="math", init_from=base.at(850))` (`loopjax.sweep.branches`). The command line of a point is
+that of a single run.
 """
 
 import dataclasses
@@ -28,6 +30,8 @@ from loopjax import run
 from loopjax.config_flags import parse, raised_inside
 from loopjax.errors import UserError, first_line
 from loopjax.files import read_json, write_json
+from loopjax.sweep import branches
+from loopjax.sweep.branches import Reference
 
 FILE = "sweep.json"
 # Other names in the directory of a sweep, and the one by which a directory is taken for a run.
@@ -45,6 +49,7 @@ class Point:
       workdir: directory of the run.
       command: command that trains it, as a list of arguments.
       config: the resolved config.
+      base: the point of the sweep that it branches from, and the step.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Point:
     workdir: pathlib.Path
     command: list[str]
     config: ConfigDict
+    base: Reference | None = None
 
     @property
     def log(self) -> pathlib.Path:
@@ -87,21 +93,31 @@ def points(config: str, overrides: list[str], directory) -> list[Point]:
     without data: unknown fields, invalid values, a directory of another run.
     """
     path, _, default_arg = config.partition(":")
-    by_name: dict[str, Point] = {}
-    for added in _added(path):
+    directory = pathlib.Path(directory)
+    calls = _added(path, directory)
+    if not calls:
+        raise UserError(f"sweep(add) in {path} adds no point")
+    found = []
+    for added in calls.values():
         if added.arg is not None and default_arg:
             raise UserError(f"--config={config} contradicts the sweep, whose points set arg")
-        point = _point(path, added, default_arg, overrides, pathlib.Path(directory))
-        if point.name in by_name:
-            raise UserError(
-                f"two points of sweep(add) in {path} have the name {point.name}; set name= for each"
-            )
-        by_name[point.name] = point
-    if not by_name:
-        raise UserError(f"sweep(add) in {path} adds no point")
-    for point in by_name.values():
+        found.append(_point(path, added, default_arg, overrides, directory))
+    found = [
+        _with_base(point, added, directory, calls)
+        for point, added in zip(found, calls.values(), strict=True)
+    ]
+    branches.check(found)
+    for point in found:
         _check_directory(point)
-    return list(by_name.values())
+    return found
+
+
+def _with_base(point: Point, added: "_Added", directory: pathlib.Path, names) -> Point:
+    """The point with the other point that its `init_from` names, if it names one."""
+    base = added.fields.get(branches.FIELD)
+    if not isinstance(base, Reference):
+        base = branches.base_in(point.config.init_from, directory, names)
+    return dataclasses.replace(point, base=base)
 
 
 def write(directory, config: str, sweep: list[Point]) -> None:
@@ -120,20 +136,28 @@ def write(directory, config: str, sweep: list[Point]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Added:
-    """The arguments of one `add`."""
+    """The arguments of one `add`, with the name that it has or gets."""
 
     arg: str | None
-    name: str | None
+    name: str
     fields: dict
 
 
-def _added(path: str) -> list[_Added]:
-    """The arguments of every `add`, in order."""
-    calls = []
+def _added(path: str, directory: pathlib.Path) -> dict[str, _Added]:
+    """The arguments of every `add` by the name of the point, in order."""
+    calls: dict[str, _Added] = {}
 
-    def add(fields=None, /, *, arg=None, name=None, **more) -> None:
+    def add(fields=None, /, *, arg=None, name=None, **more) -> Reference:
         arg = None if arg is None else str(arg)
-        calls.append(_Added(arg, name, {**(fields or {}), **more}))
+        fields = {**(fields or {}), **more}
+        name = _default_name(arg, fields, directory) if name is None else str(name)
+        _check_name(name)
+        if name in calls:
+            raise UserError(
+                f"two points of sweep(add) in {path} have the name {name}; set name= for each"
+            )
+        calls[name] = _Added(arg, name, fields)
+        return Reference(name)
 
     sweep = _load(path)
     try:
@@ -164,9 +188,7 @@ def _failure(path: str, where: str, error: Exception) -> str:
 
 
 def _point(path, added: _Added, default_arg: str, overrides, directory: pathlib.Path) -> Point:
-    arg = default_arg if added.arg is None else added.arg
-    name = _default_name(added, directory) if added.name is None else str(added.name)
-    _check_name(name)
+    arg, name = default_arg if added.arg is None else added.arg, added.name
     for override in overrides:
         match = re.match(r"--?(?:no)?config\.([\w.]+)", override)
         for field in added.fields if match else ():
@@ -175,7 +197,10 @@ def _point(path, added: _Added, default_arg: str, overrides, directory: pathlib.
                     f"--config.{match[1]} contradicts the sweep, whose point {name} sets "
                     f"config.{field}"
                 )
-    own = [f"--config.{field}={_text(value)}" for field, value in added.fields.items()]
+    own = [
+        f"--config.{field}={_text(_path(name, field, value, directory))}"
+        for field, value in added.fields.items()
+    ]
     workdir = directory / name
     argv = [f"--config={path}" + (f":{arg}" if arg else ""), f"--workdir={workdir}"]
     argv += [*overrides, *own]
@@ -187,6 +212,17 @@ def _point(path, added: _Added, default_arg: str, overrides, directory: pathlib.
     command = [sys.executable, "-m", "loopjax", "train", *argv]
     plain = {field: config_value(config, field) for field in added.fields}
     return Point(name, plain, workdir, command, config)
+
+
+def _path(name: str, field: str, value, directory: pathlib.Path):
+    """The value of a field, with the path in the place of a point."""
+    if not isinstance(value, Reference):
+        return value
+    if field != branches.FIELD:
+        raise UserError(
+            f"point {name}: config.{field} cannot be a point; only {branches.FIELD} can"
+        )
+    return branches.path_of(value, directory)
 
 
 def _define(values) -> None:
@@ -214,20 +250,20 @@ def _text(value) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _default_name(added: _Added, directory: pathlib.Path) -> str:
+def _default_name(arg: str | None, fields: dict, directory: pathlib.Path) -> str:
     """The changed fields, in characters that shells, lists and URLs leave alone: "lidas__seed-1".
 
     Sweeps of earlier versions have "lidas,seed=1"; a run of that name is found again.
     """
-    earlier = _joined(added, ",", "=", "+")
+    earlier = _joined(arg, fields, ",", "=", "+")
     if re.fullmatch(r"[\w.,=+-]+", earlier, re.ASCII) and (directory / earlier).is_dir():
         return earlier
-    return _joined(added, "__", "-", "_")
+    return _joined(arg, fields, "__", "-", "_")
 
 
-def _joined(added: _Added, between: str, equals: str, items: str) -> str:
-    parts = [added.arg] if added.arg else []
-    for field, value in added.fields.items():
+def _joined(arg: str | None, fields: dict, between: str, equals: str, items: str) -> str:
+    parts = [arg] if arg else []
+    for field, value in fields.items():
         text = _text(value)
         if isinstance(value, dict):
             text = items.join(f"{key}-{_text(part)}" for key, part in value.items())
