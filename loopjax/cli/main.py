@@ -40,7 +40,7 @@ GROUPS = {
         "train": Command("training:train", "train a model, or resume a stopped run"),
         "finetune": Command("training:finetune", "fine-tune a checkpoint on prompts and answers"),
         "sweep": Command("sweep:sweep", "train every run of a sweep, locally or on a cluster"),
-        "results": Command("sweep:results", "collect runs in a table and plot trade-offs"),
+        "results": Command("results:results", "collect runs in a table and plot trade-offs"),
     },
     "Plan": {
         "flops": Command("planning:flops", "count parameters and FLOPs of a config"),
