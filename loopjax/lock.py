@@ -127,6 +127,7 @@ def grab(file: int, *, shared: bool = False) -> bool:
 
 def _read(file: int) -> dict:
     try:
-        return json.loads(os.pread(file, 4096, 0))
+        owner = json.loads(os.pread(file, 4096, 0))
     except ValueError:
         return {}
+    return owner if isinstance(owner, dict) else {}

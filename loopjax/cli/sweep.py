@@ -21,23 +21,31 @@ def sweep(argv: list[str]) -> int:
     commands  not at all: the command of each unfinished point is printed, for another scheduler; a
               point that branches from another comes after it
 
+    A point that fails does not stop the others, and is not trained again before the next command.
+    --status shows the state of every point of a directory, also while a sweep runs elsewhere.
+
     The exit code is 0 when all points are finished, 1 when some are not, and 2 for a mistake,
     before anything starts.
 
-    Example:
+    Examples:
       loopjax sweep --config=configs/mini.py --workdir=runs/mini --jobs=2
+      loopjax sweep --config=configs/mini.py --workdir=runs/mini --retry failed
+      loopjax sweep --status runs/mini
     """
     args, overrides = _sweep_parser().parse_known_args(argv)
     _check(args, overrides)
+    if args.status is not None:
+        return _status(args)
     slots = _slots(args.jobs or 1, args.gpus)
     arguments.use_cpu()  # the accelerators of this machine are for the runs
-    from loopjax.sweep import branches, local, points
+    from loopjax.sweep import branches, local, points, retry
     from loopjax.sweep.progress import Screen
 
     workdir = pathlib.Path(args.workdir)
-    chosen = points.points(args.config, overrides, workdir)
+    found = points.points(args.config, overrides, workdir)
+    chosen = found if args.retry is None else retry.chosen(found, args.retry)
     if args.launcher == "commands":
-        points.write(workdir, args.config, chosen)
+        points.write(workdir, args.config, found)
         for point in branches.in_order(chosen):
             if point.result() is None and local.trainer_of(point) is None:
                 print(shlex.join(point.command))
@@ -46,10 +54,18 @@ def sweep(argv: list[str]) -> int:
         from loopjax.sweep import slurm
 
         executor = slurm.executor(workdir, args.slurm or [])
-        points.write(workdir, args.config, chosen)
+        points.write(workdir, args.config, found)
         return 0 if _on_slurm(chosen, executor) else 1
-    points.write(workdir, args.config, chosen)
+    points.write(workdir, args.config, found)
     return 0 if local.run(chosen, slots, Screen()) else 1
+
+
+def _status(args) -> int:
+    from loopjax.sweep import status
+
+    found = status.of_sweep(args.status)
+    print(status.as_json(found) if args.json else status.as_text(found))
+    return 0
 
 
 def _on_slurm(chosen, executor) -> bool:
@@ -71,8 +87,8 @@ def _sweep_parser():
     parser = arguments.parser("sweep", sweep.__doc__)
     parser.allow_abbrev = False  # flags that start with --config. are for the config
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="config file with a function sweep(add)")
-    add("--workdir", required=True, metavar="DIR", help="parent of the directories of the runs")
+    add("--config", metavar="FILE", help="config file with a function sweep(add)")
+    add("--workdir", metavar="DIR", help="parent of the directories of the runs")
     add(
         "--launcher",
         choices=LAUNCHERS,
@@ -97,10 +113,35 @@ def _sweep_parser():
         help="Slurm parameters, with --launcher=slurm: timeout_min=60 nodes=1 gpus_per_node=8 "
         "partition=... array_parallelism=...",
     )
+    add(
+        "--retry",
+        nargs="+",
+        metavar="failed|NAME",
+        help="train only the points that failed, or those of these names",
+    )
+    add(
+        "--status",
+        metavar="DIR",
+        help="state of every point of the sweep in a directory, without any other flag but --json",
+    )
+    add("--json", action="store_true", help="with --status, JSON instead of a table")
     return parser
 
 
 def _check(args, overrides: list[str]) -> None:
+    if args.status is not None:
+        given = ("config", "workdir", "jobs", "gpus", "slurm", "retry")
+        others = [f"--{flag}" for flag in given if getattr(args, flag) is not None] + overrides
+        if others or args.launcher != "local":
+            raise UserError(
+                f"--status goes with --json only, not with {(others or ['--launcher'])[0]}"
+            )
+        return
+    if args.json:
+        raise UserError("--json goes with --status=DIR")
+    missing = [f"--{flag}" for flag in ("config", "workdir") if getattr(args, flag) is None]
+    if missing:
+        raise UserError(f"the following arguments are required: {', '.join(missing)}")
     for text in overrides:
         if not re.match(r"--config\.[\w.]+=|--(no)?config\.[\w.]+$", text):
             raise UserError(f"unknown flag {text!r}; config fields are written --config.key=value")

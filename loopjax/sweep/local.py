@@ -17,7 +17,8 @@ import time
 
 from loopjax import lock
 from loopjax.signals import STOPS
-from loopjax.sweep import branches
+from loopjax.sweep import branches, directory
+from loopjax.sweep.logs import how_ended, last_line
 from loopjax.sweep.points import Point
 from loopjax.sweep.progress import Screen, done, failure, status
 
@@ -41,6 +42,7 @@ def start(point: Point, env: dict | None = None, log=None) -> subprocess.Popen |
     with open(log or point.log, "a") as file:
         if not lock.grab(file.fileno()) or point.result() is not None:
             return None
+        directory.forget(point.workdir)
         print(f"$ {shlex.join(point.command)}", file=file, flush=True)
         # In its own session, so that Ctrl-C reaches only the sweep, which forwards it.
         return subprocess.Popen(
@@ -109,6 +111,9 @@ class _Sweep:
             else:
                 why = failure(point, code)
                 self.failed[point.name] = why
+                directory.record(
+                    point.workdir, directory.FAILED, exit_code=code, reason=last_line(point.log)
+                )
                 self.screen.say(f"failed   {point.name}  {why}")
 
     def _start(self) -> None:
@@ -126,12 +131,15 @@ class _Sweep:
         for point in idle[: len(free)]:
             slot = free.pop(0)
             self.pending.remove(point)
+            before = directory.ended(point.workdir)
             process = start(point, {"CUDA_VISIBLE_DEVICES": slot} if slot else None)
             if process is None:
                 self.pending.append(point)  # another process has just started it
                 continue
             self.running.append(_Training(point, process, slot))
-            self.screen.say(f"training {point.name}" + (f"  on devices {slot}" if slot else ""))
+            again = f"  again: {_failed_before(before)}" if before.get("failures") else ""
+            where = f"  on devices {slot}" if slot else ""
+            self.screen.say(f"training {point.name}{where}{again}")
 
     def _set_aside(self) -> None:
         """Moves points that branch from one that will not be there from `pending` to `blocked`."""
@@ -185,6 +193,13 @@ class _Sweep:
         if waiting:
             lines.append(f"  {waiting} waiting")
         self.screen.show(lines)
+
+
+def _failed_before(ended: dict) -> str:
+    """ "failed 2 times, the last with exit code 2"."""
+    count, code = ended["failures"], ended.get("exit_code")
+    times = "once" if count == 1 else f"{count} times"
+    return f"failed {times}" + (f", the last with {how_ended(code)}" if code is not None else "")
 
 
 def summary(

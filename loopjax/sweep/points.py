@@ -29,13 +29,16 @@ from loopjax import config as config_lib
 from loopjax import run
 from loopjax.config_flags import parse, raised_inside
 from loopjax.errors import UserError, first_line
-from loopjax.files import read_json, write_json
+from loopjax.files import write_json
 from loopjax.sweep import branches
 from loopjax.sweep.branches import Reference
+from loopjax.sweep.directory import FAILED, FILE, LOG, read_if_complete
 
-FILE = "sweep.json"
 # Other names in the directory of a sweep, and the one by which a directory is taken for a run.
-RESERVED = ("slurm", FILE, "results.csv", "results.md", "results.png", "checkpoints")
+RESERVED = (
+    "slurm", "tensorboard", FILE, "results.csv", "results.md", "results.png", "checkpoints",
+    FAILED,  # --retry failed
+)  # fmt: skip
 LONGEST_NAME = 120
 
 
@@ -62,23 +65,11 @@ class Point:
     @property
     def log(self) -> pathlib.Path:
         """The file that the output of its training is appended to."""
-        return self.workdir / "train.log"
+        return self.workdir / LOG
 
     def result(self) -> dict | None:
         """The content of result.json; None before the run is finished."""
         return read_if_complete(self.workdir / "result.json")
-
-
-def read_if_complete(path: pathlib.Path) -> dict | None:
-    """The value in a JSON file; None if it is missing or damaged.
-
-    A run that is training on another machine may be writing these files at this moment, over a
-    network file system: a sweep waits for it and must not stop at half a file.
-    """
-    try:
-        return read_json(path)
-    except UserError:
-        return None
 
 
 def points(config: str, overrides: list[str], directory) -> list[Point]:
@@ -121,14 +112,17 @@ def _with_base(point: Point, added: "_Added", directory: pathlib.Path, names) ->
 
 
 def write(directory, config: str, sweep: list[Point]) -> None:
-    """Writes sweep.json: the points with their overrides and commands."""
+    """Writes sweep.json: the points with their overrides and commands (`directory.Entry`)."""
     directory = pathlib.Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         rows = [
-            {"name": p.name, "overrides": p.overrides, "command": shlex.join(p.command)}
+            {
+                "name": p.name, "overrides": p.overrides, "command": shlex.join(p.command),
+                "steps": p.config.steps, "waits_for": str(p.base or ""),
+            }
             for p in sweep
-        ]
+        ]  # fmt: skip
         write_json(directory / FILE, {"config": config, "points": rows})
     except OSError as error:
         raise UserError(f"--workdir {directory} cannot be written: {error.strerror}") from None

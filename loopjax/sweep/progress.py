@@ -1,16 +1,14 @@
 """The progress of the runs of a sweep, on standard error."""
 
-import json
-import os
-import pathlib
 import shutil
 import sys
 import time
 
 from loopjax.progress import duration, print_line
+from loopjax.sweep.logs import how_ended, last_line, position
+from loopjax.sweep.logs import last_rows as last_rows  # for other modules
 from loopjax.sweep.points import Point
 
-TAIL = 16_384  # bytes read from the end of a log: a few dozen rows
 EVERY_S = 30.0  # between two reports if standard error is not a terminal
 
 
@@ -49,35 +47,13 @@ class Screen:
             self.drawn = 0
 
 
-def tail(path: pathlib.Path) -> list[str]:
-    """The last complete lines of a file; [] if there is no file."""
-    try:
-        with open(path, "rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - TAIL)
-            file.seek(start)
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return []
-    return lines[bool(start) : -1]
-
-
-def last_rows(workdir: pathlib.Path) -> list[dict]:
-    """The last rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in tail(workdir / "metrics.jsonl")]
-
-
 def status(point: Point) -> str:
     """ "lidas__seed-1  step 40/100  loss 3.2100  ETA 0:12"."""
-    rows = last_rows(point.workdir)
     total = point.config.steps
-    if not rows:
-        return f"{point.name}  step 0/{total}"
-    row = rows[-1]
-    per_step = row["tokens"] / row["step"]
-    speeds = [r["tokens_per_s"] for r in rows if "compile_s" not in r] or [row["tokens_per_s"]]
-    seconds = sum(per_step / speed for speed in speeds) / len(speeds)
-    left = duration((total - row["step"]) * seconds)
-    return f"{point.name}  step {row['step']}/{total}  loss {row['loss']:.4f}  ETA {left}"
+    found = position(point.workdir, total)
+    text = f"{point.name}  step {found['step']}/{total}"
+    text += f"  loss {found['loss']:.4f}" if "loss" in found else ""
+    return text + (f"  ETA {duration(found['eta_s'])}" if "eta_s" in found else "")
 
 
 def done(point: Point, result: dict) -> str:
@@ -89,6 +65,4 @@ def done(point: Point, result: dict) -> str:
 
 def failure(point: Point, code: int) -> str:
     """Why a run ended without a result: its last line of output, and the path of the whole log."""
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    last = next((line for line in reversed(tail(point.log)) if line.strip()), "(no output)")
-    return f"{how}: {last.strip()} (log: {point.log})"
+    return f"{how_ended(code)}: {last_line(point.log)} (log: {point.log})"
