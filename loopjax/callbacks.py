@@ -23,6 +23,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from loopjax.errors import UserError, first_line, require
 from loopjax.progress import print_line
+from loopjax.sweep import directory as sweep_directory
+from loopjax.sweep import hparams
 
 WANDB_ID = "wandb_id"  # file in the run's directory
 
@@ -32,6 +34,9 @@ class Callback:
 
     def on_step(self, row: dict) -> None:
         """Called once per row of metrics.jsonl; "eval/..." keys are in the rows of evaluations."""
+
+    def on_result(self, result: dict) -> None:
+        """Called once with the content of result.json when the run is finished, before `close`."""
 
     def close(self) -> None:
         """Called once at the end of the run or when it is stopped, also after an error."""
@@ -50,7 +55,10 @@ def check(config) -> None:
 
 
 class TensorBoard(Callback):
-    """Event files in DIR/tensorboard: every `config.log_every` steps, evaluations, the last step.
+    """Event files: every `config.log_every` steps, evaluations, the last step.
+
+    They are in DIR/tensorboard; those of a point of a sweep in the sweep's tensorboard/LABEL, since
+    TensorBoard names a run by its directory, with the fields of the sweep as hyperparameters.
 
     Each number of these rows of metrics.jsonl is a scalar of the same name.
 
@@ -60,12 +68,16 @@ class TensorBoard(Callback):
 
     def __init__(self, config, workdir: pathlib.Path, step: int):
         self.config = config
+        self.point, points = sweep_directory.point_of(workdir)
         directory = workdir / "tensorboard"
+        # A run that an earlier version began goes on where its curves are.
+        if self.point and not directory.exists():
+            directory = workdir.parent / "tensorboard" / self.point.label
         now = time.time()
         name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}"
         self.file = None
         try:
-            directory.mkdir(exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
             self.file = open(_unused(directory / name), "wb")  # noqa: SIM115
         except OSError as error:
             self._give_up(error.strerror)
@@ -73,16 +85,20 @@ class TensorBoard(Callback):
         # TensorBoard then hides what a killed run wrote after its last checkpoint.
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(event_pb2.Event(wall_time=now, step=step + 1, session_log=restart))
+        if self.point:
+            fields = hparams.fields(config, points, self.point)
+            self._summary(0, hparams.start(fields, self.point.label))
 
     def on_step(self, row: dict) -> None:
-        if not _shown(self.config, row):
-            return
-        values = [
-            summary_pb2.Summary.Value(tag=tag, simple_value=value)
-            for tag, value in row.items()
-            if isinstance(value, int | float) and tag != "step"
-        ]
-        event = event_pb2.Event(wall_time=time.time(), step=row["step"])
+        if _shown(self.config, row):
+            self._summary(row["step"], _scalars(row))
+
+    def on_result(self, result: dict) -> None:
+        if self.point:
+            self._summary(result["steps"], hparams.end())
+
+    def _summary(self, step: int, values: list) -> None:
+        event = event_pb2.Event(wall_time=time.time(), step=step)
         event.summary.CopyFrom(summary_pb2.Summary(value=values))
         self._write(event)
 
@@ -109,6 +125,14 @@ class TensorBoard(Callback):
                 file.close()
 
 
+def _scalars(row: dict) -> list:
+    return [
+        summary_pb2.Summary.Value(tag=tag, simple_value=value)
+        for tag, value in row.items()
+        if isinstance(value, int | float) and tag != "step"
+    ]
+
+
 def _unused(path: pathlib.Path) -> pathlib.Path:
     """The path with a number that no file has: a process may train twice within a second."""
     paths = (path.with_name(f"{path.name}.{n}") for n in itertools.count())
@@ -117,6 +141,8 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
 
 class WeightsAndBiases(Callback):
     """A W&B run in the project `config.wandb`, with the same rows as TensorBoard.
+
+    The runs of a sweep are a group of the name of its directory, each with its short name.
 
     Its id is kept in DIR/wandb_id, so that a resumed run continues the same W&B run. W&B sends
     rows from a process of its own, so the training loop never waits for the network; WANDB_MODE,
@@ -127,6 +153,7 @@ class WeightsAndBiases(Callback):
         import wandb
 
         self.config = config
+        point, _ = sweep_directory.point_of(workdir)
         id_file = workdir / WANDB_ID
         if not id_file.is_file():
             id_file.write_text(secrets.token_hex(4) + "\n")
@@ -134,7 +161,8 @@ class WeightsAndBiases(Callback):
             self.run = wandb.init(
                 project=config.wandb,
                 id=id_file.read_text().strip(),
-                name=workdir.name,
+                name=point.label if point else workdir.name,
+                group=workdir.parent.name if point else None,
                 dir=str(workdir),
                 config=config.to_dict(),
                 resume="allow",

@@ -41,6 +41,11 @@ class RunLog:
             callback.on_step(row)
         self.progress.show(row)
 
+    def result(self, result: dict) -> None:
+        """Hands the result of the finished run to the callbacks."""
+        for callback in self.callbacks:
+            callback.on_result(result)
+
     def close(self) -> None:
         """Closes the file and the callbacks, all of them even when one of them raises."""
         with contextlib.ExitStack() as stack:
@@ -53,6 +58,9 @@ class NoLog:
     """The log of the processes that do not write."""
 
     def row(self, row: dict) -> None:
+        pass
+
+    def result(self, result: dict) -> None:
         pass
 
     def close(self) -> None:

@@ -241,6 +241,7 @@ class _Training:
         result = _result(self.run, self.start, step, self.early, heldout, time_s)
         if host.is_main():
             write_json(self.workdir / "result.json", result)
+        self.log.result(result)
         nll = f"held-out NLL {heldout['eval/nll']:.4f}, " if heldout else ""
         say(
             f"done: {nll}{quantity(result['training_flops'], 'FLOPs')}, {duration(result['wall_clock_s'])}"

@@ -1,6 +1,7 @@
 """The files of a sweep's directory that say what its points are and how they ended.
 
     DIR/sweep.json       the points: name, label, fields, command, what they wait for
+    DIR/tensorboard/     the curves of each point, below its label
     DIR/NAME/ended.json  how the last process of a point ended without a result
     DIR/NAME/train.log   its command and output
 
@@ -31,6 +32,7 @@ class Entry:
       overrides: config fields that the point sets.
       steps: length of the run; 0 if unknown.
       waits_for: point that it branches from, "NAME" or "NAME@STEP".
+      arg: argument of the config file's `get_config`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Entry:
     overrides: dict = dataclasses.field(default_factory=dict)
     steps: int = 0
     waits_for: str = ""
+    arg: str = ""
 
 
 def read_if_complete(path: pathlib.Path) -> dict | None:
@@ -60,7 +63,7 @@ def entries(directory) -> list[Entry] | None:
     rows = saved.get("points") if isinstance(saved, dict) else None
     if not isinstance(rows, list):
         return None
-    kinds = {"label": str, "overrides": dict, "steps": int, "waits_for": str}
+    kinds = {"label": str, "overrides": dict, "steps": int, "waits_for": str, "arg": str}
     return [
         Entry(
             name=row["name"],
@@ -72,10 +75,11 @@ def entries(directory) -> list[Entry] | None:
     ]
 
 
-def entry_of(workdir: pathlib.Path) -> Entry | None:
-    """The point that a run is, if its directory is that of a point of a sweep."""
+def point_of(workdir: pathlib.Path) -> tuple[Entry | None, list[Entry]]:
+    """The point that a run is and all points of its sweep; (None, []) for a run without a sweep."""
     found = entries(workdir.parent) or []
-    return next((entry for entry in found if entry.name == workdir.name), None)
+    point = next((entry for entry in found if entry.name == workdir.name and entry.label), None)
+    return point, found if point else []
 
 
 def ended(workdir: pathlib.Path) -> dict:

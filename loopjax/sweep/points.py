@@ -14,7 +14,6 @@ that of a single run.
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 import runpy
@@ -30,16 +29,9 @@ from loopjax import run
 from loopjax.config_flags import parse, raised_inside
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
-from loopjax.sweep import branches
+from loopjax.sweep import branches, names
 from loopjax.sweep.branches import Reference
-from loopjax.sweep.directory import FAILED, FILE, LOG, read_if_complete
-
-# Other names in the directory of a sweep, and the one by which a directory is taken for a run.
-RESERVED = (
-    "slurm", "tensorboard", FILE, "results.csv", "results.md", "results.png", "checkpoints",
-    FAILED,  # --retry failed
-)  # fmt: skip
-LONGEST_NAME = 120
+from loopjax.sweep.directory import FILE, LOG, read_if_complete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +45,8 @@ class Point:
       command: command that trains it, as a list of arguments.
       config: the resolved config.
       base: the point of the sweep that it branches from, and the step.
+      arg: argument of the file's `get_config`; None if the point does not set it.
+      label: short name, such as "lr=0.001 seed=0".
     """
 
     name: str
@@ -61,6 +55,8 @@ class Point:
     command: list[str]
     config: ConfigDict
     base: Reference | None = None
+    arg: str | None = None
+    label: str = ""
 
     @property
     def log(self) -> pathlib.Path:
@@ -93,9 +89,12 @@ def points(config: str, overrides: list[str], directory) -> list[Point]:
         if added.arg is not None and default_arg:
             raise UserError(f"--config={config} contradicts the sweep, whose points set arg")
         found.append(_point(path, added, default_arg, overrides, directory))
+    labels = names.labels([(a.name, a.arg, None if a.named else a.fields) for a in calls.values()])
     found = [
-        _with_base(point, added, directory, calls)
-        for point, added in zip(found, calls.values(), strict=True)
+        dataclasses.replace(
+            point, base=_base(point, calls[point.name], directory, calls), label=labels[point.name]
+        )
+        for point in found
     ]
     branches.check(found)
     for point in found:
@@ -103,12 +102,12 @@ def points(config: str, overrides: list[str], directory) -> list[Point]:
     return found
 
 
-def _with_base(point: Point, added: "_Added", directory: pathlib.Path, names) -> Point:
-    """The point with the other point that its `init_from` names, if it names one."""
+def _base(point: Point, added: "_Added", directory: pathlib.Path, all_names) -> Reference | None:
+    """The other point that the `init_from` of a point names, if it names one."""
     base = added.fields.get(branches.FIELD)
-    if not isinstance(base, Reference):
-        base = branches.base_in(point.config.init_from, directory, names)
-    return dataclasses.replace(point, base=base)
+    if isinstance(base, Reference):
+        return base
+    return branches.base_in(point.config.init_from, directory, all_names)
 
 
 def write(directory, config: str, sweep: list[Point]) -> None:
@@ -119,7 +118,8 @@ def write(directory, config: str, sweep: list[Point]) -> None:
         rows = [
             {
                 "name": p.name, "overrides": p.overrides, "command": shlex.join(p.command),
-                "steps": p.config.steps, "waits_for": str(p.base or ""),
+                "steps": p.config.steps, "waits_for": str(p.base or ""), "arg": p.arg or "",
+                "label": p.label,
             }
             for p in sweep
         ]  # fmt: skip
@@ -130,11 +130,12 @@ def write(directory, config: str, sweep: list[Point]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Added:
-    """The arguments of one `add`, with the name that it has or gets."""
+    """The arguments of one `add`; `named` is whether the user has chosen the name."""
 
     arg: str | None
     name: str
     fields: dict
+    named: bool
 
 
 def _added(path: str, directory: pathlib.Path) -> dict[str, _Added]:
@@ -144,13 +145,14 @@ def _added(path: str, directory: pathlib.Path) -> dict[str, _Added]:
     def add(fields=None, /, *, arg=None, name=None, **more) -> Reference:
         arg = None if arg is None else str(arg)
         fields = {**(fields or {}), **more}
-        name = _default_name(arg, fields, directory) if name is None else str(name)
-        _check_name(name)
+        named = name is not None
+        name = str(name) if named else names.default(arg, fields, directory)
+        names.check(name)
         if name in calls:
             raise UserError(
                 f"two points of sweep(add) in {path} have the name {name}; set name= for each"
             )
-        calls[name] = _Added(arg, name, fields)
+        calls[name] = _Added(arg, name, fields, named)
         return Reference(name)
 
     sweep = _load(path)
@@ -192,7 +194,7 @@ def _point(path, added: _Added, default_arg: str, overrides, directory: pathlib.
                     f"config.{field}"
                 )
     own = [
-        f"--config.{field}={_text(_path(name, field, value, directory))}"
+        f"--config.{field}={names.text(_path(name, field, value, directory))}"
         for field, value in added.fields.items()
     ]
     workdir = directory / name
@@ -205,7 +207,7 @@ def _point(path, added: _Added, default_arg: str, overrides, directory: pathlib.
         raise UserError(f"point {name}: {error}") from None
     command = [sys.executable, "-m", "loopjax", "train", *argv]
     plain = {field: config_value(config, field) for field in added.fields}
-    return Point(name, plain, workdir, command, config)
+    return Point(name, plain, workdir, command, config, arg=added.arg)
 
 
 def _path(name: str, field: str, value, directory: pathlib.Path):
@@ -232,47 +234,6 @@ def config_value(config: ConfigDict, field: str):
 def _overlap(a: str, b: str) -> bool:
     """Whether two fields are the same, or one contains the other."""
     return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
-
-
-def _text(value) -> str:
-    """A value as text for the command line."""
-    value = value.item() if hasattr(value, "item") else value  # NumPy scalars
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, ConfigDict):
-        value = value.to_dict()
-    return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-def _default_name(arg: str | None, fields: dict, directory: pathlib.Path) -> str:
-    """The changed fields, in characters that shells, lists and URLs leave alone: "lidas__seed-1".
-
-    Sweeps of earlier versions have "lidas,seed=1"; a run of that name is found again.
-    """
-    earlier = _joined(arg, fields, ",", "=", "+")
-    if re.fullmatch(r"[\w.,=+-]+", earlier, re.ASCII) and (directory / earlier).is_dir():
-        return earlier
-    return _joined(arg, fields, "__", "-", "_")
-
-
-def _joined(arg: str | None, fields: dict, between: str, equals: str, items: str) -> str:
-    parts = [arg] if arg else []
-    for field, value in fields.items():
-        text = _text(value)
-        if isinstance(value, dict):
-            text = items.join(f"{key}-{_text(part)}" for key, part in value.items())
-        parts.append(f"{field}{equals}{text}")
-    kept = "".join({*between, *equals, *items} - {"-"})
-    return re.sub(rf"[^\w.{kept}-]+", "_", between.join(parts), flags=re.ASCII) or "default"
-
-
-def _check_name(name: str) -> None:
-    allowed = rf"\w[\w.,=+-]{{0,{LONGEST_NAME - 1}}}"
-    if not re.fullmatch(allowed, name, re.ASCII) or name in RESERVED:
-        raise UserError(
-            f"invalid name {name!r} of a point; set name= to at most {LONGEST_NAME} letters, digits "
-            "and . , = + - _"
-        )
 
 
 def _check_directory(point: Point) -> None:
