@@ -24,8 +24,8 @@ def sweep(argv: list[str]) -> int:
     A point that fails does not stop the others, and is not trained again before the next command.
     --status shows the state of every point of a directory, also while a sweep runs elsewhere.
 
-    The exit code is 0 when all points are finished, 1 when some are not, and 2 for a mistake,
-    before anything starts.
+    The exit code is 0 when all points are finished or halved, 1 when some are not, and 2 for a
+    mistake, before anything starts.
 
     Examples:
       loopjax sweep --config=configs/mini.py --workdir=runs/mini --jobs=2
@@ -38,7 +38,7 @@ def sweep(argv: list[str]) -> int:
         return _status(args)
     slots = _slots(args.jobs or 1, args.gpus)
     arguments.use_cpu()  # the accelerators of this machine are for the runs
-    from loopjax.sweep import branches, local, points, retry
+    from loopjax.sweep import branches, halving, local, points, retry
     from loopjax.sweep.progress import Screen
 
     workdir = pathlib.Path(args.workdir)
@@ -56,8 +56,13 @@ def sweep(argv: list[str]) -> int:
         executor = slurm.executor(workdir, args.slurm or [])
         points.write(workdir, args.config, found)
         return 0 if _on_slurm(chosen, executor) else 1
+    rungs = None
+    if args.halving is not None:
+        settings = halving.parse(args.halving)
+        halving.check(settings, found)
+        rungs = halving.Halving(settings)
     points.write(workdir, args.config, found)
-    return 0 if local.run(chosen, slots, Screen()) else 1
+    return 0 if local.run(chosen, slots, Screen(), rungs) else 1
 
 
 def _status(args) -> int:
@@ -120,6 +125,13 @@ def _sweep_parser():
         help="train only the points that failed, or those of these names",
     )
     add(
+        "--halving",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="stop the worse points early (asynchronous successive halving), with --launcher=local: "
+        "steps=100,300 keep=0.5 metric=eval/nll|loss",
+    )
+    add(
         "--status",
         metavar="DIR",
         help="state of every point of the sweep in a directory, without any other flag but --json",
@@ -130,7 +142,7 @@ def _sweep_parser():
 
 def _check(args, overrides: list[str]) -> None:
     if args.status is not None:
-        given = ("config", "workdir", "jobs", "gpus", "slurm", "retry")
+        given = ("config", "workdir", "jobs", "gpus", "slurm", "retry", "halving")
         others = [f"--{flag}" for flag in given if getattr(args, flag) is not None] + overrides
         if others or args.launcher != "local":
             raise UserError(
@@ -145,7 +157,10 @@ def _check(args, overrides: list[str]) -> None:
     for text in overrides:
         if not re.match(r"--config\.[\w.]+=|--(no)?config\.[\w.]+$", text):
             raise UserError(f"unknown flag {text!r}; config fields are written --config.key=value")
-    for flag, launcher in (("jobs", "local"), ("gpus", "local"), ("slurm", "slurm")):
+    if args.halving is not None and args.retry is not None:
+        raise UserError("--halving does not go with --retry, which trains points to the end")
+    launchers = {"jobs": "local", "gpus": "local", "slurm": "slurm", "halving": "local"}
+    for flag, launcher in launchers.items():
         if getattr(args, flag) is not None and args.launcher != launcher:
             raise UserError(f"--{flag} goes with --launcher={launcher}")
 

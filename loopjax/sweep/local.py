@@ -3,7 +3,8 @@
 A point is trained by the command that a user would type, in its own process, so a failure ends only
 one run. The process that trains in a directory holds its lock (`loopjax.lock`): the sweep waits for
 a point that another process is training (the child of a killed sweep, or another sweep) instead of
-starting it again. A point that branches from another waits for it.
+starting it again. A point that branches from another waits for it. With `--halving`, a point that may
+not go on (`loopjax.sweep.halving`) is stopped as by SIGTERM, with a checkpoint.
 """
 
 import contextlib
@@ -18,7 +19,8 @@ import time
 from loopjax import lock
 from loopjax.signals import STOPS
 from loopjax.sweep import branches, directory
-from loopjax.sweep.logs import how_ended, last_line
+from loopjax.sweep.halving import Halving
+from loopjax.sweep.logs import how_ended, last_line, last_rows
 from loopjax.sweep.points import Point
 from loopjax.sweep.progress import Screen, done, failure, status
 
@@ -30,6 +32,7 @@ class _Training:
     point: Point
     process: subprocess.Popen
     slot: str
+    halted: bool = False  # stopped at a rung
 
 
 def start(point: Point, env: dict | None = None, log=None) -> subprocess.Popen | None:
@@ -57,20 +60,30 @@ def trainer_of(point: Point) -> dict | None:
     return {} if holder is None and lock.held(point.log) else holder
 
 
-def run(points: list[Point], slots: list[str], screen: Screen) -> bool:
-    """Trains the unfinished points; returns whether all points are finished at the end.
+def run(
+    points: list[Point], slots: list[str], screen: Screen, halving: Halving | None = None
+) -> bool:
+    """Trains the unfinished points; returns whether all points are finished, or halved, at the end.
 
     Args:
       points: all points of the sweep.
       slots: CUDA_VISIBLE_DEVICES of each run at a time; empty for the devices of the sweep itself.
       screen: where progress is shown.
+      halving: the rungs, to stop points that may not go on.
     """
     with stop_signals() as signals:
-        return _Sweep(points, slots, screen, signals).run()
+        return _Sweep(points, slots, screen, signals, halving).run()
 
 
 class _Sweep:
-    def __init__(self, points: list[Point], slots: list[str], screen: Screen, signals: list[int]):
+    def __init__(
+        self,
+        points: list[Point],
+        slots: list[str],
+        screen: Screen,
+        signals: list[int],
+        halving: Halving | None = None,
+    ):
         self.points = points
         self.slots = slots
         self.screen = screen
@@ -79,12 +92,16 @@ class _Sweep:
         self.running: list[_Training] = []
         self.failed: dict[str, str] = {}
         self.blocked: dict[str, str] = {}  # points that wait for one that will not be there
+        self.halving = halving
         self.forwarded = 0  # number of signals forwarded to the runs
 
     def run(self) -> bool:
         n = len(self.points)
         finished = n - len(self.pending)
         self.screen.say(f"{n} points: {finished} finished, {len(self.pending)} to run")
+        before = [p.name for p in self.pending if _halved(p)]
+        if before and not self.halving:
+            self.screen.say(f"without --halving, {len(before)} halved points go on to the end")
         while self.pending or self.running:
             self._reap()
             if self.signals:
@@ -92,12 +109,15 @@ class _Sweep:
                 if not self.running:
                     break
             else:
-                self._start()
+                self._halt()
+                if not self._start() and not self.running:
+                    break  # those that are left stand at a rung
             if self.running or self.pending:
                 self._show()
                 time.sleep(POLL_S)
+        halved = [] if self.signals else self._record_halved()
         stopped = "stopped; rerun the same command to resume" if self.signals else ""
-        return summary(self.points, self.failed, self.screen, stopped, self.blocked)
+        return summary(self.points, self.failed, self.screen, stopped, self.blocked, halved)
 
     def _reap(self) -> None:
         for training in [t for t in self.running if t.process.poll() is not None]:
@@ -106,7 +126,7 @@ class _Sweep:
             result = point.result()
             if result is not None:
                 self.screen.say(done(point, result))
-            elif self.signals or trainer_of(point) is not None:
+            elif self.signals or training.halted or trainer_of(point) is not None:
                 self.pending.append(point)  # stopped, or started by another process
             else:
                 why = failure(point, code)
@@ -116,7 +136,37 @@ class _Sweep:
                 )
                 self.screen.say(f"failed   {point.name}  {why}")
 
-    def _start(self) -> None:
+    def _halt(self) -> None:
+        """Promotes the runs that are among the best of their rung, and stops the others there."""
+        if self.halving is None:
+            return
+        for point in self.points:
+            self.halving.read(point)
+        for training in self.running:
+            name = training.point.name
+            if training.halted or not self.halving.stands(name):
+                continue
+            place = _place(self.halving.standing(name))
+            if self.halving.can_go_on(name):
+                self.halving.promote(name)
+                self.screen.say(f"promoted {name}  {place}")
+            else:
+                training.halted = True
+                training.process.send_signal(signal.SIGTERM)
+                self.screen.say(f"halved   {name}  {place}")
+
+    def _record_halved(self) -> list[str]:
+        """Records the points that stand at a rung; returns their names."""
+        standing = [p for p in self.pending if self.halving and self.halving.stands(p.name)]
+        for point in self.pending:
+            if not branches.ready(point):
+                self.blocked[point.name] = f"waits for {point.base}, which is halved"
+        for point in standing:
+            directory.record(point.workdir, directory.HALVED, **self.halving.standing(point.name))
+        return [p.name for p in standing]
+
+    def _start(self) -> bool:
+        """Starts as many points as devices are free; returns whether there is one to wait for."""
         holders = {}
         for point in list(self.pending):
             result = point.result()
@@ -128,6 +178,7 @@ class _Sweep:
         self._set_aside()
         free = self._free([holder for holder in holders.values() if holder is not None])
         idle = [p for p in self.pending if holders[p.name] is None and branches.ready(p)]
+        idle = self._in_order(idle)
         for point in idle[: len(free)]:
             slot = free.pop(0)
             self.pending.remove(point)
@@ -139,7 +190,19 @@ class _Sweep:
             self.running.append(_Training(point, process, slot))
             again = f"  again: {_failed_before(before)}" if before.get("failures") else ""
             where = f"  on devices {slot}" if slot else ""
+            if self.halving and self.halving.stands(point.name):
+                again = f"  promoted: {_place(self.halving.standing(point.name))}"
+                self.halving.promote(point.name)
             self.screen.say(f"training {point.name}{where}{again}")
+        return bool(idle) or any(holders.get(p.name) is not None for p in self.pending)
+
+    def _in_order(self, idle: list[Point]) -> list[Point]:
+        """The points that may be trained, in the order in which free devices take them."""
+        if self.halving is None:
+            return idle
+        by_name = {p.name: p for p in idle}
+        begun = {p.name for p in idle if last_rows(p.workdir)}
+        return [by_name[name] for name in self.halving.order([*by_name], begun)]
 
     def _set_aside(self) -> None:
         """Moves points that branch from one that will not be there from `pending` to `blocked`."""
@@ -148,7 +211,7 @@ class _Sweep:
             lost = [
                 p for p in self.pending
                 if not branches.ready(p) and p.base.name not in to_come - self.blocked.keys()
-                and lock.holder(p.workdir.with_name(p.base.name)) is None
+                and not _locked(p.workdir.with_name(p.base.name))
             ]  # fmt: skip
             if not lost:
                 return
@@ -195,6 +258,23 @@ class _Sweep:
         self.screen.show(lines)
 
 
+def _locked(workdir) -> bool:
+    """Whether a process trains in a directory, or is about to."""
+    return lock.held(workdir / lock.NAME) or lock.held(workdir / directory.LOG)
+
+
+def _halved(point: Point) -> bool:
+    return directory.ended(point.workdir).get("how") == directory.HALVED
+
+
+def _place(standing: dict) -> str:
+    """ "eval/nll 3.2100 at step 100, 3 of 7"."""
+    return (
+        f"{standing['metric']} {standing['value']:.4f} at step {standing['step']}, "
+        f"{standing['rank']} of {standing['of']}"
+    )
+
+
 def _failed_before(ended: dict) -> str:
     """ "failed 2 times, the last with exit code 2"."""
     count, code = ended["failures"], ended.get("exit_code")
@@ -203,21 +283,23 @@ def _failed_before(ended: dict) -> str:
 
 
 def summary(
-    points: list[Point], failed: dict[str, str], screen: Screen, more: str, blocked=None
+    points: list[Point], failed: dict[str, str], screen: Screen, more: str, blocked=None, halved=()
 ) -> bool:
-    """Prints the outcome of a sweep; returns whether every point is finished.
+    """Prints the outcome of a sweep; returns whether every point is finished, or was halved.
 
-    `failed` and `blocked` (points that wait for a failed one) have the reason of each.
+    `failed` and `blocked` (points that wait for a failed one) have the reason of each; `halved` are
+    the names of the points that stand at a rung.
     """
     finished = [p for p in points if p.result() is not None]
     ending = f", {len(failed)} failed" if failed else ""
+    ending += f", {len(halved)} halved" if halved else ""
     ending += f", {len(blocked)} waiting for others" if blocked else ""
     screen.say(f"{len(finished)} of {len(points)} points finished{ending}")
     for name, why in {**failed, **(blocked or {})}.items():
         screen.say(f"  {name}  {why}")
     if more:
         screen.say(more)
-    return len(finished) == len(points)
+    return len(finished) + len(halved) == len(points)
 
 
 @contextlib.contextmanager
