@@ -257,6 +257,36 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return out
 
 
+def unused(values: dict) -> set[str]:
+    """The fields of a flattened config that have no effect on its run.
+
+    For example `growth.block` without growth, or `optimizer.beta1` of an optimizer without it.
+    """
+    grows = bool(values["growth.operator"])
+    optimizer = optim.OPTIMIZERS.get(values["optimizer.name"])
+    changes = any(  # of the plan or the data in the cooldown
+        value for name, value in values.items()
+        if name.startswith("cooldown.") and name != "cooldown.steps"
+    )  # fmt: skip
+    used = {
+        "growth": grows,
+        "growth.operator": True,
+        "growth.block": grows and not values["growth.depths"],
+        "growth.noise": grows and values["growth.transform"] == "noise",
+        "init": bool(values["init_from"]),
+        "init_operator": bool(values["init_from"]),
+        # Also where growth ends by default, and what the trapezoid decays over.
+        "cooldown.steps": changes
+        or values["schedule"] == "trapezoid"
+        or (grows and not values["growth.steps"]),
+        **{
+            f"optimizer.{name}": True for name in ("name", *(optimizer.fields if optimizer else ()))
+        },
+        "optimizer": optimizer is None,
+    }
+    return {name for name in values if not used.get(name, used.get(name.partition(".")[0], True))}
+
+
 def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[str]:
     """The fields in which two configs (nested dicts) describe different runs, with both values.
 

@@ -1,6 +1,7 @@
-"""The files that a command writes for its user: whether they can be, asked before the work, and JSON."""
+"""The files that a command writes for its user: whether they can be, asked before the work, and how."""
 
 import contextlib
+import json
 import pathlib
 
 from loopjax import files
@@ -32,10 +33,15 @@ def check_directory(path, name: str) -> None:
 
 def write_json(path, value) -> None:
     """Replaces a JSON file; a missing directory is created."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path, text: str) -> None:
+    """Replaces a text file; a missing directory is created."""
     path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, value)
+        files.write_text(path, text)
     except OSError as error:
         raise _refused("--output", path, error.strerror) from error
 

@@ -161,21 +161,34 @@ def scores(task: dict) -> dict[str, tuple[float, float | None]]:
 
 
 def fields(config: dict) -> dict:
-    """{field: value} of a config; fields that did not exist in its run have their default."""
+    """{field: value} of the fields of a config that have an effect on its run.
+
+    Fields that did not exist in its run have their default.
+    """
     known = config_lib.flatten(config_lib.default().to_dict())
     saved = config_lib.flatten(config_lib.upgraded(config))
-    return {f: v for f, v in known.items() if "mixture." not in f} | saved
+    values = {f: v for f, v in known.items() if "mixture." not in f} | saved
+    unused = config_lib.unused(values)
+    return {field: value for field, value in values.items() if field not in unused}
 
 
 def differing(configs: Iterable[dict]) -> list[str]:
-    """Fields in which configs (as from `fields`) differ, except those that do not change a run."""
+    """Fields in which configs (as from `fields`) differ, except those that do not change a run.
+
+    A field that has no effect on some runs differs if it differs among the others. A source that a
+    mixture lacks is a difference.
+    """
     configs = list(configs)
     free = config_lib.RUNTIME_FIELDS
+
+    def values(field: str) -> set[str]:
+        having = [c for c in configs if field in c or "mixture." in field]
+        return {json.dumps(config.get(field)) for config in having}
+
     return [
         field
         for field in dict.fromkeys(field for config in configs for field in config)
-        if not any(f"{field}.".startswith(f"{name}.") for name in free)
-        and len({json.dumps(config.get(field)) for config in configs}) > 1
+        if not any(f"{field}.".startswith(f"{name}.") for name in free) and len(values(field)) > 1
     ]
 
 

@@ -1,8 +1,10 @@
 """Numbers and tables as text: units that fit, aligned columns for a terminal, Markdown."""
 
 import math
+from collections.abc import Callable
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+DIGITS = 4  # significant ones of the smallest value of a column
 
 
 def quantity(value: float, unit: str = "") -> str:
@@ -28,6 +30,20 @@ def span(seconds: float) -> str:
     unit, size = next((u for u in units if seconds >= u[1]), units[-1])
     value = seconds / size
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def prefixed(values: list[float]) -> tuple[str, Callable[[float], str]]:
+    """The SI prefix of a column, and the function that formats its values in that unit.
+
+    The smallest positive value is at least 1 in the unit: [1.2e9, 3.4e10] are "1.200" and "34.000"
+    with the prefix "G".
+    """
+    low = min((value for value in values if value > 0), default=1.0)
+    power = min(max(0, math.floor(math.log10(low)) // 3), len(PREFIXES) - 1)
+    unit = 1000.0**power
+    decimals = max(0, DIGITS - 1 - max(0, math.floor(math.log10(low / unit))))
+    whole = not power and all(value == round(value) for value in values)
+    return PREFIXES[power], lambda value: f"{value / unit:,.{0 if whole else decimals}f}"
 
 
 def aligned(rows, left: int = 1, gap: int = 2) -> list[str]:

@@ -17,8 +17,7 @@ from loopjax.optim import make_optimizer
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
-    "errors", "devices", "text_table", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog",
-    "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "surgery", "model",
+    "errors", "intervals", "devices", "text_table", "progress", "signals", "limits", "connection", "cluster", "processes", "watchdog", "paths", "depth", "json_shapes", "kernels", "rope", "model_config", "block", "surgery", "model",
     "optim", "growth", "config", "flops", "curriculum", "sharding", "step", "files", "outputs",
     "text_table", "sweep.branches", "sweep.grids", "sweep.directory", "sweep.logs", "sweep.hparams", "callbacks", "lock", "host", "ledger", "log", "run_record", "data.tokenizers",
     "checkpoint_files", "checkpoint_arrays", "checkpoint",
@@ -38,7 +37,7 @@ LAYERS = [
     "data.prepare.job", "data.show", "cli.data", "interop.options", "interop.architectures", "interop.files",
     "interop.tensors", "interop.tokenizer_files", "weights.saved", "interop.export_hf", "interop.import_hf", "cli.interop",
     "config_help", "config_flags", "memory", "run", "cost", "cli.planning", "results.reader",
-    "report.collect", "report.estimates", "report.families", "report.context", "report.theme", "report.legends", "report.elements", "report.finetune_curves", "report.cuts", "plots.ancestry", "plots.runs", "report.tables", "report.findings", "report.diagnostic_findings", "report.tradeoffs", "report.figures", "report.sections", "report.svg", "report.page", "cli.report", "sweep.names", "sweep.halving", "sweep.branches", "sweep.grids", "sweep.points", "sweep.progress", "sweep.local", "sweep.status", "sweep.retry", "sweep.slurm", "sweep.table", "sweep.tradeoffs", "cli.results", "cli.sweep", "resume", "finetune",
+    "report.collect", "report.estimates", "report.families", "report.context", "report.theme", "report.legends", "report.elements", "report.finetune_curves", "report.cuts", "plots.ancestry", "plots.runs", "plots.sweep", "report.tables", "report.findings", "report.diagnostic_findings", "report.tradeoffs", "report.figures", "report.sections", "report.svg", "report.page", "cli.report", "sweep.names", "sweep.halving", "sweep.branches", "sweep.grids", "sweep.points", "sweep.progress", "sweep.local", "sweep.status", "sweep.retry", "sweep.slurm", "sweep.rows", "sweep.axis", "sweep.metric", "sweep.compare", "sweep.table", "sweep.draw", "sweep.unfinished", "sweep.tradeoffs", "cli.results", "cli.sweep", "resume", "finetune",
     "early_stopping", "heldout", "step_metrics", "same", "train", "cli.training", "weights.compare",
     "weights.numbers", "weights.plot", "weights.terminal", "cli.weights", "config_variants",
     "evals.answers", "evals.metrics", "plots.diagnostics",

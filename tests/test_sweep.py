@@ -1,22 +1,18 @@
-import csv
 import json
 import os
 import pathlib
-import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
 
 import pytest
 
-from loopjax import config, lock, run_record
+from loopjax import config, lock
 from loopjax.cli import main as cli
 from loopjax.errors import UserError
 from loopjax.files import read_rows, write_json
-from loopjax.report import collect
 from loopjax.sweep import local, points, progress, slurm, table
 from loopjax.train import train
 
@@ -409,146 +405,6 @@ def test_progress_is_read_from_the_end_of_a_log(tmp_path):
     (one.workdir / "metrics.jsonl").write_text(text + '{"step": 4001, "lo')
     assert len(progress.last_rows(one.workdir)) < 400
     assert progress.status(one) == "one  step 4000/5000  loss 3.0000  ETA 33:20"
-
-
-# Results.
-
-
-@pytest.fixture
-def scored(swept, tmp_path):
-    """The three runs, a file of scores in one of them, one unfinished run, one not started."""
-    _, directory, _ = swept
-    for name in NAMES:
-        (tmp_path / name).mkdir()
-        for file in ("config.json", "phases.json", "result.json", "metrics.jsonl"):
-            (tmp_path / name / file).write_bytes((directory / name / file).read_bytes())
-    (tmp_path / "cut").mkdir()
-    for file in ("config.json", "phases.json"):
-        (tmp_path / "cut" / file).write_bytes((directory / "seed-0" / file).read_bytes())
-    (tmp_path / "cut" / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
-    write_json(tmp_path / "sweep.json", {"points": [{"name": n} for n in (*NAMES, "later")]})
-
-    def task(value):
-        return {"metrics": {"acc,none": value, "acc_stderr,none": 0.1}}
-
-    def plan(depth, value, step=3):
-        groups = {"primitives": {"metric": "acc", "value": value, "stderr": 0.1}}
-        model = {"step": step, "depth": depth}
-        return {"model": model, "tasks": {"copying": task(value)}, "groups": groups}
-
-    def evaluated(path, *plans):
-        settings = {"checkpoint": "elsewhere", "weights": None}
-        plans = {plan["model"]["depth"]: plan for plan in plans}
-        write_json(path, {"settings": settings, "plans": plans})
-
-    evaluated(tmp_path / NAMES[2] / "eval.json", plan("1x2", 0.5), plan("1x3", 0.75))
-    (tmp_path / NAMES[2] / "more").mkdir()
-    evaluated(tmp_path / NAMES[2] / "more" / "early.json", plan("1x2", 0.25, step=1))
-    write_json(tmp_path / NAMES[2] / "other.json", [1, 2])
-    return tmp_path
-
-
-def test_rows_hold_what_was_changed_what_it_cost_and_what_came_of_it(scored):
-    directories = table.runs_below(scored)
-    assert [d.name for d in directories] == sorted([*NAMES, "cut"])
-    found = {row["name"]: row for row in table.rows(directories)}
-    looped, plain, cut = found["1x2__seed-0"], found["seed-0"], found["cut"]
-    assert (cut["finished"], cut["step"], cut["steps"]) == (False, 2, 3)
-    result = json.loads((scored / "seed-0" / "result.json").read_text())
-    assert plain["metrics"] == result["heldout"]
-    assert plain["training_flops"] == result["training_flops"]
-    # A forward pass is a third of an update.
-    assert plain["inference_flops_per_token"] * 3 * 3 * 8 * 9 == result["training_flops"]
-    assert (looped["plan"], looped["unique_layers"], looped["effective_layers"]) == ("1x2", 1, 2)
-    assert looped["parameters"] == plain["parameters"]
-    scores = {k: v for k, v in looped["metrics"].items() if k not in plain["metrics"]}
-    assert scores == {
-        "primitives": 0.5, "copying/acc": 0.5, "primitives at 1x3": 0.75,
-        "copying/acc at 1x3": 0.75, "primitives @1": 0.25, "copying/acc @1": 0.25,
-    }  # fmt: skip
-    assert set(table.changed(list(found.values()))) == {"seed", "depth"}
-
-
-def test_the_table_and_the_report_tell_the_same_of_a_run(scored):
-    path = scored / "seed-0" / "result.json"
-    write_json(path, json.loads(path.read_text()) | {"flops_before": 1e9})
-    (row,), (entry,) = table.rows([path.parent]), collect.collect([path.parent])[0]
-    assert {key: row[key] for key in run_record.COSTS} == entry.costs
-    assert row["training_flops"] > 1e9 and row["wall_clock_s"] == entry.model.seconds
-    assert row["metrics"] == entry.model.heldout()
-
-
-def test_a_damaged_file_is_named(scored):
-    (scored / "seed-0" / "result.json").write_text('{"steps"')
-    with pytest.raises(UserError, match=r"seed-0/result.json cannot be read"):
-        table.rows([scored / "seed-0"])
-
-
-def test_results_are_a_table_in_csv_and_markdown_with_means_over_seeds_and_a_picture(
-    scored, capsys
-):
-    assert cli.main(["results", str(scored), "--metric", "nll", "--metric", "accuracy"]) == 0
-    shown = capsys.readouterr().out
-    assert shown == (scored / "results.md").read_text()
-    with open(scored / "results.csv", newline="") as file:
-        rows = {row["run"]: row for row in csv.DictReader(file)}
-    assert sorted(rows) == sorted(NAMES) and set(list(rows["seed-0"])[1:3]) == {"seed", "depth"}
-    nll = [
-        json.loads((scored / n / "result.json").read_text())["heldout"]["nll"]
-        for n in ("seed-0", "seed-1")
-    ]
-    assert [float(rows[n]["nll"]) for n in ("seed-0", "seed-1")] == nll
-    assert (
-        rows["1x2__seed-0"]["copying/acc at 1x3"] == "0.75" and rows["seed-0"]["copying/acc"] == ""
-    )
-    means = shown.split("Mean ± standard deviation over seed:")[1]
-    line = next(line for line in means.splitlines() if re.match(r"\| default +\| 2 ", line))
-    assert f"{statistics.fmean(nll):.4f} ± {statistics.stdev(nll):.4f}" in line
-    assert "±" not in next(line for line in means.splitlines() if line.startswith("| 1x2__seed-0 "))
-    assert "- cut: step 2 of 3\n- later: not started\n" in shown
-    assert (scored / "results.png").read_bytes().startswith(b"\x89PNG")
-    tables = [line for line in shown.splitlines() if line.startswith("|")]
-    assert all(re.fullmatch(r"\|( .* \|)+", line) for line in tables)
-
-
-@pytest.mark.parametrize("values", [(2.0, float("nan")), (float("nan"),) * 2, (float("inf"), 2.0)])
-def test_a_loss_that_is_not_finite_is_shown_as_such(values, scored, capsys):
-    for seed, value in enumerate(values):
-        path = scored / f"seed-{seed}" / "result.json"
-        result = json.loads(path.read_text())
-        result["heldout"]["nll"] = value
-        write_json(path, result)
-    assert cli.main(["results", str(scored)]) == 0
-    shown = capsys.readouterr().out
-    means = shown.split("Mean ± standard deviation over seed:")[1]
-    line = next(line for line in means.splitlines() if line.startswith("| default"))
-    mean = "inf" if float("inf") in values else "nan"
-    assert f"| {mean} |" in re.sub(" +", " ", line)
-    assert (scored / "results.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["none"], "none contains no runs"),
-        (["{}", "--metric=bleu"], "--metric=bleu must be a metric of the runs: nll, accuracy"),
-        (["{}", "--over=sede"], "config.sede does not exist; did you mean config.seed?"),
-    ],
-)
-def test_mistakes_about_results_are_told_in_one_sentence(scored, flags, says, capsys, monkeypatch):
-    monkeypatch.chdir(scored)
-    assert cli.main(["results", *(flag.format(scored) for flag in flags)]) == 2
-    err = capsys.readouterr().err
-    assert says in err and err.count("\n") == 1
-    assert not list(scored.glob("results*"))
-
-
-def test_without_matplotlib_the_tables_are_there_all_the_same(scored, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert cli.main(["results", str(scored)]) == 0
-    said = capsys.readouterr()
-    assert "pip install 'loopjax[report]'" in said.err and "| seed-1 " in said.out
-    assert sorted(p.name for p in scored.glob("results*")) == ["results.csv", "results.md"]
 
 
 # Slurm.

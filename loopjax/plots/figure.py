@@ -1,7 +1,8 @@
-"""Pictures by matplotlib, which is an extra: axes, looks of models, marks, legends, PNG."""
+"""Pictures by matplotlib, which is an extra: axes, looks of models, marks, legends, PNG and PDF."""
 
 import io
 import pathlib
+import textwrap
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from loopjax.plots.roles import Look
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-INK, PALE = "#1f2937", "#e5e7eb"
+INK, GRAY, PALE = "#1f2937", "#4b5563", "#e5e7eb"
 FAINT = "#9ca3af"
 SMALL = 8  # points, of ticks and legends
 STEP = 3.2  # points between the marks of two models at one place
@@ -336,11 +337,12 @@ def legend(fig, lines: dict, note: str = "") -> None:
       note: a sentence above it, for example what the intervals are.
     """
     columns = _columns([len(text) for text in lines], fig.get_figwidth())
-    rows = -(-len(lines) // columns) + bool(note)
+    words = textwrap.wrap(note, int(16 * (fig.get_figwidth() - 0.3)))
+    rows = -(-len(lines) // columns) + len(words)
     fig.set_figheight(fig.get_figheight() + max(0, rows - 2) / 5)
     drawn = fig.legend(
         lines.values(), map(literal, lines), loc="outside lower left", ncols=columns,
-        frameon=False, fontsize=SMALL, labelcolor=INK, title=literal(note) or None, borderaxespad=0.2,
+        frameon=False, fontsize=SMALL, labelcolor=INK, title=literal("\n".join(words)) or None, borderaxespad=0.2,
         title_fontproperties={"size": SMALL}, alignment="left", handlelength=3.2,
     )  # fmt: skip
     drawn.get_title().set_color(INK)
@@ -357,16 +359,23 @@ def _columns(lengths: list[int], width: float) -> int:
 
 
 def png(fig) -> bytes:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
+    return _image(fig, "png")
 
 
-def save(fig, path) -> None:
-    """Writes a PNG; raises UserError if it cannot be written."""
+def save(fig, path, flag: str = "--plot") -> None:
+    """Writes a PDF if the path ends in .pdf, else a PNG; raises UserError if it cannot be written."""
     path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(fig))
+        path.write_bytes(_image(fig, "pdf" if path.suffix == ".pdf" else "png"))
     except OSError as error:
-        raise UserError(f"--plot {path} cannot be written: {error.strerror}") from None
+        raise UserError(f"{flag} {path} cannot be written: {error.strerror}") from None
+
+
+def _image(fig, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    # Without the time: the same figure is the same file.
+    fig.savefig(
+        buffer, format=kind, dpi=DPI, metadata={"CreationDate": None} if kind == "pdf" else {}
+    )
+    return buffer.getvalue()

@@ -123,11 +123,11 @@ def _json(path: pathlib.Path):
 
 
 def evaluations(directory: pathlib.Path) -> list[Result]:
-    """The results of `loopjax eval` in a directory and below it; other files are ignored."""
+    """The results of `loopjax eval` and `nll` in a directory and below it; others are ignored."""
     results = []
     for path in below(directory):
         with contextlib.suppress(Unreadable):
-            if schema.identify(path, _json(path))["schema"] == "loopjax.eval":
+            if schema.identify(path, _json(path))["schema"] in ("loopjax.eval", "loopjax.nll"):
                 results += read(path)
     return results
 

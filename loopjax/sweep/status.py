@@ -42,7 +42,7 @@ def of_sweep(directory) -> dict:
     entries = files.entries(directory)
     damaged = entries is None
     jobs = _slurm_jobs(directory)
-    points = [_point(entry, jobs) for entry in (_runs_in(directory) if damaged else entries)]
+    points = [of_point(entry, jobs) for entry in (_runs_in(directory) if damaged else entries)]
     _explain_waiting(points)
     counts = {state: sum(p["state"] == state for p in points) for state in STATES}
     found = {"directory": str(directory), "counts": counts, "points": points}
@@ -62,7 +62,8 @@ def _runs_in(directory: pathlib.Path) -> list[Entry]:
     return [Entry(name=name, workdir=directory / name) for name in sorted(names)]
 
 
-def _point(entry: Entry, jobs: dict[str, tuple[str, str]]) -> dict:
+def of_point(entry: Entry, jobs: dict[str, tuple[str, str]]) -> dict:
+    """The state of a point or of any run; see `of_sweep`. `jobs` are those that Slurm has."""
     workdir, steps = entry.workdir, _steps(entry)
     found = {"name": entry.name, "label": entry.label, "state": "waiting", "steps": steps}
     found |= position(workdir, steps)

@@ -1,122 +1,27 @@
-"""Runs as rows of a table: changed fields, costs, metrics."""
+"""Runs as tables: the best points, all runs, means over seeds; Markdown and CSV."""
 
 import csv
 import io
 import json
-import os
-import pathlib
+import statistics
 
 from loopjax import config as config_lib
 from loopjax import run_record
-from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.files import read_json, write_text
 from loopjax.progress import duration
-from loopjax.results import reader
-from loopjax.sweep.points import FILE
-from loopjax.sweep.progress import last_rows
-from loopjax.text_table import markdown, quantity
+from loopjax.sweep import axis, compare, metric
+from loopjax.sweep.axis import Axis
+from loopjax.sweep.compare import COSTS, Best, Cell, Choice
+from loopjax.sweep.rows import changed, metrics
+from loopjax.text_table import markdown, prefixed
 
-# Columns of every finished run: key, title, format in Markdown.
+# Columns of every finished run besides the costs: key, title, format in Markdown.
 COLUMNS = (
     ("plan", "plan", str),
     ("unique_layers", "unique layers", str),
     ("effective_layers", "effective layers", str),
-    *(
-        (key, title, "{:,}".format if key == "parameters" else quantity)
-        for key, title in run_record.COSTS.items()
-    ),
-    ("wall_clock_s", "wall-clock", duration),
 )
-
-
-def runs_below(directory) -> list[pathlib.Path]:
-    """The directories of runs at or below a directory, sorted; raises UserError if there are none."""
-    runs = []
-    for folder, below, files in os.walk(directory):
-        below.sort()
-        if {"config.json", "phases.json"} <= set(files):
-            runs.append(pathlib.Path(folder))
-            below.clear()
-    if not runs and not (pathlib.Path(directory) / FILE).is_file():
-        raise UserError(f"{directory} contains no runs")
-    return runs
-
-
-def rows(directories) -> list[dict]:
-    """A row for each directory of a run.
-
-    Keys: `name` (the directory, relative to the common parent of all), `directory`, `finished`,
-    `step` and `steps` (done and total), `config` ({field: value}); for finished runs also `plan`,
-    `unique_layers`, `effective_layers`, `parameters`, `training_flops` (including the run it was
-    initialized from), `inference_flops_per_token`, `wall_clock_s` and `metrics`: the held-out
-    metrics of `result.json` ("nll", "p_hop_2/accuracy", ...) and the scores of `loopjax eval` files
-    below the directory ("copying_real/acc", "reasoning_primitives"; " at PLAN" if evaluated with
-    another plan than trained with).
-    """
-    directories = [pathlib.Path(directory) for directory in directories]
-    if not directories:
-        return []
-    root = os.path.commonpath([directory.absolute().parent for directory in directories])
-    return [_row(directory, os.path.relpath(directory, root)) for directory in directories]
-
-
-def _row(directory: pathlib.Path, name: str) -> dict:
-    run = run_record.of_directory(directory)
-    if run is None or not run.config:
-        raise UserError(f"{directory} is not the directory of a run")
-    rows = last_rows(directory)
-    result = run.result
-    row = {
-        "name": name,
-        "directory": str(directory),
-        "finished": run.finished,
-        "step": rows[-1]["step"] if rows else 0,
-        "steps": run.config["steps"],
-        "config": run_record.fields(run.config),
-    }
-    if not run.finished:
-        return row
-    return row | {
-        **{key: result[key] for key in ("plan", "unique_layers", "effective_layers")},
-        **run.costs(DepthPlan.parse(result["plan"])),
-        "wall_clock_s": run.seconds,
-        "metrics": {**run.heldout(), **_scores(directory, result)},
-    }
-
-
-def _scores(directory: pathlib.Path, result: dict) -> dict[str, float]:
-    """Scores of the files that `loopjax eval` wrote below a run's directory."""
-    scores = {}
-    for evaluated in reader.evaluations(directory):
-        suffix = "" if evaluated.plan == result["plan"] else f" at {evaluated.plan}"
-        if evaluated.step != result["steps"]:
-            suffix += f" @{evaluated.step}"
-        for key, value in _named(evaluated.value).items():
-            key += suffix
-            scores[key if key not in scores else f"{key} ({evaluated.file.stem})"] = value
-    return scores
-
-
-def _named(evaluated: dict) -> dict[str, float]:
-    """{group, or task/metric: value} of an evaluation."""
-    out = {group: score["value"] for group, score in evaluated["groups"].items()}
-    for task, of_task in evaluated["tasks"].items():
-        for metric, (value, _) in run_record.scores(of_task).items():
-            out.setdefault(f"{task}/{metric}", value)
-    return out
-
-
-def not_started(directory) -> list[str]:
-    """The points of a sweep's directory that have no run yet."""
-    sweep = read_json(pathlib.Path(directory) / FILE) or {"points": []}
-    names = [point["name"] for point in sweep["points"]]
-    return [n for n in names if not (pathlib.Path(directory) / n / "config.json").is_file()]
-
-
-def changed(runs: list[dict]) -> list[str]:
-    """The config fields in which runs differ, without fields that do not change the result."""
-    return run_record.differing(row["config"] for row in runs)
+TIME = ("wall_clock_s", "wall-clock", duration)
 
 
 def groups(runs: list[dict], over: list[str]) -> dict[str, list[dict]]:
@@ -140,82 +45,243 @@ def groups(runs: list[dict], over: list[str]) -> dict[str, list[dict]]:
     return named
 
 
-def metrics(runs: list[dict]) -> list[str]:
-    """The metrics of all finished runs, in order of appearance."""
-    return list(dict.fromkeys(name for row in runs for name in row.get("metrics", ())))
-
-
 def check_over(runs: list[dict], over: list[str]) -> None:
     """Raises UserError unless `over` are fields of the config."""
+    known = {*config_lib.flatten(config_lib.default().to_dict())}.union(
+        *(r["config"] for r in runs)
+    )
     for name in over:
-        if runs and not any(name in row["config"] for row in runs):
+        if name not in known:
             raise UserError("--over: " + config_lib.unknown_field(config_lib.default(), name))
 
 
-def report(runs: list[dict], missing: list[str], over: list[str]) -> str:
-    """The table of runs, the table of means over fields, and the unfinished runs."""
-    check_over(runs, over)
-    finished = [row for row in runs if row["finished"]]
+def ordered(rows: list[dict], choice: Choice, by: str | None) -> list[dict]:
+    """Rows sorted by a metric, best first, a field or a column; by default by lines, then the axis.
+
+    Rows without the metric or the field come last. Raises UserError for an unknown name.
+    """
+    fields = [*choice.by, choice.x, *(f for f in changed(rows) if f not in choice.over)]
+    fields += choice.over
+
+    def place(row: dict) -> tuple:
+        return tuple(axis.order(axis.value(row, field)) for field in fields)
+
+    rows = sorted(rows, key=place)
+    if by is None:
+        return rows
+    finished = [row for row in rows if row["finished"]]
+    if by in metrics(finished):
+        return sorted(rows, key=lambda row: metric.rank(by, row.get("metrics", {}).get(by)))
+    if not any(axis.value(row, by) is not None for row in rows):
+        raise UserError(
+            f"--sort={by} must be a metric or a field of the runs: "
+            f"{', '.join([*metrics(finished), *axis.swept(rows)])}"
+        )
+    known = {row["name"]: axis.value(row, by) for row in rows}
+    return sorted(
+        rows, key=lambda row: (known[row["name"]] is None, axis.order(known[row["name"]]))
+    )
+
+
+def _notes(finished: list[dict], choice: Choice) -> list[str]:
+    """What a reader of the means must know: runs that are not on the axis, runs that count twice."""
+    notes = []
+    off = [row["name"] for row in finished if axis.value(row, choice.x) is None]
+    if off and choice.x != COSTS:
+        notes.append(
+            f"{choice.x} has no effect on these runs, which are in no mean over it: {', '.join(off)}."
+        )
+    alike: dict[str, list[str]] = {}
+    for row in finished:
+        values = {field: row["config"].get(field) for field in changed(finished)}
+        alike.setdefault(json.dumps(values), []).append(row["name"])
+    for names in alike.values():
+        if len(names) > 1:
+            notes.append(
+                f"Warning: {', '.join(names)} have the same config, and all count in a mean."
+            )
+    return notes
+
+
+def best_points(bests: list[Best], along: Axis, choice: Choice, name: str) -> str:
+    """The best point of each line by the metric `name`, with its neighbors, and warnings."""
+    points = [(best, cell) for best in bests for cell in best.shown]
+    alone = all(len(cell.values) < 2 for _, cell in points)
+    heads = [choice.x, "n", name, "95% interval", "to the best", "intervals overlap"]
+    if alone:
+        heads = [choice.x, "n", name, "to the best"]
+    body = []
+    for best, cell in points:
+        cells = _best_cells(best, cell, choice.x, name)
+        body.append([*map(axis.text, best.line.key), *(cells[head] for head in heads)])
+    over = f", mean over {', '.join(choice.over)}" if choice.over and not alone else ""
+    others = "its neighbors" if along.numeric else "the next best"
+    title = f"Best {choice.x} by {name} ({metric.direction(name)}{over}), with {others}:"
+    notes = [f"Warning: {best.warning}." for best in bests if best.warning]
+    if alone:
+        notes.append("Each point is one run: without more seeds a difference may be noise.")
+    return "\n\n".join([title, markdown([*choice.by, *heads], body), *notes])
+
+
+def _best_cells(best: Best, cell: Cell, x: str, name: str) -> dict[str, str]:
+    """{title: cell} of the best point, or of one that it is compared with."""
+    is_best, mean = cell is best.cell, cell.mean
+    place = axis.text(cell.x) or "none"
+    cells = dict.fromkeys((name, "95% interval", "to the best", "intervals overlap"), "")
+    cells |= {x: f"**{place}**" if is_best else place, "n": cell.count}
+    if mean is None:
+        return cells
+    cells[name] = f"{mean.mean:.4f}"
+    if mean.half is not None:
+        cells["95% interval"] = f"{mean.low:.4f} to {mean.high:.4f}"
+    if is_best:
+        return cells | {"to the best": "best"}
+    if cell.finite:
+        cells["to the best"] = f"{best.difference(cell):+.4f}".replace("-0.0000", "+0.0000")
+        cells["intervals overlap"] = {None: "", True: "yes", False: "no"}[best.overlaps(cell)]
+    return cells
+
+
+def report(
+    rows: list[dict], left: list[str], choice: Choice, names: list[str], by: str | None
+) -> str:
+    """The best points, the table of runs, that of means over fields, and the unfinished runs.
+
+    Args:
+      rows: all runs, in the order of the table.
+      left: a line for each run without a result.
+      names: metrics of the best points.
+      by: what the rows are sorted by, if it was chosen.
+    """
+    finished = [row for row in rows if row["finished"]]
     parts = []
+    for name in names if choice.x != COSTS and not choice.is_cost else ():
+        along, lines = compare.lines(rows, choice, name)
+        bests = [compare.best_of(line, along, name) for line in lines]
+        if bests := [best for best in bests if best and len(best.line.cells) > 1]:
+            parts.append(best_points(bests, along, choice, name))
     if finished:
-        parts.append(markdown(*_by_run(finished, shown=True)))
-    if any(len(group) > 1 for group in groups(finished, over).values()):
-        parts.append(f"Mean ± standard deviation over {', '.join(over)}:")
-        parts.append(markdown(*_by_group(finished, over)))
-    left = [f"- {r['name']}: step {r['step']} of {r['steps']}" for r in runs if not r["finished"]]
-    left += [f"- {name}: not started" for name in missing]
+        parts += [of_runs(finished), of_means(finished, choice.over, by), _shared(finished)]
+        parts += _notes(finished, choice)
     if left:
-        parts.append("\n".join(["Not finished:", "", *left]))
-    return "\n\n".join(parts) + "\n"
+        note = "Means are of finished runs only. " if finished else ""
+        parts.append("\n".join([f"{note}Not finished:", "", *(f"- {line}" for line in left)]))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def of_runs(finished: list[dict]) -> str:
+    """The table of finished runs in Markdown."""
+    heads, body = _by_run(finished, shown=True)
+    return markdown(heads, body)
+
+
+def csv_of(finished: list[dict]) -> str:
+    """The table of finished runs as CSV, with all digits."""
+    heads, body = _by_run(finished, shown=False)
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows([heads, *body])
+    return buffer.getvalue()
+
+
+def of_means(finished: list[dict], over: list[str], by: str | None = None) -> str:
+    """The table of means over fields; "" if no runs differ in these fields alone.
+
+    Sorted like the rows, or by the mean of the metric `by`.
+    """
+    together = groups(finished, over)
+    if all(len(group) == 1 for group in together.values()):
+        return ""
+    fields, scores = [f for f in changed(finished) if f not in over], _shown_metrics(finished)
+    if by in metrics(finished):
+        ranks = {name: metric.rank(by, _mean(group, by)) for name, group in together.items()}
+        together = {name: together[name] for name in sorted(together, key=ranks.__getitem__)}
+    costs = _differing(finished)
+    heads = ["runs", "n", *fields, *(title for _, title, _ in costs), *scores]
+    body = []
+    for name, group in together.items():
+        cells = [name, str(len(group))]
+        cells += [axis.text(axis.value(group[0], field)) for field in fields]
+        cells += [show(group[0][key]) for key, _, show in costs]
+        body.append([*cells, *(_spread(group, score) for score in scores)])
+    return f"Mean ± standard deviation over {', '.join(over)}:\n\n{markdown(heads, body)}"
+
+
+def _mean(group: list[dict], name: str) -> float | None:
+    values = [row["metrics"][name] for row in group if name in row["metrics"]]
+    return statistics.fmean(values) if values else None
+
+
+def _spread(group: list[dict], name: str) -> str:
+    """ "0.41 ± 0.03" of a metric, with the number of values if not all runs have it."""
+    values = [row["metrics"][name] for row in group if name in row["metrics"]]
+    if not values:
+        return ""
+    n = f" (n = {len(values)})" if len(values) < len(group) else ""
+    return run_record.spread(values, 4) + n
 
 
 def _by_run(finished: list[dict], *, shown: bool) -> tuple[list[str], list[list]]:
     """(titles, rows) of the runs: formatted for display, or with all digits and keys as titles."""
-    fields, scores = changed(finished), metrics(finished)
-    heads = ["run", *fields, *(title if shown else key for key, title, _ in COLUMNS), *scores]
-    body = [
-        [
-            row["name"],
-            *(row["config"].get(field, "") for field in fields),
-            *(show(row[key]) if shown else row[key] for key, _, show in COLUMNS),
-            *(_cell(row["metrics"].get(name), shown) for name in scores),
-        ]
-        for row in finished
-    ]
-    return heads, body
-
-
-def _cell(value: float | None, shown: bool):
-    if value is None:
-        return ""
-    return f"{value:.4f}" if shown else value
-
-
-def _by_group(finished: list[dict], over: list[str]) -> tuple[list[str], list[list[str]]]:
-    fields, scores = [f for f in changed(finished) if f not in over], metrics(finished)
-    costs = [cost for cost in COLUMNS if cost[0] != "wall_clock_s"]
-    heads = ["runs", "n", *fields, *(title for _, title, _ in costs), *scores]
+    fields, scores = changed(finished), _shown_metrics(finished) if shown else metrics(finished)
+    columns = [*(_differing(finished) if shown else _columns(finished)), TIME]
+    heads = ["run", *fields, *(title if shown else key for key, title, _ in columns), *scores]
     body = []
-    for name, group in groups(finished, over).items():
-        cells = [name, str(len(group))]
-        cells += [group[0]["config"].get(field, "") for field in fields]
-        cells += [show(group[0][key]) for key, _, show in costs]
-        for score in scores:
-            values = [row["metrics"][score] for row in group if score in row["metrics"]]
-            cells.append(run_record.spread(values, 4) if values else "")
-        body.append(cells)
+    for row in finished:
+        known = [axis.value(row, field) for field in fields]
+        cells = (
+            [axis.text(one) for one in known] if shown else ["" if v is None else v for v in known]
+        )
+        cells += [show(row[key]) if shown else row[key] for key, _, show in columns]
+        body.append([row["name"], *cells, *(_score(row["metrics"].get(s), shown) for s in scores)])
     return heads, body
 
 
-def write(prefix, runs: list[dict], text: str) -> None:
-    """Writes PREFIX.csv, with all digits, and PREFIX.md."""
-    finished = [row for row in runs if row["finished"]]
-    heads, body = _by_run(finished, shown=False)
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows([heads, *body])
-    try:
-        pathlib.Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        for suffix, content in ((".csv", buffer.getvalue()), (".md", text)):
-            write_text(pathlib.Path(f"{prefix}{suffix}"), content)
-    except OSError as error:
-        raise UserError(f"--output {prefix} cannot be written: {error.strerror}") from None
+def _columns(finished: list[dict]) -> list[tuple]:
+    """(key, title, format) of plan, layers and costs, each cost in a unit that fits its column."""
+    costs = []
+    for key, title in run_record.COSTS.items():
+        unit, show = prefixed([row[key] for row in finished if row[key] is not None])
+        if "FLOPs" in title:
+            title = title.replace("FLOPs", f"{unit}FLOPs")
+        elif unit:
+            title = f"{title} ({unit})"
+        costs.append((key, title, lambda known, show=show: "" if known is None else show(known)))
+    return [*COLUMNS, *costs]
+
+
+def _differing(finished: list[dict]) -> list[tuple]:
+    """The columns in which runs differ; not the plan where it is the field `depth` of each run."""
+    by_depth = all(row["plan"] == row["config"].get("depth") for row in finished)
+    return [
+        one
+        for one in _columns(finished)
+        if len({row[one[0]] for row in finished}) > 1 and not (one[0] == "plan" and by_depth)
+    ]
+
+
+def _shared(finished: list[dict]) -> str:
+    """The columns that have one value, as a sentence; "" if there are none."""
+    words = [
+        f"{title} {show(finished[0][key])}"
+        for key, title, show in _columns(finished)
+        if len({row[key] for row in finished}) == 1
+    ]
+    return f"All runs: {', '.join(words)}." if words else ""
+
+
+def _shown_metrics(finished: list[dict]) -> list[str]:
+    """The metrics of the tables: those of the only source of a run are the run's own."""
+    known = metrics(finished)
+
+    def repeats(name: str) -> bool:
+        own = name.rpartition("/")[2]
+        pairs = [(row["metrics"].get(name), row["metrics"].get(own)) for row in finished]
+        return own != name and all(a == b or a != a for a, b in pairs)
+
+    return [name for name in known if not repeats(name)]
+
+
+def _score(known: float | None, shown: bool):
+    if known is None:
+        return ""
+    return f"{known:.4f}" if shown else known

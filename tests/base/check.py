@@ -61,7 +61,7 @@ RUNS = [
     ("finetune --checkpoint=runs/a --pairs=pairs.jsonl:32 --workdir=runs/f --config.steps=10"
      " --config.eval_every=5 --config.eval_batches=1", "done"),
     ("sweep --config=tiny.py --workdir=sweep --jobs=2", "done"),
-    ("results sweep", "plan"),
+    ("results sweep", "training"),
     ("inspect runs/a --layers", "layers"),
     ("nll --checkpoint runs/a --depth 4,4x2 --output nll.json", "bits/byte"),
     ("generate --checkpoint runs/a --prompt line --max-new-tokens 8", "8 tokens"),
