@@ -50,7 +50,7 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, ValueError | RecursionError)
 
 
-def _reason(error: Exception) -> str:
+def brief(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "out of memory"
     return first_line(error).split(" [tensorstore_spec=")[0].split(" [source locations=")[0][:200]
@@ -69,9 +69,9 @@ def reading(path):
     except (OSError, ValueError, MemoryError, RecursionError, RuntimeError) as error:
         # RuntimeErrors are those of a device without memory.
         if _is_damage(error) and pathlib.Path(path).is_dir():
-            raise Damaged(f"checkpoint {path} is damaged ({_reason(error)})") from error
+            raise Damaged(f"checkpoint {path} is damaged ({brief(error)})") from error
         raise UserError(
-            f"checkpoint {path} cannot be read ({_reason(error)}); nothing was changed"
+            f"checkpoint {path} cannot be read ({brief(error)}); nothing was changed"
         ) from error
 
 

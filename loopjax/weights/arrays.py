@@ -1,0 +1,104 @@
+"""Any Orbax checkpoint as arrays by path, read with TensorStore: no target, no mesh, no restore.
+
+tree = open_tree("ckpt@400")
+tree.arrays["state/params/embed"].read((slice(0, 10),))  # the first ten rows
+"""
+
+import dataclasses
+import pathlib
+
+from loopjax.checkpoint_files import brief, reading
+from loopjax.errors import UserError
+from loopjax.weights import layout
+from loopjax.weights.item import OpenItem
+from loopjax.weights.layout import Item
+from loopjax.weights.stored import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """A checkpoint.
+
+    Attributes:
+      path: its directory (or file).
+      step: from the name of the directory; None if that holds none.
+      items: by name; one named "" for a tree without items.
+      arrays: by path, in the order of the tree. Trees and items that are one array are read.
+      others: what is no array, by path: "None", "empty dict", 'string "text"'.
+      unreadable: by path of an array or name of an item, the reason: a file that is missing, cut short
+        or cannot be decoded.
+      metadata: "begun" and "written" (seconds since 1970), "custom" (of the step), "root" (of the
+        directory of steps), "metrics", "format" ("OCDBT, zarr2") and "handlers"; None or empty if not
+        recorded.
+    """
+
+    path: pathlib.Path
+    step: int | None
+    items: dict[str, Item]
+    arrays: dict[str, Array]
+    others: dict[str, str]
+    unreadable: dict[str, str]
+    metadata: dict
+
+
+def open_tree(source, step: int | None = None) -> Tree:
+    """Opens "DIR" or "DIR@STEP"; reads what describes the arrays, not their content.
+
+    Raises UserError when there is no checkpoint. What is damaged is in `Tree.unreadable`.
+    """
+    path, step = layout.find(source, step)
+    unreadable: dict[str, str] = {}
+    with reading(path):
+        items = layout.items_of(path)
+        metadata = _metadata(path, unreadable)
+    arrays: dict[str, Array] = {}
+    others: dict[str, str] = {}
+    formats = {}
+    for name, item in items.items():
+        if item.kind not in (layout.TREE, layout.ARRAY):
+            continue
+        reader = OpenItem(path, name, item)
+        try:
+            reader.open()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            unreadable[name or path.name] = brief(error)
+        arrays |= reader.arrays
+        others |= reader.others
+        unreadable |= reader.unreadable
+        formats[reader.format] = None
+    metadata["format"] = "; ".join(filter(None, formats))
+    return Tree(path, step, items, arrays, others, unreadable, metadata)
+
+
+def _metadata(path: pathlib.Path, unreadable: dict) -> dict:
+    """Times, and what users stored with the checkpoint or with the directory of its steps."""
+    root, file = path.parent / "metadata" / "_ROOT_METADATA", path / layout.CHECKPOINT_METADATA
+    if not path.is_file() and not file.is_file():
+        file = path.parent / layout.CHECKPOINT_METADATA  # of an item
+        root = path.parent.parent / "metadata" / "_ROOT_METADATA"
+    found = {}
+    places = {"step": file, "root": root, "metrics": file.parent / "metrics" / "metrics"}
+    for name, place in places.items():
+        try:
+            found[name] = layout.read_object(place) if place.is_file() else {}
+        except ValueError as error:
+            found[name], unreadable[place.name] = {}, str(error)
+
+    def seconds(key: str) -> float | None:
+        time = found["step"].get(key)
+        return time / 1e9 if isinstance(time, int) else None
+
+    return {
+        "begun": seconds("init_timestamp_nsecs"),
+        "written": seconds("commit_timestamp_nsecs"),
+        "custom": found["step"].get("custom_metadata") or {},
+        "root": found["root"].get("custom_metadata") or {},
+        "metrics": found["step"].get("metrics") or found["metrics"],
+        "handlers": found["step"].get("item_handlers") or {},
+    }
+
+
+def check(tree: Tree) -> None:
+    """Raises UserError if a part of the checkpoint is damaged."""
+    for name, why in tree.unreadable.items():
+        raise UserError(f"checkpoint {tree.path} is damaged ({name}: {why})")

@@ -1,0 +1,236 @@
+"""One item of a checkpoint, opened: what arrays it has, where they are, how they were sharded.
+
+Orbax names an array by its keys, joined with dots; what the keys were is in `_METADATA`. Where that file
+is missing (older versions), names are split at dots.
+"""
+
+import base64
+import json
+import os
+import pathlib
+
+import numpy as np
+import tensorstore as ts
+
+from loopjax.checkpoint_files import brief
+from loopjax.weights import layout, ocdbt
+from loopjax.weights.layout import Item
+from loopjax.weights.stored import Array, Sharding
+
+
+class OpenItem:
+    """Opens the arrays of one item."""
+
+    def __init__(self, checkpoint: pathlib.Path, name: str, item: Item):
+        self.checkpoint, self.item, self.name, self.path = checkpoint, item, name, item.path
+        self.arrays: dict[str, Array] = {}
+        self.others: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
+        self.format = ""
+
+    def open(self) -> None:
+        if self.path.is_file():
+            self.format = "Flax msgpack"
+            self._aggregate(self.path, {})
+            return
+        self._leaves: dict[tuple[str, ...], str] = {}
+        is_database = (self.path / ocdbt.MANIFEST).is_file()
+        if (self.path / layout.TREE_METADATA).is_file():
+            saved = layout.read_object(self.path / layout.TREE_METADATA)
+            is_database |= bool(saved.get("use_ocdbt"))
+            for entry in saved["tree_metadata"].values():
+                keys = tuple(part["key"] for part in entry["key_metadata"])
+                self._leaves[keys] = str(entry["value_metadata"]["value_type"])
+        self.stored = self._database() if is_database else self._files()
+        aggregate = self.path / layout.AGGREGATE
+        if aggregate.is_file():
+            self._aggregate(aggregate, self._leaves)
+        if not self._leaves:
+            self._leaves = {tuple(name.split(".")): "array" for name in self.stored}
+        self.shardings, self.random_keys = self._shardings(), self._random_keys()
+        drivers = self._open_arrays(is_database)
+        container = "OCDBT" if is_database else "a directory per array"
+        self.format = ", ".join(
+            [container, *sorted({"zarr": "zarr2"}.get(driver, driver) for driver in drivers)]
+        )
+
+    def _database(self) -> dict[str, tuple[int, str]]:
+        """{array: (bytes on disk, what is wrong with its files)} of an OCDBT database."""
+        sizes = {}
+        stored: dict[str, tuple[int, str]] = {}
+        found = ocdbt.entries(self.path)
+        names = {key.rpartition("/")[0] for key in found if key.rpartition("/")[2] in layout.ZARR}
+        for key, (length, file, end) in found.items():
+            parts = key.split("/")
+            heads = ("/".join(parts[:n]) for n in range(1, len(parts)))
+            name = next((head for head in heads if head in names), None)
+            if name is None:
+                continue
+            if file is not None and file not in sizes:
+                place = self.path / file
+                sizes[file] = place.stat().st_size if place.is_file() else None
+            total, wrong = stored.get(name, (0, ""))
+            if file is not None and not wrong:
+                wrong = _wrong_file(self._relative(file), sizes[file], end)
+            stored[name] = (total + length, wrong)
+        return stored
+
+    def _files(self) -> dict[str, tuple[int, str]]:
+        """The same of arrays that have a directory each."""
+        stored = {}
+        for folder, folders, files in os.walk(self.path):
+            if any(name in files for name in layout.ZARR):
+                below = pathlib.Path(folder)
+                total = sum(file.stat().st_size for file in below.rglob("*") if file.is_file())
+                stored[below.relative_to(self.path).as_posix()] = (total, "")
+                folders.clear()
+        return stored
+
+    def _relative(self, file: str) -> str:
+        return f"{self.name}/{file}" if self.name else file
+
+    def _shardings(self) -> dict[str, Sharding]:
+        file = self.path / "_sharding"
+        if not file.is_file():
+            return {}
+        found = {}
+        try:
+            for key, text in layout.read_object(file).items():
+                found[base64.b64decode(key).decode()] = _sharding(json.loads(text))
+        except (ValueError, KeyError, TypeError) as error:
+            self.unreadable[self._relative("_sharding")] = brief(error)
+        return found
+
+    def _random_keys(self) -> dict[str, str]:
+        """{array: implementation} of `jax.random.key` arrays."""
+        found = {}
+        for file in sorted((self.path / "array_metadatas").glob("process_*")):
+            try:
+                for entry in layout.read_object(file)["array_metadatas"]:
+                    about = entry["array_metadata"]
+                    if implementation := (about.get("ext_metadata") or {}).get("random_key_impl"):
+                        found[about["param_name"]] = implementation
+            except (ValueError, KeyError, TypeError) as error:
+                self.unreadable[self._relative(f"array_metadatas/{file.name}")] = brief(error)
+        return found
+
+    def _open_arrays(self, is_database: bool) -> set[str]:
+        """Opens all arrays at once; returns the names of their drivers."""
+        futures = {}
+        base = {"driver": "ocdbt", "base": ocdbt.files(self.path)} if is_database else None
+        for keys, kind in self._leaves.items():
+            name = ".".join(keys)
+            if kind in ("None", "Dict", "List", "Tuple", "NamedTuple"):
+                self.others[self._named(keys)] = (
+                    "None" if kind == "None" else f"empty {kind.lower()}"
+                )
+            elif kind == "string":
+                self.others[self._named(keys)] = f"string {json.dumps(self._string(name))}"
+            elif name not in self.stored:
+                self.unreadable[self._named(keys)] = "the array is missing"
+            elif self.stored[name][1]:
+                self.unreadable[self._named(keys)] = self.stored[name][1]
+            else:
+                store = ocdbt.files(self.path / name)
+                if base is not None:
+                    store = {**base, "path": f"{name}/"}
+                futures[keys] = ts.open({"driver": "auto", "kvstore": store}, read=True)
+        drivers = set()
+        for keys, future in futures.items():
+            try:
+                store = future.result()
+            except ValueError as error:
+                self.unreadable[self._named(keys)] = brief(error)
+                continue
+            drivers.add(store.spec().to_json()["driver"])
+            self._add(
+                keys, store, str(store.dtype.numpy_dtype), store.chunk_layout.read_chunk.shape
+            )
+        return drivers
+
+    def _add(self, keys, store, dtype: str, chunk) -> None:
+        name = ".".join(keys)
+        kind = self._leaves.get(keys, "array")
+        if name in self.random_keys:
+            kind = f"random key ({self.random_keys[name]})"
+        sharding, path = self.shardings.get(name), self._named(keys)
+        stored = self.stored[name][0] if name in self.stored else None
+        shape = tuple(store.shape)
+        self.arrays[path] = Array(
+            path, self.name, keys, shape, dtype, tuple(chunk or shape), sharding, stored, kind, store,
+            self.checkpoint,
+        )  # fmt: skip
+
+    def _named(self, keys: tuple[str, ...]) -> str:
+        """The path of a leaf: item and keys, joined with slashes.
+
+        Of two leaves whose paths would be the same, ("a/b",) and ("a", "b"), the one with a slash in a
+        key has it in quotes: "'a/b'".
+        """
+        if self.item.kind == layout.ARRAY:
+            return self.name or "array"
+        plain = "/".join(keys)
+        if any("/" in key for key in keys) and tuple(plain.split("/")) in self._leaves:
+            plain = "/".join(repr(key) if "/" in key else key for key in keys)
+        return f"{self.name}/{plain}" if self.name and self.name != "default" else plain
+
+    def _string(self, name: str) -> str:
+        file = self.path / "_strings.json"
+        return str(layout.read_object(file).get(name, "")) if file.is_file() else ""
+
+    def _aggregate(self, file: pathlib.Path, leaves: dict) -> None:
+        """Adds the leaves of a msgpack file: arrays, and the names of those that are elsewhere."""
+        from flax import serialization
+
+        try:
+            content = serialization.msgpack_restore(file.read_bytes())
+        except Exception as error:  # msgpack has no common class of errors
+            raise ValueError(f"{file.name} is not a msgpack file of Flax") from error
+        self._leaves, self.stored = leaves, getattr(self, "stored", {})
+        self.shardings, self.random_keys = {}, {}
+        for keys, value in _flat(content):
+            if isinstance(value, str) and value.startswith("PLACEHOLDER://"):
+                leaves.setdefault(keys, "array")
+            elif self._is_elsewhere(keys):
+                continue
+            elif value is None or isinstance(value, str | dict | list):
+                self.others[self._named(keys)] = _other(value)
+            else:
+                array = np.asarray(value)
+                self._add(keys, array, str(array.dtype), array.shape)
+
+    def _is_elsewhere(self, keys) -> bool:
+        """Whether a leaf of the msgpack file is also an array of its own."""
+        return keys in self._leaves and ".".join(keys) in self.stored
+
+
+def _wrong_file(name: str, size: int | None, end: int) -> str:
+    if size is None:
+        return f"the file {name} is missing"
+    return f"the file {name} is cut short, at {size:,} bytes" if size < end else ""
+
+
+def _sharding(saved: dict) -> Sharding | None:
+    if "partition_spec" in saved:
+        spec = tuple(tuple(s) if isinstance(s, list) else s for s in saved["partition_spec"])
+        return Sharding(spec, dict(zip(saved["axis_names"], saved["shape"], strict=True)))
+    return Sharding((), {}) if saved.get("sharding_type") == "SingleDeviceSharding" else None
+
+
+def _flat(value, keys=()):
+    """Leaves of nested dicts, by keys; what T5X writes for an array in another file is a placeholder."""
+    if isinstance(value, dict) and {"driver", "kvstore", "metadata"} <= value.keys():
+        yield keys, "PLACEHOLDER://"
+    elif isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _flat(part, (*keys, str(key)))
+    else:
+        yield keys, value
+
+
+def _other(value) -> str:
+    if value is None:
+        return "None"
+    return (
+        f"string {json.dumps(value)}" if isinstance(value, str) else f"empty {type(value).__name__}"
+    )
