@@ -264,6 +264,33 @@ def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
     return directory, step
 
 
+def is_ours(source: str) -> bool:
+    """Whether "DIR" or "DIR@STEP" is of loopjax: whether there is a checkpoint with its `meta`."""
+    text, at, number = str(source).rpartition("@")
+    if at and number.isdecimal() and not pathlib.Path(source).is_dir():
+        source = text
+    directory = paths.local(source, "checkpoint").absolute()
+    for path in (directory, directory.parent):
+        if _has_meta(path):
+            return _is_our_meta(path / "meta" / "metadata")
+    for path in (directory, directory / "checkpoints"):
+        if path.is_dir():
+            with _listing(path):
+                steps = steps_in(path)
+            if steps:
+                return _is_our_meta(path / str(steps[-1]) / "meta" / "metadata")
+    return False
+
+
+def _is_our_meta(file: pathlib.Path) -> bool:
+    """Whether a JSON item named "meta" is that of loopjax; other programs may name theirs so."""
+    try:
+        meta = json.loads(file.read_bytes())
+        return isinstance(meta, dict) and not {"sha256", "lineage"}.isdisjoint(meta)
+    except (OSError, ValueError, RecursionError):
+        return (file.parent.parent / "params").is_dir()
+
+
 @contextlib.contextmanager
 def _listing(directory: pathlib.Path):
     try:

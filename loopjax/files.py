@@ -22,7 +22,7 @@ BUFFER = 2**20  # bytes; lines are often longer than Python's default buffer
 
 def write_text(path, text: str) -> None:
     """Replaces a text file."""
-    with _replaced(path) as temporary:
+    with replaced(path) as temporary:
         temporary.write_text(text)
 
 
@@ -33,12 +33,12 @@ def write_json(path, value) -> None:
 
 def write_arrays(path, arrays: dict) -> None:
     """Replaces a compressed .npz file."""
-    with _replaced(path) as temporary, open(temporary, "wb") as file:
+    with replaced(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 @contextlib.contextmanager
-def _replaced(path):
+def replaced(path):
     """A temporary file beside a path, which replaces it at the end; removed if that fails."""
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")

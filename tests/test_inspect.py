@@ -27,7 +27,7 @@ from loopjax.depth import DepthPlan
 from loopjax.optim import decay_mask, make_optimizer
 from loopjax.step import TrainState
 from loopjax.train import train
-from loopjax.weights import numbers, plot, saved, terminal
+from loopjax.weights import numbers, plot, saved, stored, terminal
 from tests.conftest import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -179,7 +179,7 @@ def test_many_devices_wrote_what_one_reads(run, found):
 
 
 def test_an_array_is_read_in_blocks_that_cover_it(run, found, monkeypatch):
-    monkeypatch.setattr(saved, "BLOCK", 100)
+    monkeypatch.setattr(stored, "BLOCK", 100)
     leaves = saved.open_saved(run).leaves
     assert leaves["params/layers/gate"].chunk[0] == 3  # cut by sharding and pieces, not by layer
     assert len(leaves["params/layers/gate"].blocks()) > 10
@@ -199,7 +199,7 @@ def test_blocks_cover_every_element_once(data, stacked, block):
     leaf = saved.Leaf(name, shape, "float32", chunk, None, {}, 0)
     seen = np.zeros(shape, int)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saved, "BLOCK", block)
+        patch.setattr(stored, "BLOCK", block)
         for cut in leaf.blocks():
             assert not stacked or cut[0] == slice(0, shape[0])
             seen[cut] += 1
@@ -479,6 +479,49 @@ def test_other_widths_leave_the_rest_to_compare(tmp_path, tiny_config, capsys):
     distances = {m["name"]: m["distance"] for m in against["modules"]}
     assert len(distances) == 8
     assert 1 < distances["layers/query"] < 2  # random and unrelated: about the root of 2
+
+
+# A part of a checkpoint, and checkpoints of others
+
+
+def test_only_matching_parameters_are_read(run, found, capsys):
+    part = numbers.inspect(run, layers=True, other=f"{run}@9", grep="layers/(query|gate)")
+    names = ["layers/gate", "layers/query"]
+    assert [m["name"] for m in part["parameters"]["modules"]] == names
+    assert part["parameters"]["modules"][1] in found["parameters"]["modules"]
+    assert part["parameters"]["unique"] == found["parameters"]["unique"]
+    assert part["lineage"] == found["lineage"] and set(part["layers"]["norms"]) == {"gate", "query"}
+    assert [m["name"] for m in part["against"]["modules"]] == names
+    scales = numbers.inspect(run, layers=True, grep="norm")["layers"]
+    assert scales["neighbors"][0]["cosine"]["mlp_norm"] > 0.9
+    assert said(capsys, run, "--grep", "opt") == (
+        f"loopjax inspect: --grep 'opt' matches none of the 11 arrays of "
+        f"{run}/checkpoints/12/params\n"
+    )
+
+
+def test_parameters_are_compared_with_those_of_another_program(run, tmp_path, capsys):
+    params = checkpoint.load_params(run)[0]
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "ckpt", {"params": params})
+    assert cli.main(["inspect", str(run), "--against", str(tmp_path / "ckpt"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["checkpoint"]["ours"] and result["checkpoint"]["step"] == 12
+    arrays = result["against"]["arrays"]
+    assert len(arrays) == 11 and {(a["distance"], a["cosine"]) for a in arrays} == {(0.0, 1.0)}
+    moments = [row for row in result["arrays"] if row["role"] == "second moment"]
+    assert len(moments) == 11
+    assert all(row["of"] == f"params/{row['parameter']}" for row in moments)
+    assert cli.main(["inspect", str(tmp_path / "ckpt"), "--against", str(run)]) == 0
+    assert "Compared with" in capsys.readouterr().out
+
+
+def test_arrays_of_ours_are_exported(run, tmp_path, capsys):
+    file = tmp_path / "out.npz"
+    assert cli.main(["inspect", f"{run}@9", "--grep", "mu/layers/up", "--export", str(file)]) == 0
+    [(name, value)] = np.load(file).items()
+    assert name == "optimizer/state/1/0/mu/layers/up"
+    assert np.array_equal(value, whole_optimizer(run, 9)["state"][1][0]["mu"]["layers"]["up"])
 
 
 # Mistakes and damage

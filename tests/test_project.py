@@ -36,12 +36,13 @@ LAYERS = [
     "data.prepare.recipes", "data.prepare.fetch", "data.prepare.shards", "data.prepare.workers",
     "data.prepare.job", "data.show", "cli.data", "interop.options", "interop.architectures", "interop.files",
     "interop.tensors", "interop.tokenizer_files", "weights.ocdbt", "weights.layout", "weights.stored", "weights.item",
-    "weights.arrays",
+    "weights.arrays", "weights.structure", "weights.sums",
     "weights.saved", "interop.export_hf", "interop.import_hf", "cli.interop",
     "config_help", "config_flags", "memory", "run", "cost", "cli.planning", "results.reader",
     "report.collect", "report.estimates", "report.families", "report.context", "report.theme", "report.legends", "report.elements", "report.finetune_curves", "report.cuts", "plots.ancestry", "plots.runs", "plots.sweep", "report.tables", "report.findings", "report.diagnostic_findings", "report.tradeoffs", "report.figures", "report.sections", "report.svg", "report.page", "cli.report", "sweep.names", "sweep.halving", "sweep.branches", "sweep.grids", "sweep.points", "sweep.progress", "sweep.local", "sweep.status", "sweep.retry", "sweep.slurm", "sweep.rows", "sweep.axis", "sweep.metric", "sweep.compare", "sweep.table", "sweep.draw", "sweep.unfinished", "sweep.tradeoffs", "cli.results", "cli.sweep", "resume", "finetune",
     "early_stopping", "heldout", "step_metrics", "same", "train", "cli.training", "weights.compare",
-    "weights.numbers", "weights.plot", "weights.terminal", "cli.weights", "config_variants",
+    "weights.tree_compare", "weights.tree_numbers", "weights.export",
+    "weights.numbers", "weights.plot", "weights.terminal", "weights.tree_terminal", "cli.weights", "config_variants",
     "evals.answers", "evals.metrics", "plots.diagnostics",
 ]  # fmt: skip
 

@@ -19,7 +19,8 @@ from loopjax.interop import architectures, files, tokenizer_files
 from loopjax.interop.tensors import Writer
 from loopjax.model_config import DTYPES, ModelConfig
 from loopjax.progress import Progress
-from loopjax.weights.saved import BLOCK, Saved, open_saved
+from loopjax.weights.saved import Saved, open_saved
+from loopjax.weights.stored import BLOCK
 
 SHARD_SIZE = 5 * 10**9
 

@@ -18,7 +18,7 @@ from loopjax.interop import architectures, files, options
 from loopjax.interop.architectures import Described
 from loopjax.interop.tensors import Tensor, open_tensors, stored_dtype
 from loopjax.progress import Progress
-from loopjax.weights.saved import BLOCK
+from loopjax.weights.stored import BLOCK
 
 
 def import_hf(source: str, directory, *, revision: str | None = None, tokenizer: bool = True):

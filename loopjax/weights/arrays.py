@@ -6,8 +6,9 @@ tree.arrays["state/params/embed"].read((slice(0, 10),))  # the first ten rows
 
 import dataclasses
 import pathlib
+import re
 
-from loopjax.checkpoint_files import brief, reading
+from loopjax.checkpoint_files import Damaged, brief, reading
 from loopjax.errors import UserError
 from loopjax.weights import layout
 from loopjax.weights.item import OpenItem
@@ -56,6 +57,8 @@ def open_tree(source, step: int | None = None) -> Tree:
     formats = {}
     for name, item in items.items():
         if item.kind not in (layout.TREE, layout.ARRAY):
+            if not layout.has_content(item):
+                unreadable[name] = "its files are missing"
             continue
         reader = OpenItem(path, name, item)
         try:
@@ -98,7 +101,34 @@ def _metadata(path: pathlib.Path, unreadable: dict) -> dict:
     }
 
 
-def check(tree: Tree) -> None:
-    """Raises UserError if a part of the checkpoint is damaged."""
-    for name, why in tree.unreadable.items():
-        raise UserError(f"checkpoint {tree.path} is damaged ({name}: {why})")
+def matching(arrays: dict, grep: str | None, where) -> dict:
+    """The arrays whose path matches a regular expression; all for None.
+
+    Raises UserError for a malformed expression, and for one that matches nothing.
+    """
+    if grep is None:
+        return arrays
+    try:
+        pattern = re.compile(grep)
+    except re.error as error:
+        raise UserError(f"--grep {grep!r} is not a regular expression: {error}") from None
+    found = {name: array for name, array in arrays.items() if pattern.search(name)}
+    if not found:
+        raise UserError(f"--grep {grep!r} matches none of the {len(arrays)} arrays of {where}")
+    return found
+
+
+def check(tree: Tree, grep: str | None = None) -> None:
+    """Raises Damaged if a part of the checkpoint (whose path matches) is damaged."""
+    wrong = {k: v for k, v in tree.unreadable.items() if grep is None or re.search(grep, k)}
+    refuse(tree.path, wrong, len(tree.arrays))
+
+
+def refuse(path, unreadable: dict[str, str], readable: int) -> None:
+    """Raises Damaged, with what is damaged and how many arrays are not, if anything is."""
+    if not unreadable:
+        return
+    name, why = next(iter(unreadable.items()))
+    more = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+    rest = f"{readable or 'no'} other array{'s'[: readable != 1]} can be read"
+    raise Damaged(f"checkpoint {path} is damaged ({name}: {why}{more}); {rest}")

@@ -6,14 +6,16 @@ import numpy as np
 
 from loopjax import lineage
 from loopjax.config import flatten
-from loopjax.weights.saved import Leaf, Saved, columns
+from loopjax.weights.saved import Leaf, Saved
+from loopjax.weights.stored import columns
 
 
-def compare(a: Saved, b: Saved, progress=None) -> dict:
+def compare(a: Saved, b: Saved, progress=None, names=None) -> dict:
     """The differences of two checkpoints.
 
     A field is [value in a, value in b], None for a missing one. The distance of weights is
-    ||a - b|| / ||a||, over the pairs of corresponding layers (`lineage.match`).
+    ||a - b|| / ||a||, over the pairs of corresponding layers (`lineage.match`), for all parameters or
+    those with these names.
     """
     rule, pairs = lineage.match(*(lineage.stages(s.meta["lineage"]) for s in (a, b)))
     modules = []
@@ -22,6 +24,8 @@ def compare(a: Saved, b: Saved, progress=None) -> dict:
     leaves_a = a.params()
     leaves_b = b.params()
     for name in (*leaves_a, *(leaves_b.keys() - leaves_a.keys())):
+        if names is not None and name not in names:
+            continue
         x = leaves_a.get(name)
         y = leaves_b.get(name)
         reason = _incomparable(x, y, pairs)
@@ -29,7 +33,7 @@ def compare(a: Saved, b: Saved, progress=None) -> dict:
             not_compared.append({"name": name, "why": reason})
             continue
         sums = _products(a, x, b, y, pairs, progress)
-        modules.append({"name": name, **_distance(*sums.sum(axis=1))})
+        modules.append({"name": name, **distance(*sums.sum(axis=1))})
         if len(x.shape) == 3:
             layers += sums
     fields = ("model", "config", "data")
@@ -42,7 +46,7 @@ def compare(a: Saved, b: Saved, progress=None) -> dict:
         "rule": rule,
         "modules": modules,
         "layers": [
-            {"layers": [i, j], **_distance(*column)}
+            {"layers": [i, j], **distance(*column)}
             for (i, j), column in zip(pairs, layers.T, strict=True)
         ],
         "not_compared": not_compared,
@@ -66,13 +70,13 @@ def _incomparable(x: Leaf | None, y: Leaf | None, pairs) -> str | None:
     if x is None or y is None:
         return f"only in the {'second' if x is None else 'first'}"
     if x.shape[x.stacked :] != y.shape[y.stacked :]:
-        return f"{_times(x.shape)} in the first and {_times(y.shape)} in the second"
+        return f"{times(x.shape)} in the first and {times(y.shape)} in the second"
     if x.stacked and not pairs:
         return "no layers correspond"
     return None
 
 
-def _times(shape) -> str:
+def times(shape) -> str:
     return "x".join(map(str, shape))
 
 
@@ -93,7 +97,7 @@ def _products(a: Saved, x: Leaf, b: Saved, y: Leaf, pairs, progress) -> np.ndarr
     return sums
 
 
-def _distance(ours: float, theirs: float, apart: float, inner: float) -> dict:
+def distance(ours: float, theirs: float, apart: float, inner: float) -> dict:
     """Relative distance and cosine; None where a norm of zero leaves them undefined."""
     cosine = inner / math.sqrt(ours * theirs) if ours and theirs else None
     return {

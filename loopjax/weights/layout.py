@@ -47,12 +47,13 @@ class Item:
 
 def read_object(file: pathlib.Path) -> dict:
     """The object in a JSON file; raises ValueError that names the file, OSError if it is not there."""
+    name = file.name if file.name == CHECKPOINT_METADATA else f"{file.parent.name}/{file.name}"
     try:
         value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file.name} is not JSON: {first_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{file.name} holds no object")
+        raise ValueError(f"{name} holds no object")
     return value
 
 
@@ -169,6 +170,11 @@ def items_of(path: pathlib.Path) -> dict[str, Item]:
         kind = next((kind for part, kind in _HANDLERS.items() if part in handler), "")
         items[name] = Item(kind or _kind(path / name) or "unknown", path / name, handler)
     return dict(sorted(items.items()))
+
+
+def has_content(item: Item) -> bool:
+    """Whether the directory of an item holds more than Orbax's mark that it is complete."""
+    return item.path.is_dir() and any(f.name != "commit_success.txt" for f in item.path.iterdir())
 
 
 def _kind(path: pathlib.Path) -> str:

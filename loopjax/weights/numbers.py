@@ -14,8 +14,10 @@ from loopjax.config import from_saved
 from loopjax.depth import DepthPlan
 from loopjax.optim import make_optimizer
 from loopjax.progress import Progress
+from loopjax.weights.arrays import matching
 from loopjax.weights.compare import compare
-from loopjax.weights.saved import Leaf, Saved, columns, open_saved
+from loopjax.weights.saved import Leaf, Saved, open_saved
+from loopjax.weights.stored import columns
 
 
 @dataclasses.dataclass
@@ -38,7 +40,9 @@ class Sums:
     gram: np.ndarray | None
 
 
-def inspect(directory, step: int | None = None, *, layers: bool = False, other=None) -> dict:
+def inspect(
+    directory, step: int | None = None, *, layers: bool = False, other=None, grep=None
+) -> dict:
     """What a checkpoint holds.
 
     Args:
@@ -46,21 +50,21 @@ def inspect(directory, step: int | None = None, *, layers: bool = False, other=N
       step: which checkpoint; the newest by default.
       layers: norms by layer, and cosines between layers.
       other: "DIR" or "DIR@STEP", a checkpoint to compare with.
+      grep: regular expression; only parameters whose path ("params/layers/query") it matches are read.
 
-    Raises UserError when a checkpoint is not there or is damaged.
+    Raises UserError when a checkpoint is not there or is damaged, or has no such parameter.
     """
     saved = open_saved(directory, step)
     other = open_saved(other) if other else None
+    names = {f"params/{name}": name for name in saved.params()}
+    names = list(matching(names, grep, f"{saved.path}/params").values())
     total = sum(leaf.bytes for leaf in saved.leaves.values())
     if other:
         total += sum(leaf.bytes for s in (saved, other) for leaf in s.params().values())
     progress = Progress(total, "reading", in_bytes=True)
     stack = lineage.stages(saved.meta["lineage"])
     updates = saved.updates()
-    sums = {
-        name: measure(saved, name, updates, gram=layers, progress=progress)
-        for name in saved.params()
-    }
+    sums = {name: measure(saved, name, updates, gram=layers, progress=progress) for name in names}
     out = {
         "checkpoint": about(saved),
         "plan": about_plan(DepthPlan.parse(saved.meta["plan"])),
@@ -70,7 +74,7 @@ def inspect(directory, step: int | None = None, *, layers: bool = False, other=N
     if layers:
         out["layers"] = about_layers(sums, stack)
     if other:
-        out["against"] = compare(saved, other, progress)
+        out["against"] = compare(saved, other, progress, names if grep else None)
     progress.close()
     return out
 
@@ -234,9 +238,10 @@ def about_layers(sums: dict[str, Sums], stack: list[lineage.Stage]) -> dict:
     """
     stacked = {n.removeprefix("layers/"): s for n, s in sums.items() if s.leaf.stacked}
     grams = {kind: s.gram for kind, s in stacked.items()}
-    grams["matrices"] = sum(s.gram for s in stacked.values() if len(s.leaf.shape) == 3)
-    cosine = {kind: cosines(gram) for kind, gram in grams.items()}
     depth = len(stack[-1].order)
+    matrices = [s.gram for s in stacked.values() if len(s.leaf.shape) == 3]
+    grams["matrices"] = sum(matrices, np.zeros((depth, depth)))
+    cosine = {kind: cosines(gram) for kind, gram in grams.items()}
 
     def pair(i, j):
         return {"layers": [i, j], "cosine": {k: float(c[i, j]) for k, c in cosine.items()}}

@@ -13,9 +13,7 @@ import pathlib
 import numpy as np
 
 from loopjax.checkpoint_files import array, locate, open_arrays, read_meta, reading
-from loopjax.errors import first_line
-
-BLOCK = 2**24  # elements per block: 64 MB in float32
+from loopjax.weights import layout, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +51,7 @@ class Leaf:
 
     def blocks(self) -> list[tuple[slice, ...]]:
         """Slices that cover the array: whole along the layers axis, aligned to chunks elsewhere."""
-        step = list(self.chunk)
-        if self.stacked:
-            step[0] = self.shape[0]
-        for axis in reversed(range(self.stacked, len(step))):
-            fitting = max(1, BLOCK // math.prod(step))
-            step[axis] = min(self.shape[axis], step[axis] * fitting)
-        corners = np.ndindex(*(-(-n // s) for n, s in zip(self.shape, step, strict=True)))
-        return [
-            tuple(
-                slice(k * s, min((k + 1) * s, n))
-                for k, s, n in zip(corner, step, self.shape, strict=True)
-            )
-            for corner in corners
-        ]
+        return stored.blocks(self.shape, self.chunk, 0 if self.stacked else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +136,7 @@ def _written(path: pathlib.Path) -> float | None:
     file = path / "_CHECKPOINT_METADATA"
     if not file.is_file():
         return None
-    time = _object(file).get("commit_timestamp_nsecs")
+    time = layout.read_object(file).get("commit_timestamp_nsecs")
     return time / 1e9 if isinstance(time, int) else None
 
 
@@ -160,22 +145,10 @@ def _shardings(path: pathlib.Path, names) -> dict[str, dict]:
     out = {}
     for item in {name.split("/")[0] for name in names}:
         file = path / item / "_sharding"
-        for key, text in _object(file).items() if file.is_file() else ():
+        for key, text in layout.read_object(file).items() if file.is_file() else ():
             name = base64.b64decode(key).decode().replace(".", "/")
             out[f"{item}/{name}"] = json.loads(text)
     return out
-
-
-def _object(file: pathlib.Path) -> dict:
-    """The object in a JSON file; raises ValueError that names the file."""
-    name = f"{file.parent.name}/{file.name}" if file.name == "_sharding" else file.name
-    try:
-        value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{name} is not JSON: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} holds no object")
-    return value
 
 
 def _leaf(name: str, store, sharding: dict | None, checksum: int) -> Leaf:
@@ -186,11 +159,3 @@ def _leaf(name: str, store, sharding: dict | None, checksum: int) -> Leaf:
     dtype = str(store.dtype.numpy_dtype)
     chunk = tuple(store.chunk_layout.read_chunk.shape or ())
     return Leaf(name, store.shape, dtype, chunk, spec, mesh, checksum)
-
-
-def columns(*arrays):
-    """Yields arrays [rows, n] in slices of columns that fit into a processor's cache."""
-    rows, n = arrays[0].shape
-    step = max(1, 2**18 // rows)
-    for start in range(0, n, step):
-        yield tuple(array[:, start : start + step] for array in arrays)

@@ -1,8 +1,10 @@
 """One array of a checkpoint on disk, read in pieces."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
+import re
 
 import numpy as np
 import tensorstore as ts
@@ -10,6 +12,7 @@ import tensorstore as ts
 from loopjax.checkpoint_files import brief, reading
 
 BLOCK = 2**24  # elements per block: 64 MB in float32
+READ_AHEAD = 2**28  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +79,35 @@ class Array:
 
         Raises Damaged if they are missing or cannot be decoded, UserError if they cannot be read.
         """
-        with reading(self.path):
-            try:
-                return self.start_reading(index).result()
-            except ValueError as error:
-                raise ValueError(f"{self.name}: {brief(error)}") from error
+        with reading(self.path), self._named():
+            return self.start_reading(index).result()
+
+    def pieces(self, cuts=None):
+        """Yields the array in pieces, by default its blocks; the next one is read meanwhile.
+
+        A piece of more than READ_AHEAD bytes is read alone, so that only one is in memory.
+
+        Raises as `read` does.
+        """
+        cuts = list(self.blocks() if cuts is None else cuts)
+        following = None
+        for k, cut in enumerate(cuts):
+            with reading(self.path), self._named():
+                piece = (following or self.start_reading(cut)).result()
+                small = piece.nbytes <= READ_AHEAD and k + 1 < len(cuts)
+                following = self.start_reading(cuts[k + 1]) if small else None
+            yield piece
+            del piece
+
+    @contextlib.contextmanager
+    def _named(self):
+        try:
+            yield
+        except ValueError as error:
+            # TensorStore's status must stay in front: `reading` decides by it what the error proves.
+            status, colon, rest = brief(error).partition(": ")
+            named = f"{status}: {self.name}: {rest}" if colon else f"{self.name}: {status}"
+            raise ValueError(named) from error
 
     def blocks(self, whole: int | None = None) -> list[tuple[slice, ...]]:
         """Slices that cover the array, of about BLOCK elements, aligned to chunks.
@@ -106,3 +133,16 @@ def blocks(shape, chunk, whole: int | None = None) -> list[tuple[slice, ...]]:
         )
         for corner in corners
     ]
+
+
+def columns(*arrays):
+    """Yields arrays [rows, n] in slices of columns that fit into a processor's cache."""
+    rows, n = arrays[0].shape
+    step = max(1, 2**18 // max(1, rows))
+    for start in range(0, n, step):
+        yield tuple(array[:, start : start + step] for array in arrays)
+
+
+def reason(error: Exception) -> str:
+    """What is wrong, of a sentence "checkpoint ... is damaged (what is wrong)"."""
+    return re.sub(r"^checkpoint .* is damaged \((.*)\)$", r"\1", str(error))

@@ -159,7 +159,7 @@ def _parameters(result: dict, mesh: dict[str, int]) -> list[str]:
         f"{result['effective']:,}\nLast update: {last}"
     )
     shapes = [
-        (m["name"], "x".join(map(str, m["shape"])), m["dtype"], _cut(m["sharding"], mesh))
+        (m["name"], "x".join(map(str, m["shape"])), m["dtype"], cut(m["sharding"], mesh))
         for m in result["modules"]
     ]
     rows = [*result["modules"], {"name": "all", **result["all"]}]
@@ -178,7 +178,7 @@ def _parameters(result: dict, mesh: dict[str, int]) -> list[str]:
     ]
 
 
-def _cut(sharding: list[list[str]] | None, mesh: dict[str, int]) -> str:
+def cut(sharding: list[list[str]] | None, mesh: dict[str, int]) -> str:
     """The mesh axes that shard each array axis, "- fsdp tensor"; axes of one device do not."""
     axes = ("+".join(axis for axis in names if mesh[axis] > 1) for names in sharding or ())
     text = " ".join(axis or "-" for axis in axes)
@@ -219,28 +219,28 @@ def _comparison(result: dict, layers: bool) -> list[str]:
     for part in ("model", "config", "data"):
         fields += [(f"{part}.{name}", *values) for name, values in result[part].items()]
     if fields:
-        rows = [(name, _value(here), _value(there)) for name, here, there in fields]
+        rows = [(name, short(here), short(there)) for name, here, there in fields]
         parts.append(table(("difference", "first", "second"), rows, left=3))
     if result["lineage"]:
         parts.append("\n".join(map(_short_lineage, ("first", "second"), result["lineage"])))
     if not fields and not result["lineage"]:
         parts.append("Plan, lineage, model, config and data are the same.")
     parts.append(textwrap.fill(f"Layers: {result['rule']}", 80))
-    parts += _distances("module", ((m["name"], m) for m in result["modules"]))
+    parts += distances("module", ((m["name"], m) for m in result["modules"]))
     if layers:
         pairs = (("{} {}".format(*m["layers"]), m) for m in result["layers"])
-        parts += _distances("layers (matrices)", pairs)
+        parts += distances("layers (matrices)", pairs)
     if result["not_compared"]:
-        parts.append(textwrap.fill(_left_out(result["not_compared"]), 80))
+        parts.append(textwrap.fill(left_out(result["not_compared"]), 80))
     return parts
 
 
-def _distances(head: str, rows) -> list[str]:
+def distances(head: str, rows) -> list[str]:
     rows = [(name, number(d["distance"], 4), cosine(d["cosine"])) for name, d in rows]
     return [table((head, "|a-b|/|a|", "cosine"), rows)] if rows else []
 
 
-def _left_out(modules: list[dict]) -> str:
+def left_out(modules: list[dict]) -> str:
     by_reason: dict[str, list[str]] = {}
     for module in modules:
         by_reason.setdefault(module["why"], []).append(module["name"])
@@ -254,6 +254,6 @@ def _short_lineage(which: str, events: list[dict]) -> str:
     return textwrap.fill(text, 80, subsequent_indent="  ")
 
 
-def _value(value) -> str:
+def short(value) -> str:
     text = "–" if value is None else str(value)
     return text if len(text) <= 28 else f"{text[:27]}…"
