@@ -388,6 +388,7 @@ OTHER = [
         ["--depth=3"],
     ),
     ("an import from nowhere", ["import-hf", "nowhere", "new"], ["nowhere"]),
+    ("a map that is none", ["import-orbax", "run", "new", "--map", "own.tml"], ["--map own.tml"]),
     ("an unknown command", ["trian"], ["'trian'", "train"]),
 ]
 

@@ -1,6 +1,7 @@
-"""Command lines of `loopjax import-hf` and `loopjax export-hf`."""
+"""Command lines of `loopjax import-hf`, `loopjax import-orbax` and `loopjax export-hf`."""
 
 from loopjax.cli import arguments
+from loopjax.errors import UserError
 
 
 def import_hf(argv: list[str]) -> int:
@@ -36,6 +37,57 @@ def import_hf(argv: list[str]) -> int:
         f"{args.directory}: {source['architecture']} of {meta['plan']} layers, context "
         f"{meta['config']['seq_len']:,}, from {source['dtype']}"
     )
+    return 0
+
+
+def import_orbax(argv: list[str]) -> int:
+    """Convert an Orbax checkpoint of another program to a checkpoint of step 0.
+
+    A map says which array holds which parameter, and what the arrays do not show; it is one of
+    maxtext, maxtext-qwen and blocks (a Llama in nanodo's layout), or a TOML file (docs/conversion.md).
+    Optimizer states are left out.
+
+    Examples:
+      loopjax import-orbax maxtext/checkpoints@10000 checkpoints/mine --map maxtext --dry-run
+      loopjax import-orbax other/run checkpoints/other --map other.toml --set rope_theta=500000
+    """
+    parser = arguments.parser("import-orbax", import_orbax.__doc__)
+    add = parser.add_argument
+    add("source", metavar="DIR[@STEP]", help="checkpoint, or directory of checkpoints (the newest)")
+    add("directory", metavar="CHECKPOINT_DIR", help="new directory of the checkpoint")
+    add("--map", required=True, metavar="NAME|FILE", help="map by name, or TOML file")
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="facts to replace in the map's [model], and layers_axis",
+    )
+    add(
+        "--tokenizer",
+        metavar="bytes|PATH",
+        help="tokenizer of the model: tokenizer.json, or its directory (default: none)",
+    )
+    add("--dry-run", action="store_true", help="print what would be read from where; write nothing")
+    args = parser.parse_args(argv)
+    settings = dict(part.partition("=")[::2] for part in args.set)
+    for part in args.set:
+        if "=" not in part:
+            raise UserError(f"--set {part!r} must be KEY=VALUE, like rope_theta=500000")
+    arguments.use_cpu()
+    from loopjax.interop import import_orbax as importing
+
+    planned = importing.plan_import(args.source, args.map, settings)
+    if args.dry_run:
+        print(importing.table(planned))
+        return 0
+    meta = importing.import_orbax(planned, args.directory, args.tokenizer)
+    source = meta["source"]
+    print(
+        f"{args.directory}: {meta['plan']} layers, context {meta['config']['seq_len']:,}, by "
+        f"{source['architecture']}, from {source['dtype']}"
+    )
+    print("\n".join(importing.model_lines(planned)))
     return 0
 
 

@@ -64,6 +64,9 @@ GROUPS = {
     },
     "Convert": {
         "import-hf": Command("interop:import_hf", "convert a Hugging Face model to a checkpoint"),
+        "import-orbax": Command(
+            "interop:import_orbax", "convert another program's Orbax checkpoint to a checkpoint"
+        ),
         "export-hf": Command("interop:export_hf", "convert a checkpoint to a Hugging Face model"),
     },
 }

@@ -4,17 +4,14 @@ Weights are copied in blocks of some rows of one tensor in every layer, so only 
 is in memory.
 """
 
-import dataclasses
-import pathlib
 import sys
 
 import numpy as np
 
-from loopjax import config as config_lib
-from loopjax.checkpoint import save_params, versions
+from loopjax.checkpoint import save_params
 from loopjax.data import tokenizers
 from loopjax.errors import UserError
-from loopjax.interop import architectures, files, options
+from loopjax.interop import architectures, files, options, step_zero
 from loopjax.interop.architectures import Described
 from loopjax.interop.tensors import Tensor, open_tensors, stored_dtype
 from loopjax.progress import Progress
@@ -51,7 +48,12 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     total = stored + 4 * sum(int(np.prod(shape)) for shape in leaves.values())
     progress = Progress(total, "importing", in_bytes=True)
     meta = {
-        **about(described, path if tokenizer else None),
+        **step_zero.about(
+            described.cfg,
+            described.n_layers,
+            described.seq_len,
+            tokenizers.name_of(path / tokenizers.FILE) if tokenizer else None,
+        ),
         "source": {
             "format": "huggingface",
             "from": source,
@@ -69,27 +71,6 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     for note in described.notes:
         print(note, file=sys.stderr)
     return meta
-
-
-def about(described: Described, tokenizer: pathlib.Path | None) -> dict:
-    """The metadata of the checkpoint, as of a run of zero steps."""
-    config = config_lib.default()
-    plan = str(described.n_layers)
-    model = dataclasses.asdict(described.cfg)
-    config.model.update(model)
-    config.update(depth=plan, seq_len=described.seq_len, steps=0)
-    return {
-        "plan": plan,
-        "lineage": [{"step": 0, "operator": "import", "plan": plan, "order": None}],
-        "phases": [],
-        "data": {},
-        "tokenizer": tokenizers.name_of(tokenizer / tokenizers.FILE) if tokenizer else None,
-        "model": model,
-        "config": config.to_dict(),
-        "branched_from": "",
-        "wall_clock_s": 0.0,
-        "versions": versions(),
-    }
 
 
 def check_tensors(

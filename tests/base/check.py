@@ -50,6 +50,24 @@ def sweep(add):
     for depth in ("2", "1x2"):
         add(arg=depth)
 '''
+# The parameters of a run, as those of a foreign checkpoint.
+OWN_MAP = {
+    "embed": "V D", "layers/attention_norm": "D", "layers/query": "D H*C", "layers/key": "D K*C",
+    "layers/value": "D K*C", "layers/output": "H*C D", "layers/mlp_norm": "D", "layers/gate": "D F",
+    "layers/up": "D F", "layers/down": "F D", "final_norm": "D",
+}  # fmt: skip
+FACTS = """\
+prefix = "params/"
+ignore = ["optimizer/.*"]
+[model]
+norm = "rms"
+positions = "rope"
+activation = "silu"
+rope_theta = 10_000.0
+norm_eps = 1e-5
+seq_len = 64
+n_heads = 2
+"""
 # A command line, and what its outcome must be: text of its output, or the extra that it names.
 RUNS = [
     ("flops --config=tiny.py", "parameters"),
@@ -67,6 +85,7 @@ RUNS = [
     ("generate --checkpoint runs/a --prompt line --max-new-tokens 8", "8 tokens"),
     ("analyze --checkpoint runs/a --n 4 --output signature", "norms-arithmetic"),
     ("export-hf runs/a exported", "LlamaForCausalLM"),
+    ("import-orbax runs/a imported --map own.toml", "4 layers"),
 ]  # fmt: skip
 EXTRAS = [
     ("eval --checkpoint runs/a --tasks hellaswag --output e.json", "eval"),
@@ -90,6 +109,11 @@ def write_inputs(place: pathlib.Path) -> None:
     pairs = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(64)]
     (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (place / "tiny.py").write_text(CONFIG)
+    rules = [
+        f"[[rules]]\npath = '{leaf}'\nto = '{leaf}'\naxes = '{axes}'\n"
+        for leaf, axes in OWN_MAP.items()
+    ]
+    (place / "own.toml").write_text(FACTS + "".join(rules))
     (place / "tokenizer.json").write_text("{}")
     (place / "in.parquet").write_bytes(b"PAR1")
     (place / "model").mkdir()

@@ -1,0 +1,34 @@
+"""The metadata of an imported model: a checkpoint as of a run of zero steps."""
+
+import dataclasses
+
+from loopjax import config as config_lib
+from loopjax.checkpoint import versions
+from loopjax.model_config import ModelConfig
+
+
+def about(cfg: ModelConfig, n_layers: int, seq_len: int, tokenizer: str | None) -> dict:
+    """`meta` of a checkpoint of step 0, without "source".
+
+    Args:
+      n_layers: U, each executed once.
+      seq_len: context length in tokens.
+      tokenizer: its name, as `tokenizers.name_of` has it; "bytes"; None without one.
+    """
+    config = config_lib.default()
+    plan = str(n_layers)
+    model = dataclasses.asdict(cfg)
+    config.model.update(model)
+    config.update(depth=plan, seq_len=seq_len, steps=0)
+    return {
+        "plan": plan,
+        "lineage": [{"step": 0, "operator": "import", "plan": plan, "order": None}],
+        "phases": [],
+        "data": {},
+        "tokenizer": tokenizer,
+        "model": model,
+        "config": config.to_dict(),
+        "branched_from": "",
+        "wall_clock_s": 0.0,
+        "versions": versions(),
+    }
