@@ -10,8 +10,10 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import ml_dtypes
@@ -24,8 +26,9 @@ from loopjax.cli import main as cli
 from loopjax.depth import DepthPlan
 from loopjax.evals import nll
 from loopjax.interop import tree_map
-from loopjax.interop.axes import CANONICAL
-from loopjax.interop.import_orbax import import_orbax, plan_import
+from loopjax.interop.axes import CANONICAL, Layout
+from loopjax.interop.import_orbax import converted, cuts, import_orbax, plan_import
+from loopjax.interop.matching import Piece, Source
 from loopjax.model_config import ModelConfig
 from loopjax.train import train
 from loopjax.weights import numbers, terminal
@@ -411,6 +414,42 @@ def test_blocks_of_any_size_give_the_same(block, tmp_path, monkeypatch):
     same(imported(source, tmp_path / "our joined", by)[0], params)
 
 
+@pytest.mark.parametrize("scan", [1, None], ids=["stacked", "layer by layer"])
+def test_any_block_is_that_part_of_the_whole(scan, tmp_path):
+    """Also one that begins in the middle of a head."""
+    cfg = dataclasses.replace(CFG, qk_norm=True)
+    tree = maxtext(random_params(cfg), cfg, scan, pairs="interleaved", qwen=True)
+    settings = {"rope_pairs": "interleaved", "norm_offset": "1"}
+    match = plan_import(save(tmp_path / "their", tree), "maxtext-qwen", settings)
+    random = np.random.default_rng(0)
+    for source in match.sources.values():
+        whole = converted(source, tuple(slice(0, n) for n in source.shape))
+        for _ in range(20):
+            ends = [sorted(random.choice(n + 1, 2, replace=False)) for n in source.shape]
+            cut = tuple(slice(int(low), int(high)) for low, high in ends)
+            np.testing.assert_array_equal(converted(source, cut), whole[cut])
+
+
+@pytest.mark.parametrize(
+    ("chunk", "ours", "axis", "n"),
+    [
+        ((8, U, F), (1, 4, F), 1, 2),  # chunks of some rows of all layers: in the same rows
+        ((D, 1, F), (1, D, F), 0, 3),  # chunks of a layer: layer by layer
+        ((D, U, F), (1, D, F), 0, 1),  # one chunk: all at once, since all is decoded anyway
+        ((D, U, 8), (1, D, 8), 2, 3),  # chunks of some columns: in the same columns
+    ],
+)
+def test_blocks_are_cut_where_each_foreign_chunk_is_decoded_once(chunk, ours, axis, n):
+    layout = Layout.parse("D F", ("layers/up",)).stacked(1)
+    array = types.SimpleNamespace(shape=(D, U, F), chunk=chunk)
+    sizes, axes = {"layers": U, "D": D, "F": F}, (("layers",), ("D",), ("F",))
+    piece = Piece(array, layout, 0, "up")
+    source = Source("layers/up", (U, D, F), (piece,), axes, sizes, 0.0, 1.0, False)
+    found = cuts(source, ours, math.prod(chunk) // 2)
+    assert len(found) == n
+    assert {i for cut in found for i, s in enumerate(cut) if s != slice(0, (U, D, F)[i])} <= {axis}
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_scales_of_the_foreign_model_become_factors_of_weights(tied, tmp_path, capsys):
     """A model as here, but for norms of 1 + scale, and scales of embeddings, branches and logits."""
@@ -586,6 +625,18 @@ def test_trees_with_a_mistake(sound, tmp_path, said):
     assert said(save(tmp_path / "four", blocks), tmp_path / "new", *facts, "n_layers=4") == (
         f"--map blocks: model.n_layers=4, but {tmp_path}/four has 3 layers"
     )
+    group = {**blocks, "blocks_3/q": params["layers/query"][0].reshape(D, K, H // K, C)}
+    group |= {k.replace("blocks_0", "blocks_3"): x for k, x in blocks.items() if "blocks_0" in k}
+    del group["params/blocks_3/attn/query/kernel"]
+    (tmp_path / "mixed.toml").write_text(
+        "base = 'blocks'\n[[rules]]\npath = 'blocks_(?P<layer>3)/q'\nto = 'layers/query'\n"
+        "axes = 'D K G C'"
+    )
+    mixed = ["--map", tmp_path / "mixed.toml", *facts[2:]]
+    assert said(save(tmp_path / "group", group), tmp_path / "new", *mixed) == (
+        "params/blocks_0/attn/query/kernel and blocks_3/q have heads as H and as K and G; use the same "
+        "names"
+    )
     half = {**params, "layers/query_norm": np.ones((U, C), np.float32)}
     with_norm = write_map(
         tmp_path / "norm.toml", [*OWN, ("layers/query_norm", "layers/query_norm", "C")], facts=HEADS
@@ -594,6 +645,20 @@ def test_trees_with_a_mistake(sound, tmp_path, said):
         f"--map {with_norm}: nothing fills layers/key_norm"
     )
     assert not (tmp_path / "new").exists()
+
+
+def test_only_damage_of_what_is_needed_matters(sound, tmp_path, said):
+    params = random_params()
+    files = {"opt_state/0/mu/embed": params["embed"], **params}
+    source = tmp_path / "their"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(source, args=ocp.args.PyTreeSave(nested(files)))
+    shutil.rmtree(source / "opt_state.0.mu.embed")
+    same(imported(source, tmp_path / "our", sound / "map.toml")[0], params)
+    shutil.rmtree(source / "layers.up")
+    assert said(source, tmp_path / "new", "--map", sound / "map.toml") == (
+        f"checkpoint {source} is damaged (layers/up: the array is missing)"
+    )
 
 
 def test_nanodo_is_refused_with_what_differs(sound, tmp_path, said):

@@ -36,7 +36,7 @@ LAYERS = [
     "data.prepare.recipes", "data.prepare.fetch", "data.prepare.shards", "data.prepare.workers",
     "data.prepare.job", "data.show", "cli.data", "interop.options", "interop.architectures", "interop.files",
     "interop.tensors", "interop.tokenizer_files", "weights.ocdbt", "weights.layout", "weights.stored", "weights.item",
-    "weights.arrays", "weights.structure", "weights.sums", "weights.saved", "interop.export_hf", "interop.step_zero", "interop.import_hf", "interop.axes", "interop.tree_map", "interop.matching", "interop.import_orbax", "cli.interop",
+    "weights.arrays", "weights.structure", "weights.sums", "weights.saved", "interop.export_hf", "interop.step_zero", "interop.import_hf", "interop.axes", "interop.tree_map", "interop.matching", "interop.match_table", "interop.import_orbax", "cli.interop",
     "config_help", "config_flags", "memory", "run", "cost", "cli.planning", "results.reader",
     "report.collect", "report.estimates", "report.families", "report.context", "report.theme", "report.legends", "report.elements", "report.finetune_curves", "report.cuts", "plots.ancestry", "plots.runs", "plots.sweep", "report.tables", "report.findings", "report.diagnostic_findings", "report.tradeoffs", "report.figures", "report.sections", "report.svg", "report.page", "cli.report", "sweep.names", "sweep.halving", "sweep.branches", "sweep.grids", "sweep.points", "sweep.progress", "sweep.local", "sweep.status", "sweep.retry", "sweep.slurm", "sweep.rows", "sweep.axis", "sweep.metric", "sweep.compare", "sweep.table", "sweep.draw", "sweep.unfinished", "sweep.tradeoffs", "cli.results", "cli.sweep", "resume", "finetune",
     "early_stopping", "heldout", "step_metrics", "same", "train", "cli.training", "weights.compare",

@@ -76,18 +76,19 @@ def import_orbax(argv: list[str]) -> int:
             raise UserError(f"--set {part!r} must be KEY=VALUE, like rope_theta=500000")
     arguments.use_cpu()
     from loopjax.interop import import_orbax as importing
+    from loopjax.interop import match_table
 
-    planned = importing.plan_import(args.source, args.map, settings)
+    match = importing.plan_import(args.source, args.map, settings)
     if args.dry_run:
-        print(importing.table(planned))
+        print(match_table.table(match))
         return 0
-    meta = importing.import_orbax(planned, args.directory, args.tokenizer)
+    meta = importing.import_orbax(match, args.directory, args.tokenizer)
     source = meta["source"]
     print(
         f"{args.directory}: {meta['plan']} layers, context {meta['config']['seq_len']:,}, by "
         f"{source['architecture']}, from {source['dtype']}"
     )
-    print("\n".join(importing.model_lines(planned)))
+    print("\n".join(match_table.model_lines(match)))
     return 0
 
 

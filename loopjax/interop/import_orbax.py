@@ -6,45 +6,25 @@ the model is in memory: a block of it, and the chunks of the foreign arrays that
 
 import dataclasses
 import math
-import os
 import pathlib
 import sys
 
 import numpy as np
 
-from loopjax import config as config_lib
 from loopjax.checkpoint import save_params
 from loopjax.data import tokenizers
 from loopjax.errors import UserError
 from loopjax.interop import files, matching, step_zero, tree_map
 from loopjax.interop.matching import Match, Source
 from loopjax.progress import Progress
-from loopjax.text_table import aligned
 from loopjax.weights import arrays
 from loopjax.weights.stored import BLOCK
 
 BYTES = tokenizers.ByteTokenizer.name
 
 
-@dataclasses.dataclass(frozen=True)
-class Import:
-    """A foreign checkpoint matched to a model; nothing is read but shapes, nothing is written.
-
-    Attributes:
-      source: as given: "DIR" or "DIR@STEP".
-      by: the map.
-      tree: the foreign checkpoint.
-      match: what fills the parameters.
-    """
-
-    source: str
-    by: tree_map.TreeMap
-    tree: arrays.Tree
-    match: Match
-
-
-def plan_import(source: str, name: str, settings: dict[str, str] | None = None) -> Import:
-    """Matches a foreign checkpoint to a model.
+def plan_import(source, name: str, settings: dict[str, str] | None = None) -> Match:
+    """Matches a foreign checkpoint to a model; reads shapes only.
 
     Args:
       source: "DIR" or "DIR@STEP", as `arrays.open_tree` takes it.
@@ -55,26 +35,22 @@ def plan_import(source: str, name: str, settings: dict[str, str] | None = None) 
     """
     by = tree_map.load(name, settings or {})
     tree = arrays.open_tree(source)
-    arrays.check(tree)
-    match = matching.match(tree, by)
-    try:
-        config_lib.check_size(match.cfg, match.n_layers)
-    except ValueError as error:
-        raise UserError(f"--map {name}: {error}") from None
-    return Import(str(source), by, tree, match)
+    damaged = {k: why for k, why in tree.unreadable.items() if not matching.is_ignored(by, k)}
+    arrays.check(dataclasses.replace(tree, unreadable=damaged))
+    return matching.match(tree, by)
 
 
-def import_orbax(planned: Import, directory, tokenizer: str | None = None) -> dict:
+def import_orbax(match: Match, directory, tokenizer: str | None = None) -> dict:
     """Makes `directory` a run's directory with one checkpoint, of step 0; returns its meta.
 
     Args:
+      match: result of `plan_import`.
       directory: a new directory.
       tokenizer: "bytes", a tokenizer.json or the directory of one; None for a model without.
 
     Raises UserError if something cannot be read or a weight is not finite; then nothing is written.
     """
     directory = files.new_path(directory)
-    match = planned.match
     name, beside = _tokenizer(tokenizer, match)
     leaves = {leaf: source.shape for leaf, source in match.sources.items()}
     total = 4 * sum(math.prod(shape) for shape in leaves.values())
@@ -83,10 +59,10 @@ def import_orbax(planned: Import, directory, tokenizer: str | None = None) -> di
         **step_zero.about(match.cfg, match.n_layers, match.seq_len, name),
         "source": {
             "format": "orbax",
-            "from": str(planned.tree.path),
-            "architecture": f"map {planned.by.name}",
+            "from": str(match.path),
+            "architecture": f"map {match.by.name}",
             "dtype": match.dtype,
-            "facts": planned.by.facts,
+            "facts": match.by.facts,
         },
     }
     with files.new(directory) as temporary:
@@ -113,57 +89,13 @@ def _tokenizer(given: str | None, match: Match) -> tuple[str | None, pathlib.Pat
             )
         return BYTES, None
     path = pathlib.Path(given)
-    path = path if path.is_dir() else path.parent
-    if not (path / tokenizers.FILE).is_file() or pathlib.Path(given).name not in (
-        path.name,
-        tokenizers.FILE,
-    ):
+    path = path.parent if path.name == tokenizers.FILE else path
+    if not (path / tokenizers.FILE).is_file():
         raise UserError(
             f"--tokenizer {given!r} must be 'bytes', a {tokenizers.FILE}, or a directory with one"
         )
     files.check_tokenizer(path)
     return tokenizers.name_of(path / tokenizers.FILE), path
-
-
-def table(planned: Import) -> str:
-    """What is read from where: a row for each parameter, the arrays that are left out, the model."""
-    match = planned.match
-    rows = [matching.describe(source) for source in match.sources.values()]
-    above = os.path.commonpath([row[0] for row in rows])
-    rows = [(os.path.relpath(path, above), *rest) for path, *rest in rows]
-    lines = [f"{planned.tree.path}{f', below {above}' if above else ''}", ""]
-    lines += aligned([matching.HEADER, *rows], left=len(matching.HEADER))
-    if match.ignored:
-        size = sum(array.bytes for array in match.ignored)
-        lines += ["", f"left out: {len(match.ignored)} arrays, {size:,} bytes"]
-        lines += [f"  {name}" for name in _shortened(array.name for array in match.ignored)]
-    return "\n".join([*lines, "", *model_lines(planned), *match.notes])
-
-
-def _shortened(names) -> list[str]:
-    """The first parts of paths, each once: "items/opt_state/..."."""
-    parts = [name.split("/") for name in names]
-    return list(dict.fromkeys("/".join(p[:2]) + ("/..." if len(p) > 2 else "") for p in parts))
-
-
-def model_lines(planned: Import) -> list[str]:
-    """The model in two lines: what the shapes show, and what the map states."""
-    cfg, match, facts = planned.match.cfg, planned.match, planned.by.facts
-    shown = {
-        "n_layers": match.n_layers, "d_model": cfg.d_model, "d_ff": cfg.d_ff, "n_heads": cfg.n_heads,
-        "n_kv_heads": cfg.n_kv_heads, "head_dim": cfg.head_size, "vocab_size": cfg.vocab_size,
-        "tie_embeddings": str(cfg.tie_embeddings).lower(),
-    }  # fmt: skip
-    always = (*tree_map.REQUIRED, "rope_pairs", "attention_scale")
-    stated = {
-        name: facts[name]
-        for name in (*always, *tree_map.OPTIONAL)
-        if name in always or facts[name] != tree_map.OPTIONAL[name]
-    }
-    return [
-        f"{label} {' '.join(f'{name}={value}' for name, value in values.items())}"
-        for label, values in (("by the shapes:", shown), ("by the map:   ", stated))
-    ]
 
 
 class Blocks:
@@ -186,7 +118,8 @@ class Blocks:
 def cuts(source: Source, chunk, most: int) -> list[tuple[slice, ...]]:
     """Slices that cover a parameter, along one axis, at boundaries of its stored chunks.
 
-    The axis is the one along which the chunks of the foreign arrays are decoded least often.
+    The axis is the one for which the chunks of the foreign arrays are decoded least often, unless
+    blocks along it are larger.
 
     Args:
       chunk: shape of the stored chunks.
@@ -203,7 +136,7 @@ def cuts(source: Source, chunk, most: int) -> list[tuple[slice, ...]]:
             min(n, -(-min(start + step, n) // foreign) * foreign) - start // foreign * foreign
             for start in range(0, n, step)
         )
-        options.append((decoded / n, step * row, axis, step))
+        options.append((decoded / n * max(1, step * row / most), step * row, axis, step))
     _, _, axis, step = min(options)
     whole = [slice(0, n) for n in shape]
     return [
@@ -236,7 +169,6 @@ def converted(source: Source, cut) -> np.ndarray:
     else:
         layers = source.pieces[cut[0].start : cut[0].stop]
         block = np.stack([_read(source, piece, ranges, source.axes[1:]) for piece in layers])
-        inside[0] = slice(None)
     block = block[tuple(inside)]
     if source.offset or source.factor != 1:
         block = (block.astype(np.float64) + source.offset) * source.factor

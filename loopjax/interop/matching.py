@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import pathlib
 import re
 
+from loopjax.config import check_size
 from loopjax.errors import UserError
 from loopjax.interop import tree_map
-from loopjax.interop.axes import CANONICAL, LAYERS, Layout, Measured, canonical, solve, times
-from loopjax.interop.tree_map import TreeMap
+from loopjax.interop.axes import CANONICAL, LAYERS, Layout, Measured, canonical, solve
+from loopjax.interop.tree_map import Rule, TreeMap
 from loopjax.model_config import DTYPES, ModelConfig
 
 STORED = ("float32", "bfloat16", "float16")
@@ -65,9 +67,11 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A foreign tree as a model.
+    """A foreign tree as a model; nothing is read of it but shapes.
 
     Attributes:
+      path: directory of the foreign checkpoint.
+      by: the map.
       cfg: the architecture.
       n_layers: U, each executed once.
       seq_len: context length in tokens.
@@ -77,6 +81,8 @@ class Match:
       notes: what else a user should know, one sentence each.
     """
 
+    path: pathlib.Path
+    by: TreeMap
     cfg: ModelConfig
     n_layers: int
     seq_len: int
@@ -98,15 +104,14 @@ def match(tree, by: TreeMap) -> Match:
         leaf: tuple(layers[i] for i in sorted(layers, key=lambda i: i or 0))
         for leaf, layers in filled.items()
     }
+    axes = {leaf: _axes(leaf, of_leaf) for leaf, of_leaf in pieces.items()}
     known = {
         letter: (by.facts[name], f"model.{name}")
         for name, letter in tree_map.SIZES.items()
         if name in by.facts
     }
-    numbered = {leaf: layers for leaf, layers in filled.items() if None not in layers}
-    if numbered:
-        n_layers = 1 + max(max(layers) for layers in numbered.values())
-        _check_layers(numbered, n_layers)
+    n_layers = _numbered_layers(filled)
+    if n_layers is not None:
         stated = by.facts.get("n_layers", n_layers)
         if stated != n_layers:
             raise UserError(
@@ -121,7 +126,29 @@ def match(tree, by: TreeMap) -> Match:
         for piece in of_leaf
     }
     sizes = solve(list(measured.values()), known)
-    return _match(tree, by, pieces, sizes, ignored)
+    dtypes = {piece.array.dtype for of_leaf in pieces.values() for piece in of_leaf}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    cfg, seq_len, notes = _model(tree, by, pieces.keys(), sizes, dtype)
+    factors = _factors(by, sizes, cfg)
+    sources = {
+        leaf: Source(
+            leaf,
+            shape,
+            pieces[leaf],
+            axes[leaf],
+            sizes,
+            float(by.facts["norm_offset"]) if leaf.endswith("norm") else 0.0,
+            factors.get(leaf, 1.0),
+            by.facts["rope_pairs"] == "interleaved" and leaf in ROTATED,
+        )
+        for leaf, shape in cfg.parameter_shapes(sizes[LAYERS]).items()
+    }
+    notes += [
+        f"{leaf} is multiplied by {source.factor:.6g}, and rounded to float32"
+        for leaf, source in sources.items()
+        if math.frexp(source.factor)[0] != 0.5
+    ]
+    return Match(tree.path, by, cfg, sizes[LAYERS], seq_len, dtype, sources, ignored, notes)
 
 
 def _filled(tree, by: TreeMap) -> tuple[dict[str, dict[int | None, Piece]], list]:
@@ -129,31 +156,17 @@ def _filled(tree, by: TreeMap) -> tuple[dict[str, dict[int | None, Piece]], list
     filled: dict[str, dict[int | None, Piece]] = {}
     ignored, left = [], []
     for name, array in tree.arrays.items():
-        if any(pattern.fullmatch(name) for pattern in by.ignore):
+        if is_ignored(by, name):
             ignored.append(array)
             continue
-        hits = [
-            (i, rule, found)
-            for i, rule in enumerate(by.rules)
-            if (found := rule.path.fullmatch(name))
-        ]
+        hits = [(rule, found) for rule in by.rules if (found := rule.path.fullmatch(name))]
         if len(hits) > 1:
-            patterns = " and ".join(repr(rule.path.pattern) for _, rule, _ in hits[:2])
+            patterns = " and ".join(repr(rule.path.pattern) for rule, _ in hits[:2])
             raise UserError(f"--map {by.name}: two rules take {name}: {patterns}")
+        for rule, found in hits:
+            _fill(filled, by, array, rule, found)
         if not hits:
             left.append(name)
-            continue
-        _, rule, found = hits[0]
-        layer, shown = _layer(by, name, found)
-        for part, leaf in enumerate(rule.to):
-            stacked = layer is None and leaf.startswith("layers/")
-            layout = rule.layout.stacked(by.layers_axis) if stacked else rule.layout
-            layers = filled.setdefault(leaf, {})
-            if layer in layers or (layers and (None in layers or layer is None)):
-                other = next(iter(layers.values())).array.name
-                other = layers[layer].array.name if layer in layers else other
-                raise UserError(f"--map {by.name}: {other} and {name} both fill {leaf}")
-            layers[layer] = Piece(array, layout, part, shown)
     if not filled:
         raise UserError(
             f"--map {by.name} takes no array of {tree.path}, which has {_names(tree.arrays) or 'none'}"
@@ -163,14 +176,31 @@ def _filled(tree, by: TreeMap) -> tuple[dict[str, dict[int | None, Piece]], list
             f"--map {by.name} has no rule for {_names(left)} of {tree.path}; add rules, or patterns to "
             "'ignore' if a model here does not need them"
         )
-    for of_leaf in filled.values():
-        for piece in of_leaf.values():
-            if piece.array.dtype not in STORED:
-                raise UserError(
-                    f"{piece.array.name} has the type {piece.array.dtype}; supported are "
-                    f"{', '.join(STORED)}"
-                )
     return filled, ignored
+
+
+def is_ignored(by: TreeMap, name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in by.ignore)
+
+
+def _fill(filled: dict, by: TreeMap, array, rule: Rule, found: re.Match) -> None:
+    """Adds the parameters that an array holds by a rule."""
+    if array.dtype not in STORED:
+        raise UserError(
+            f"{array.name} has the type {array.dtype}; supported are {', '.join(STORED)}"
+        )
+    layer, shown = _layer(by, array.name, found)
+    for part, leaf in enumerate(rule.to):
+        stacked = layer is None and leaf.startswith("layers/")
+        layout = rule.layout.stacked(by.layers_axis) if stacked else rule.layout
+        layers = filled.setdefault(leaf, {})
+        # A layer twice, or one array for all layers beside those of single layers.
+        others = [layer] if layer in layers else layers if {None} & {layer, *layers} else ()
+        for other in others:
+            raise UserError(
+                f"--map {by.name}: {layers[other].array.name} and {array.name} both fill {leaf}"
+            )
+        layers[layer] = Piece(array, layout, part, shown)
 
 
 def _layer(by: TreeMap, name: str, found) -> tuple[int | None, str]:
@@ -204,29 +234,46 @@ def _check_complete(filled: dict, by: TreeMap) -> None:
         raise UserError(f"--map {by.name}: nothing fills {_names(missing)}")
 
 
-def _check_layers(numbered: dict, n_layers: int) -> None:
+def _numbered_layers(filled: dict) -> int | None:
+    """The number of layers by the numbers in paths, None without; UserError if some are missing."""
+    numbered = {leaf: layers for leaf, layers in filled.items() if None not in layers}
+    if not numbered:
+        return None
+    n_layers = 1 + max(max(layers) for layers in numbered.values())
     for leaf, layers in numbered.items():
-        missing = [i for i in range(n_layers) if i not in layers]
-        if missing:
+        if len(layers) < n_layers:
+            missing = next(i for i in range(n_layers) if i not in layers)
             raise UserError(
-                f"{leaf} is missing in layer {missing[0]} of {n_layers}, numbered 0 to {n_layers - 1}"
+                f"{leaf} is missing in layer {missing} of {n_layers}, numbered 0 to {n_layers - 1}"
             )
+    return n_layers
 
 
-def _match(tree, by: TreeMap, pieces: dict, sizes: dict, ignored: list) -> Match:
-    facts, where = by.facts, f"--map {by.name}"
-    dtypes = {piece.array.dtype for of_leaf in pieces.values() for piece in of_leaf}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    vocab_size = facts.get("vocab_size", sizes["V"])
-    if vocab_size > sizes["V"]:
+def _axes(leaf: str, pieces) -> tuple[tuple[str, ...], ...]:
+    """The axes of a parameter as products of names, the one of the layers included."""
+    axes, *others = (canonical(leaf, piece.layout.names(piece.part)) for piece in pieces)
+    for piece, other in zip(pieces[1:], others, strict=True):
+        if other != axes:
+            raise UserError(
+                f"{pieces[0].array.name} and {piece.array.name} have heads as H and as K and G; use "
+                "the same names"
+            )
+    return ((LAYERS,), *axes) if leaf.startswith("layers/") else axes
+
+
+def _model(
+    tree, by: TreeMap, leaves, sizes: dict, dtype: str
+) -> tuple[ModelConfig, int, list[str]]:
+    """(architecture, context length, notes)."""
+    facts, where, notes = by.facts, f"--map {by.name}", []
+    rows, vocab_size = sizes["V"], by.facts.get("vocab_size", sizes["V"])
+    if vocab_size > rows:
         raise UserError(
-            f"{where}: model.vocab_size={vocab_size}, but the embedding has {sizes['V']} rows"
+            f"{where}: model.vocab_size={vocab_size}, but the embedding has {rows} rows"
         )
-    notes = []
-    if vocab_size < sizes["V"]:
-        notes.append(
-            f"the last {sizes['V'] - vocab_size} of {sizes['V']} rows of the vocabulary are left out"
-        )
+    if vocab_size < rows:
+        left = rows - vocab_size
+        notes.append(f"the last {left} of {rows} rows of the vocabulary are left out")
     computed = facts["dtype"] or dtype
     if computed not in DTYPES:
         notes.append(f"the arrays have dtype {dtype}; computing in float32")
@@ -248,50 +295,28 @@ def _match(tree, by: TreeMap, pieces: dict, sizes: dict, ignored: list) -> Match
             head_dim=0 if sizes["H"] * sizes["C"] == sizes["D"] else sizes["C"],
             rope_theta=float(facts["rope_theta"]),
             rope_scaling=facts["rope_scaling"],
-            attention_bias=pieces.keys() >= BIASES,
-            qk_norm=pieces.keys() >= HEAD_NORMS,
+            attention_bias=leaves >= BIASES,
+            qk_norm=leaves >= HEAD_NORMS,
             norm_eps=float(facts["norm_eps"]),
-            tie_embeddings="head" not in pieces,
+            tie_embeddings="head" not in leaves,
             dtype=computed,
         )
+        check_size(cfg, sizes[LAYERS])
     except ValueError as error:
         raise UserError(f"{where} and {tree.path} describe no model: {error}") from None
-    factors = _factors(where, facts, sizes, cfg)
-    shapes = cfg.parameter_shapes(sizes[LAYERS])
-    sources = {
-        leaf: Source(
-            leaf,
-            shape,
-            pieces[leaf],
-            _axes(leaf, pieces[leaf]),
-            sizes,
-            float(facts["norm_offset"]) if leaf.endswith("norm") else 0.0,
-            factors.get(leaf, 1.0),
-            facts["rope_pairs"] == "interleaved" and leaf in ROTATED,
-        )
-        for leaf, shape in shapes.items()
-    }
-    notes += [
-        f"{leaf} is multiplied by {factor:.6g}, and rounded to float32"
-        for leaf, factor in factors.items()
-        if leaf in sources and math.frexp(factor)[0] != 0.5
-    ]
-    return Match(cfg, sizes[LAYERS], seq_len, dtype, sources, ignored, notes)
+    return cfg, seq_len, notes
 
 
-def _axes(leaf: str, pieces) -> tuple[tuple[str, ...], ...]:
-    """The axes of a parameter as products of names, the one of the layers included."""
-    axes = canonical(leaf, pieces[0].layout.names(pieces[0].part))
-    return ((LAYERS,), *axes) if leaf.startswith("layers/") else axes
-
-
-def _factors(where: str, facts: dict, sizes: dict, cfg: ModelConfig) -> dict[str, float]:
+def _factors(by: TreeMap, sizes: dict, cfg: ModelConfig) -> dict[str, float]:
     """Factors of parameters that take the place of scales in the foreign model.
 
     A model here has attention with 1 / sqrt(C) and no other scale. Each of the others is a factor of
     something linear in a parameter: of the queries, the embeddings, a branch's output, the final norm.
     """
-    scales = {name: tree_map.scale(where, name, facts[name], sizes) for name in tree_map.SCALES}
+    scales = {
+        name: tree_map.scale(f"--map {by.name}", name, by.facts[name], sizes)
+        for name in tree_map.SCALES
+    }
     query = scales["attention_scale"] * math.sqrt(sizes["C"])
     embedding, residual, logits = (
         scales[f"{name}_scale"] for name in ("embedding", "residual", "logits")
@@ -306,23 +331,3 @@ def _factors(where: str, facts: dict, sizes: dict, cfg: ModelConfig) -> dict[str
         "layers/down": residual,
         "final_norm": logits,
     }
-
-
-HEADER = ("from", "shape", "axes", "to", "shape", "changes")
-
-
-def describe(source: Source) -> tuple[str, ...]:
-    """A row of the table of a map: path, shape and axes of the arrays, the parameter, changes."""
-    piece, changes = source.pieces[0], []
-    if piece.layout.parts > 1:
-        changes.append(f"part {piece.part + 1} of {piece.layout.parts}")
-    if source.interleaved:
-        changes.append("rotary pairs reordered")
-    if source.offset:
-        changes.append(f"+ {source.offset:g}")
-    if source.factor != 1:
-        changes.append(f"x {source.factor:.6g}")
-    return (
-        piece.shown, times(piece.array.shape), str(piece.layout), source.leaf, times(source.shape),
-        "; ".join(changes),
-    )  # fmt: skip
