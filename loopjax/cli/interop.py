@@ -88,7 +88,7 @@ def import_orbax(argv: list[str]) -> int:
         f"{args.directory}: {meta['plan']} layers, context {meta['config']['seq_len']:,}, by "
         f"{source['architecture']}, from {source['dtype']}"
     )
-    print("\n".join(match_table.model_lines(match)))
+    print("\n".join(match_table.summary(match)))
     return 0
 
 

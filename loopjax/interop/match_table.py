@@ -11,17 +11,13 @@ HEADER = ("from", "shape", "axes", "to", "shape", "changes")
 
 
 def table(match: Match) -> str:
-    """A row for each parameter, the arrays that are left out, the model, and notes."""
+    """A row for each parameter, the summary, and notes."""
     rows = [_row(source) for source in match.sources.values()]
     above = _above([path for path, *_ in rows])
     rows = [(path.removeprefix(above), *rest) for path, *rest in rows]
     lines = [f"{match.path}, below {above[:-1]}" if above else str(match.path), ""]
     lines += aligned([HEADER, *rows], left=len(HEADER))
-    if match.ignored:
-        size = sum(array.bytes for array in match.ignored)
-        lines += ["", f"left out: {len(match.ignored)} arrays, {size:,} bytes"]
-        lines += [f"  {name}" for name in _shortened(array.name for array in match.ignored)]
-    return "\n".join([*lines, "", *model_lines(match), *match.notes])
+    return "\n".join([*lines, "", *summary(match), *match.notes])
 
 
 def _above(paths: list[str]) -> str:
@@ -47,14 +43,8 @@ def _row(source: Source) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _shortened(names) -> list[str]:
-    """The first parts of paths, each once: "items/opt_state/..."."""
-    parts = [name.split("/") for name in names]
-    return list(dict.fromkeys("/".join(p[:2]) + ("/..." if len(p) > 2 else "") for p in parts))
-
-
-def model_lines(match: Match) -> list[str]:
-    """The model in two lines: what the shapes show, and what the map states."""
+def summary(match: Match) -> list[str]:
+    """The model by its shapes and by the map, and the arrays that are left out, a line each."""
     cfg, facts = match.cfg, match.by.facts
     sizes = {
         "n_layers": match.n_layers, "d_model": cfg.d_model, "d_ff": cfg.d_ff, "n_heads": cfg.n_heads,
@@ -67,7 +57,13 @@ def model_lines(match: Match) -> list[str]:
         for name in (*always, *tree_map.OPTIONAL)
         if name in always or facts[name] != tree_map.OPTIONAL[name]
     }
-    return [
+    lines = [
         f"{label} {' '.join(f'{name}={value}' for name, value in values.items())}"
         for label, values in (("by the shapes:", sizes), ("by the map:   ", stated))
     ]
+    if match.ignored:
+        parts = [array.name.split("/") for array in match.ignored]
+        names = dict.fromkeys("/".join(p[:2]) + ("/..." if len(p) > 2 else "") for p in parts)
+        n, size = len(match.ignored), sum(array.bytes for array in match.ignored)
+        lines.append(f"left out:      {', '.join(names)} ({n} arrays, {size:,} bytes)")
+    return lines
