@@ -478,6 +478,15 @@ def test_scales_of_the_foreign_model_become_factors_of_weights(tied, tmp_path, c
     )
 
 
+def test_float16_is_computed_in_float32(tmp_path, capsys):
+    params = {name: x.astype(np.float16) for name, x in random_params().items()}
+    by = write_map(tmp_path / "map.toml", OWN, facts=HEADS)
+    ours, meta = imported(save(tmp_path / "their", params), tmp_path / "our", by)
+    same(ours, params)
+    assert (meta["model"]["dtype"], meta["source"]["dtype"]) == ("float32", "float16")
+    assert capsys.readouterr().err == "the arrays have dtype float16; computing in float32\n"
+
+
 def test_rows_that_pad_a_vocabulary_are_left_out(tmp_path, capsys):
     cfg = dataclasses.replace(CFG, tie_embeddings=False)
     params = random_params(cfg)
@@ -548,6 +557,7 @@ MAPS = [
     ("half a token", {"facts": HEADS | {"seq_len": 1.5}}, "--map MAP: model.seq_len=1.5 must be a whole number of at least 1"),
     ("no scale", {"facts": HEADS | {"logits_scale": "sqrt(E)"}}, "--map MAP: model.logits_scale='sqrt(E)' must be a positive number, or a text such as 'sqrt(D)' or '1/sqrt(C)' of a size"),
     ("no type", {"facts": HEADS | {"dtype": 8}}, "--map MAP: model.dtype=8 must be text"),
+    ("another type", {"facts": HEADS | {"dtype": "bf16"}}, "--map MAP and THEIR describe no model: model.dtype='bf16' must be one of float32, bfloat16"),
     ("no scaling", {"facts": HEADS | {"rope_scaling": "yarn:4"}}, "--map MAP and THEIR describe no model: model.rope_scaling='yarn:4' must be empty or llama3:FACTOR:LOW:HIGH:ORIGINAL, like llama3:8:1:4:8192"),
     ("no axis of layers", {"layers_axis": -1}, "--map MAP: layers_axis=-1 must be a whole number within 0..8"),
     ("a base that is itself", {"base": "map.toml"}, "--map PLACE/map.toml is based on itself, or on more than 8 maps"),

@@ -275,7 +275,7 @@ def _model(
         left = rows - vocab_size
         notes.append(f"the last {left} of {rows} rows of the vocabulary are left out")
     computed = facts["dtype"] or dtype
-    if computed not in DTYPES:
+    if not facts["dtype"] and dtype not in DTYPES:
         notes.append(f"the arrays have dtype {dtype}; computing in float32")
         computed = "float32"
     seq_len, window = facts["seq_len"], facts["sliding_window"]

@@ -24,7 +24,7 @@ IGNORED = (r"(.*/)?opt_state(/.*)?", r"(.*/)?step")
 TABLES = {"base", "layers_axis", "prefix", "ignore", "model", "rules"}
 RULE = {"path", "to", "axes"}
 
-# Facts: what only one value of can be represented, whole numbers, and other numbers.
+# Facts. Of those in `ONLY`, other values are of models that have no counterpart here.
 ONLY = {
     "norm": "rms",
     "positions": "rope",
