@@ -35,7 +35,8 @@ def trained(point, steps=(1, 2, 3), nll=2.0, result=True):
     point.workdir.mkdir(exist_ok=True)
     board = TensorBoard(point.config, point.workdir, steps[0] - 1)
     for step in steps:
-        board.on_step({"step": step, "loss": 4.0 - step, "plan": "1x2"})
+        final = {"eval/nll": nll} if result and step == steps[-1] else {}
+        board.on_step({"step": step, "loss": 4.0 - step, "plan": "1x2", **final})
     if result:
         board.on_result({"steps": steps[-1], "heldout": {"nll": nll}})
     board.close()
