@@ -431,6 +431,47 @@ def test_a_color_belongs_to_a_model_in_all_figures(tmp_path):
     assert len(set(shades)) == 24 and tuple(shades[:8]) == figure.COLORS
 
 
+def test_colors_follow_the_theme_and_stand_out_in_light_and_dark(full):
+    drawings = re.findall(r'<svg role="img".*?</svg>', full, re.S)
+    assert len(drawings) == len(numbers_of(full))
+    texts = re.findall(r"<text[^>]*>", "".join(drawings))
+    # Text on heat maps is black or white in both themes, all other text is in the page's ink.
+    fixed = {color for text in texts for color in re.findall(r"fill: (#\w+)", text)}
+    assert fixed <= {"#fefefe", "#010101"} and len(texts) > 100
+    assert not re.search(r"(fill|stroke): (#1f2937|#e5e7eb|#000000|#ffffff)", "".join(drawings))
+    light, *dark, printed = re.findall(r":root[^{]*{ color-scheme: (?:light|dark);([^}]*)}", full)
+    assert len(dark) == 2 and dark[0] == dark[1] and printed == light != dark[0]
+    used = set(re.findall(r"var\((--[\w-]+)\)", full))
+    for rules, least in ((light, 3), (dark[0], 4.5)):
+        values = dict(re.findall(r"(--[\w-]+): ([^;]+);", rules))
+        assert used <= values.keys()
+        for name in used:
+            if name.startswith("--c") and name != "--code":
+                assert theme.contrast(values[name], values["--paper"]) >= least, name
+        assert theme.contrast(values["--ink"], values["--paper"]) > 10
+        assert theme.contrast(values["--soft"], values["--paper"]) > 4.5
+
+
+def test_figures_with_one_legend_in_a_row_show_it_once_and_the_drawing_has_none(tmp_path):
+    run = material.run(tmp_path / "a")
+    material.diagnose(run / "s", run, which={"norms"})
+    material.diagnose(run / "s", run, which={"norms"}, prompts="chains", n=7)
+    section = re.search(r"<h2>Residual stream</h2>.*?</section>", written(tmp_path, [run]), re.S)[0]
+    assert section.count('role="img"') == 2 and section.count('<ul class="keys">') == 1
+    assert re.search(
+        r'<li data-model="m0"><svg class="key".*?<span data-model=m0>a</span>', section
+    )
+
+
+def test_figures_and_tables_are_reached_by_the_keyboard_and_named(full):
+    assert full.count('class="drawing" tabindex="0" role="group" aria-label="') == len(
+        numbers_of(full)
+    )
+    for heading, word in re.findall(r'<a href="#(s\d+)">([^<]*)</a>', full):
+        assert f'id="{heading}"' in full and f">{word}</h2>" in full
+    assert '<html lang="en">' in full and 'href="#main"' in full and '<main id="main">' in full
+
+
 def test_numbers_lie_where_the_figure_draws_them(full):
     for key, drawn in numbers_of(full).items():
         svg_text = re.search(rf'<figure id="{key}".*?</figure>', full, re.S)[0]

@@ -1,6 +1,7 @@
 """The page in a real browser: pointing, keys, hiding, sorting."""
 
 import functools
+import html
 import json
 import re
 import shutil
@@ -134,7 +135,7 @@ def test_pointing_at_a_heat_map_tells_the_cell(act, numbers):
     matrix = axis["images"][0]["values"]
     assert seen["cell"]["head"] == "loop" and matrix[3][6] > 1
     assert [text for _, text in seen["cell"]["rows"]] == ["3", "6", f"{matrix[3][6]:g}"]
-    assert [text for _, text in seen["zero"]["rows"]] == ["11", "0", "0"]
+    assert [text for _, text in seen["zero"]["rows"]] == ["11", "0", "–"]
 
 
 def test_pointing_at_a_trade_off_tells_the_nearest_model(act, numbers):
@@ -164,7 +165,7 @@ def test_a_hidden_model_is_hidden_everywhere_and_told_no_more(act, numbers):
 
 def test_figures_can_be_read_by_keys(act, numbers):
     key, _ = panel(numbers, "attention / residual")
-    heat, axis = panel(numbers, "standard")
+    heat, _ = panel(numbers, "standard")
     seen = act(
         f"seen.first = press('{key}', 'ArrowRight'); seen.second = press('{key}', 'ArrowRight');"
         f"seen.panel = press('{key}', 'PageDown'); seen.none = press('{key}', 'Escape');"
@@ -177,9 +178,7 @@ def test_figures_can_be_read_by_keys(act, numbers):
         "executed layer 1",
     ]
     assert seen["panel"]["head"] == "executed layer 1" and seen["none"] is None
-    assert [text for _, text in seen["cell"]["rows"]] == [
-        "1", "1", f"{axis['images'][0]['values'][1][1]:g}",
-    ]  # fmt: skip
+    assert [text for _, text in seen["cell"]["rows"]] == ["1", "1", "–"]
     assert seen["focus"] == 0
 
 
@@ -210,6 +209,45 @@ def test_without_javascript_all_figures_and_tables_are_there_and_models_can_be_h
     assert len(seen["figures"]) == len(numbers) and min(seen["figures"]) > 100
     assert len(seen["tables"]) == 4 and min(seen["tables"]) > 60
     assert seen["hint"] and seen["before"] > 20 and seen["after"] == 0
+
+
+def test_the_button_changes_the_theme_and_the_choice_is_remembered(act):
+    seen = act(
+        "const colors = () => [getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.querySelector('.drawing text')).fill];"
+        "const button = document.getElementById('theme');"
+        "seen.before = colors(); seen.label = button.textContent; button.click();"
+        "seen.after = colors(); seen.other = button.textContent;"
+        "seen.stored = localStorage.getItem('theme'); localStorage.removeItem('theme');"
+    )
+    assert seen["before"][0] != seen["after"][0] and seen["before"][1] != seen["after"][1]
+    assert {seen["label"], seen["other"]} == {"Dark page", "Light page"}
+    assert seen["stored"] == seen["label"].split()[0].lower()
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_a_narrow_page_scrolls_figures_and_tables_and_not_itself(width, place, tmp_path):
+    inner = html.escape((place / "r.html").read_text())
+    text = (
+        f'<html><head></head><body><iframe style="width:{width}px;height:900px" srcdoc="{inner}">'
+        "</iframe></body></html>"
+    )
+    seen = _act(text, tmp_path, """
+      document.querySelector('iframe').addEventListener('load', ({ target }) => {
+        const page = target.contentDocument, root = page.documentElement;
+        const sizes = [...page.querySelectorAll('.drawing text')].map((t) => t.getBoundingClientRect().height);
+        const table = page.querySelector('figure.table .wide');
+        table.scrollLeft = 1000;
+        const head = table.querySelector('tbody th').getBoundingClientRect().left;
+        Object.assign(seen, {
+          page: root.scrollWidth - root.clientWidth, smallest: Math.min(...sizes.filter(Boolean)),
+          moved: table.scrollLeft, stays: Math.abs(head - table.getBoundingClientRect().left),
+        });
+        document.getElementById('seen').textContent = JSON.stringify({ ...seen, wrong });
+      });""")  # fmt: skip
+    assert seen["page"] == 0
+    assert seen["smallest"] > 8.5  # pixels
+    assert seen["stays"] < 1 and (seen["moved"] > 100 or width > 400)
 
 
 @pytest.mark.parametrize("label", ["<!--<script>", "<script>x"])

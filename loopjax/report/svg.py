@@ -62,6 +62,8 @@ def convert(fig, owners: dict[str, str], alt: str, key: str) -> Drawing:
     for axis in fig.axes:
         for text in axis.texts if axis.images else ():
             text.set_color(_ON_IMAGE.get(_hex(text.get_color()), text.get_color()))
+        for image in axis.images:  # cells without a value show the page
+            image.set_cmap(image.get_cmap().with_extremes(bad=(0, 0, 0, 0)))
     for artist, label in kept.items():
         artist.set_gid(_OWNER + owners[label])
     svg = _inline(_themed(_draw(fig, key), colors), alt)

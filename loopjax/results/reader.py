@@ -19,7 +19,7 @@ from loopjax.results.schema import Unreadable
 
 # Files beside results that are not results.
 OTHERS = {
-    "config.json", "phases.json", "result.json", "sweep.json", "tokenizer.json",
+    "checkpoints.json", "config.json", "phases.json", "result.json", "sweep.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
 }  # fmt: skip
 CLOSED = {"checkpoints", "checkpoints.damaged", "tensorboard", "wandb"}
