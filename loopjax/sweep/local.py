@@ -115,7 +115,7 @@ class _Sweep:
             if self.running or self.pending:
                 self._show()
                 time.sleep(POLL_S)
-        halved = [] if self.signals else self._record_halved()
+        halved = [] if self.signals else self._left()
         stopped = "stopped; rerun the same command to resume" if self.signals else ""
         return summary(self.points, self.failed, self.screen, stopped, self.blocked, halved)
 
@@ -128,6 +128,8 @@ class _Sweep:
                 self.screen.say(done(point, result))
             elif self.signals or training.halted or trainer_of(point) is not None:
                 self.pending.append(point)  # stopped, or started by another process
+                if training.halted:
+                    self._record_halved(point)
             else:
                 why = failure(point, code)
                 self.failed[point.name] = why
@@ -155,14 +157,18 @@ class _Sweep:
                 training.process.send_signal(signal.SIGTERM)
                 self.screen.say(f"halved   {name}  {place}")
 
-    def _record_halved(self) -> list[str]:
-        """Records the points that stand at a rung; returns their names."""
+    def _record_halved(self, point: Point) -> None:
+        """Records where a point stands that was stopped at a rung, for other processes."""
+        directory.record(point.workdir, directory.HALVED, **self.halving.standing(point.name))
+
+    def _left(self) -> list[str]:
+        """Names of the points that stand at a rung at the end; what waits for them is blocked."""
         standing = [p for p in self.pending if self.halving and self.halving.stands(p.name)]
+        for point in standing:
+            self._record_halved(point)
         for point in self.pending:
             if not branches.ready(point):
                 self.blocked[point.name] = f"waits for {point.base}, which is halved"
-        for point in standing:
-            directory.record(point.workdir, directory.HALVED, **self.halving.standing(point.name))
         return [p.name for p in standing]
 
     def _start(self) -> bool:
