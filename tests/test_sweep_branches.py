@@ -7,9 +7,10 @@ import shlex
 import pytest
 
 from loopjax.cli import main as cli
+from loopjax.cli import sweep as sweep_command
 from loopjax.errors import UserError
 from loopjax.files import write_json
-from loopjax.sweep import branches, local, points, progress
+from loopjax.sweep import branches, directory, local, points, progress, slurm
 from tests.test_sweep import begin, config_file, end
 
 HEAD = "from loopjax.sweep import point\n"
@@ -17,6 +18,7 @@ SAVED = ["--config.checkpoint_every=1", "--config.keep_last=0"]
 
 
 def sweep_of(folder, text, head=HEAD):
+    folder.mkdir(exist_ok=True)
     return points.points(str(config_file(folder, text, head=head)), SAVED, folder / "runs")
 
 
@@ -30,10 +32,10 @@ def test_a_point_names_another_by_reference_or_by_path(base, tmp_path):
     base = add(name="base")
     add(name="branch", init_from={base}, learning_rate=1e-3)
     """
-    directory = str(tmp_path / "runs")
-    first, second = sweep_of(tmp_path, text.replace("DIR", directory))
+    runs = str(tmp_path / "runs")
+    first, second = sweep_of(tmp_path, text.replace("DIR", runs))
     assert first.base is None and second.base == branches.Reference("base", 2)
-    assert second.config.init_from.startswith(directory + "/base")
+    assert second.config.init_from.startswith(runs + "/base")
     assert branches.dependencies([first, second]) == {"base": set(), "branch": {"base"}}
 
 
@@ -143,6 +145,49 @@ def test_what_branches_from_a_failed_point_waits_and_says_so(tmp_path, capsys):
     assert "  middle  waits for base, which failed\n" in said
 
 
+def on_slurm(folder, monkeypatch, outcome):
+    """(names of the points of each submission, result); `outcome(point)` is what its job does."""
+    text = """
+    middle = add(name="middle", init_from=point("base"))
+    add(name="last", init_from=middle)
+    add(name="base")
+    add(name="other")
+    """
+    found, submissions = sweep_of(folder, text), []
+
+    def run(now, executor, screen):
+        submissions.append([p.name for p in now])
+        for one in now:
+            one.workdir.mkdir(parents=True, exist_ok=True)
+            outcome(one)
+
+    monkeypatch.setattr(slurm, "run", run)
+    return submissions, sweep_command._on_slurm(found, None)
+
+
+def test_on_slurm_what_waits_is_submitted_when_what_it_waits_for_has_ended(
+    tmp_path, monkeypatch, capsys
+):
+    def finishes(one):
+        write_json(one.workdir / "result.json", {})
+
+    def fails(one):
+        directory.record(one.workdir, "failed", exit_code=2, reason="no data")
+
+    found = on_slurm(tmp_path / "a", monkeypatch, finishes)
+    assert found == ([["base", "other"], ["middle"], ["last"]], True)
+    assert capsys.readouterr().err == ""
+    found = on_slurm(
+        tmp_path / "b", monkeypatch, lambda one: (fails if one.name == "middle" else finishes)(one)
+    )
+    assert found == ([["base", "other"], ["middle"]], False)
+    assert capsys.readouterr().err == "not submitted: last, which waits for middle\n"
+    found = on_slurm(
+        tmp_path / "c", monkeypatch, lambda one: finishes(one) if one.name == "base" else None
+    )
+    assert found == ([["base", "other"]], False)  # the sweep was stopped before "other" had ended
+
+
 @pytest.mark.slow
 def test_points_that_branch_are_trained_after_what_they_branch_from(tmp_path):
     text = """
@@ -150,10 +195,10 @@ def test_points_that_branch_are_trained_after_what_they_branch_from(tmp_path):
     add({"cooldown.mixture": {"p_hop_2": 1.0}}, name="early", init_from=point("base", 2))
     add(name="base")
     """
-    path, directory = config_file(tmp_path, text, head=HEAD), tmp_path / "runs"
-    _, err = end(begin(path, directory, "--jobs=2", *SAVED))
+    path, runs = config_file(tmp_path, text, head=HEAD), tmp_path / "runs"
+    _, err = end(begin(path, runs, "--jobs=2", *SAVED))
     assert "3 of 3 points finished" in err
-    log = (directory / "early" / "train.log").read_text()
-    assert f"branching from step 2 of {directory}/base/checkpoints" in log
-    log = (directory / "late" / "train.log").read_text()
-    assert f"initialized from the weights of {directory}/early/checkpoints@3" in log
+    log = (runs / "early" / "train.log").read_text()
+    assert f"branching from step 2 of {runs}/base/checkpoints" in log
+    log = (runs / "late" / "train.log").read_text()
+    assert f"initialized from the weights of {runs}/early/checkpoints@3" in log

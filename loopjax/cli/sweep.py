@@ -74,18 +74,25 @@ def _status(args) -> int:
 
 
 def _on_slurm(chosen, executor) -> bool:
-    """Submits the points that can be trained now; returns whether all points are finished."""
+    """Submits the points that can be trained, then those that wait for them, and so on.
+
+    Returns whether all points are finished. When the sweep is stopped, jobs keep running, and what
+    waits for them is submitted by the next call.
+    """
     from loopjax.sweep import branches, slurm
     from loopjax.sweep.progress import Screen
+    from loopjax.sweep.status import has_failed
 
-    now = [point for point in chosen if branches.ready(point)]
-    finished = slurm.run(now, executor, Screen())
+    submitted: list = []
+    while ready := [p for p in chosen if p not in submitted and branches.ready(p)]:
+        slurm.run(ready, executor, Screen())
+        submitted += ready
+        if not all(p.result() is not None or has_failed(p.workdir) for p in ready):
+            break  # stopped
     for point in chosen:
-        if point not in now:
-            arguments.say(
-                f"not submitted: {point.name} waits for {point.base}; rerun the same command then"
-            )
-    return finished and len(now) == len(chosen)
+        if point not in submitted:
+            arguments.say(f"not submitted: {point.name}, which waits for {point.base}")
+    return all(point.result() is not None for point in chosen)
 
 
 def _sweep_parser():

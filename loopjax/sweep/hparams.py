@@ -1,6 +1,7 @@
 """What TensorBoard's HParams tab reads: the fields that a sweep sets, and its metrics, as protos."""
 
 import json
+import time
 
 from ml_collections import ConfigDict
 from tensorboard.compat.proto import summary_pb2
@@ -40,13 +41,17 @@ def start(values: dict, group: str) -> list[summary_pb2.Summary.Value]:
       group: name of the run; a resumed run is the same session.
     """
     experiment = api_pb2.Experiment(
-        hparam_infos=[api_pb2.HParamInfo(name=name, type=_type(v)) for name, v in values.items()],
+        # A column that "differs" is shown.
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, type=_type(value), differs=True)
+            for name, value in values.items()
+        ],
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title)
             for tag, title in METRICS.items()
         ],
     )
-    session = plugin_data_pb2.SessionStartInfo(group_name=group)
+    session = plugin_data_pb2.SessionStartInfo(group_name=group, start_time_secs=time.time())
     for name, value in values.items():
         kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
         setattr(session.hparams[name], kind, value)
@@ -58,7 +63,7 @@ def start(values: dict, group: str) -> list[summary_pb2.Summary.Value]:
 
 def end() -> list[summary_pb2.Summary.Value]:
     """The end of a session with a result."""
-    done = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+    done = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
     return [_value(metadata.SESSION_END_INFO_TAG, session_end_info=done)]
 
 
