@@ -113,6 +113,14 @@ def test_a_free_device_takes_the_highest_rung_first_and_a_new_point_last():
     assert halves.order(list("hgfedcba"), {"g"}) == ["g", "a", "c", "h"]
 
 
+def test_points_begin_in_an_order_of_their_names_alone(tmp_path):
+    found = sweep_of(tmp_path)
+    sweep = local._Sweep(found, [], progress.Screen(), [], Halving(Settings((20,))))
+    order = [p.name for p in sweep._in_order(found)]
+    assert sorted(order) == [p.name for p in found] != order
+    assert [p.name for p in sweep._in_order(found[::-1])] == order
+
+
 def rows(n, evaluated=(), base=0.0):
     """Rows of n steps: loss base + step, held-out NLL ten times the step where it is evaluated."""
     for step in range(1, n + 1):

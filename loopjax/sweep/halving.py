@@ -6,7 +6,9 @@ that reaches a rung stops there, unless its value is among the best floor(keep *
 that have reached the rung so far; it is then promoted, to the next rung or to the end. A point that
 stopped is promoted later if it comes to be among the best. A free device takes a point that can be
 promoted, from the highest rung down, and only then one that has not begun. Nobody waits for a rung to
-be complete, and who was promoted stays promoted when others turn out to be better.
+be complete, and who was promoted stays promoted when others turn out to be better. The first to reach
+a rung are compared with few others, so the algorithm draws new points at random: here in an order
+that is fixed by their names, since the points of a grid often go from bad to good.
 
 All points keep their own schedule of `config.steps` steps: a stopped one is a run that was
 interrupted at the rung. Everything is derived from metrics.jsonl: the values, and that a point with
@@ -15,6 +17,7 @@ a value at a later rung was promoted. A sweep that is killed therefore goes on a
 """
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 
@@ -101,6 +104,11 @@ def check(settings: Settings, points) -> None:
 def count(n: int, keep: float) -> int:
     """How many of n points of a rung go on."""
     return math.floor(keep * n + 1e-9)  # 0.29 * 100 is below 29
+
+
+def at_random(names: list[str]) -> list[str]:
+    """The names in an order that has nothing to do with that of the sweep, always the same."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def best(values: dict[str, float], keep: float) -> list[str]:

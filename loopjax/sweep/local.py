@@ -19,7 +19,7 @@ import time
 from loopjax import lock
 from loopjax.signals import STOPS
 from loopjax.sweep import branches, directory
-from loopjax.sweep.halving import Halving
+from loopjax.sweep.halving import Halving, at_random
 from loopjax.sweep.logs import how_ended, last_line, last_rows
 from loopjax.sweep.points import Point
 from loopjax.sweep.progress import Screen, done, failure, status
@@ -208,7 +208,7 @@ class _Sweep:
             return idle
         by_name = {p.name: p for p in idle}
         begun = {p.name for p in idle if last_rows(p.workdir)}
-        return [by_name[name] for name in self.halving.order([*by_name], begun)]
+        return [by_name[name] for name in self.halving.order(at_random([*by_name]), begun)]
 
     def _set_aside(self) -> None:
         """Moves points that branch from one that will not be there from `pending` to `blocked`."""
