@@ -21,9 +21,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = {"135m": (30, 576, 1536, 9, 3, 49152), "1.7b": (24, 2048, 8192, 32, 32, 49152)}
 
 
-def shapes(model: str) -> dict:
+def shapes(model: str, depth: int | None) -> dict:
     """Parameters of a Llama-like model with tied embeddings, layers on axis 0."""
     L, D, F, H, K, V = MODELS[model]
+    L = depth or L
     A = D // H
     return {
         "embed": (V, D),
@@ -49,7 +50,7 @@ def write(path: pathlib.Path, args) -> None:
     def is_shape(x):
         return isinstance(x, tuple)
 
-    params = jax.tree.map(fill, shapes(args.model), is_leaf=is_shape)
+    params = jax.tree.map(fill, shapes(args.model, args.depth), is_leaf=is_shape)
     tree = {"params": params}
     if args.moments:
         moments = jax.tree.map(lambda x: x * x, params)
@@ -83,6 +84,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="135m")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--depth", type=int, help="layers (default: those of the model)")
     parser.add_argument("--moments", action="store_true", help="AdamW's two moments too")
     parser.add_argument("--chunk", type=int, default=None, help="most bytes of a stored chunk")
     parser.add_argument("--keep", help="directory of the checkpoint (default: a temporary one)")

@@ -197,3 +197,21 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         open_tree(tmp_path / "empty")
     with pytest.raises(UserError, match="was not completed: Orbax"):
         open_tree(tmp_path / "empty" / "5.orbax-checkpoint-tmp")
+
+
+def test_checkpoints_with_a_msgpack_file_beside_the_arrays_keep_their_keys(tmp_path):
+    """As Orbax wrote them before `_METADATA`, and T5X, whose placeholder is a TensorStore spec."""
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": "b.w"}, "metadata": {}}
+    leaves = {"a": {"w.x": "PLACEHOLDER://a.w.x"}, "b": {"w": spec}, "step": 3, "rest": np.ones(2)}
+    (tmp_path / "checkpoint").write_bytes(serialization.msgpack_serialize(leaves))
+    for name in ("a.w.x", "b.w"):
+        store = {"driver": "file", "path": f"{tmp_path}/{name}/"}
+        array = ts.open(
+            {"driver": "zarr", "kvstore": store}, create=True, dtype=ts.float32, shape=(4, 2)
+        ).result()
+        array[...] = np.full((4, 2), 5, np.float32)
+    tree = open_tree(tmp_path)
+    assert tree.unreadable == {} and tree.metadata["format"].endswith("zarr2, msgpack")
+    assert tree.arrays["a/w.x"].keys == ("a", "w.x") and tree.arrays["step"].read() == 3
+    assert tree.arrays["rest"].stored is None
+    same(tree, "b/w", np.full((4, 2), 5, np.float32))

@@ -48,11 +48,10 @@ class OpenItem:
         if not self._leaves:
             self._leaves = {tuple(name.split(".")): "array" for name in self.stored}
         self.shardings, self.random_keys = self._shardings(), self._random_keys()
-        drivers = self._open_arrays(is_database)
-        container = "OCDBT" if is_database else "a directory per array"
-        self.format = ", ".join(
-            [container, *sorted({"zarr": "zarr2"}.get(driver, driver) for driver in drivers)]
-        )
+        drivers = sorted(self._open_arrays(is_database))
+        parts = ["OCDBT" if is_database else "a directory per array"]
+        parts += ["zarr2" if driver == "zarr" else driver for driver in drivers]
+        self.format = ", ".join(parts + ["msgpack"] * aggregate.is_file())
 
     def _database(self) -> dict[str, tuple[int, str]]:
         """{array: (bytes on disk, what is wrong with its files)} of an OCDBT database."""
@@ -90,16 +89,11 @@ class OpenItem:
         return f"{self.name}/{file}" if self.name else file
 
     def _shardings(self) -> dict[str, Sharding]:
-        file = self.path / "_sharding"
-        if not file.is_file():
-            return {}
-        found = {}
         try:
-            for key, text in layout.read_object(file).items():
-                found[base64.b64decode(key).decode()] = _sharding(json.loads(text))
+            return shardings_of(self.path)
         except (ValueError, KeyError, TypeError) as error:
             self.unreadable[self._relative("_sharding")] = brief(error)
-        return found
+            return {}
 
     def _random_keys(self) -> dict[str, str]:
         """{array: implementation} of `jax.random.key` arrays."""
@@ -210,11 +204,23 @@ def _wrong_file(name: str, size: int | None, end: int) -> str:
     return f"the file {name} is cut short, at {size:,} bytes" if size < end else ""
 
 
-def _sharding(saved: dict) -> Sharding | None:
-    if "partition_spec" in saved:
-        spec = tuple(tuple(s) if isinstance(s, list) else s for s in saved["partition_spec"])
-        return Sharding(spec, dict(zip(saved["axis_names"], saved["shape"], strict=True)))
-    return Sharding((), {}) if saved.get("sharding_type") == "SingleDeviceSharding" else None
+def shardings_of(item: pathlib.Path) -> dict[str, Sharding]:
+    """{name of an array, as Orbax joins its keys: how it was sharded}; those that are not recorded left out.
+
+    Raises ValueError, KeyError or TypeError for a file that Orbax has not written so.
+    """
+    file = item / "_sharding"
+    found = {}
+    for key, text in layout.read_object(file).items() if file.is_file() else ():
+        saved = json.loads(text)
+        name = base64.b64decode(key).decode()
+        if "partition_spec" in saved:
+            spec = tuple(tuple(s) if isinstance(s, list) else s for s in saved["partition_spec"])
+            mesh = dict(zip(saved["axis_names"], saved["shape"], strict=True))
+            found[name] = Sharding(spec, mesh)
+        elif saved.get("sharding_type") == "SingleDeviceSharding":
+            found[name] = Sharding((), {})
+    return found
 
 
 def _flat(value, keys=()):

@@ -4,9 +4,7 @@
 Every block that is read enters the checksum of its array.
 """
 
-import base64
 import dataclasses
-import json
 import math
 import pathlib
 
@@ -14,6 +12,8 @@ import numpy as np
 
 from loopjax.checkpoint_files import array, locate, open_arrays, read_meta, reading
 from loopjax.weights import layout, stored
+from loopjax.weights.item import shardings_of
+from loopjax.weights.stored import Sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,22 +140,18 @@ def _written(path: pathlib.Path) -> float | None:
     return time / 1e9 if isinstance(time, int) else None
 
 
-def _shardings(path: pathlib.Path, names) -> dict[str, dict]:
+def _shardings(path: pathlib.Path, names) -> dict[str, Sharding]:
     """{name: sharding} of the arrays as Orbax recorded it; those that it did not record are left out."""
-    out = {}
-    for item in {name.split("/")[0] for name in names}:
-        file = path / item / "_sharding"
-        for key, text in layout.read_object(file).items() if file.is_file() else ():
-            name = base64.b64decode(key).decode().replace(".", "/")
-            out[f"{item}/{name}"] = json.loads(text)
-    return out
+    items = {name.split("/")[0] for name in names}
+    return {
+        f"{item}/{name.replace('.', '/')}": sharding
+        for item in items
+        for name, sharding in shardings_of(path / item).items()
+    }
 
 
-def _leaf(name: str, store, sharding: dict | None, checksum: int) -> Leaf:
-    spec, mesh = None, {}
-    if sharding and "partition_spec" in sharding:
-        spec = tuple(tuple(s) if isinstance(s, list) else s for s in sharding["partition_spec"])
-        mesh = dict(zip(sharding["axis_names"], sharding["shape"], strict=True))
+def _leaf(name: str, store, sharding: Sharding | None, checksum: int) -> Leaf:
+    spec, mesh = (sharding.spec, sharding.mesh) if sharding and sharding.mesh else (None, {})
     dtype = str(store.dtype.numpy_dtype)
     chunk = tuple(store.chunk_layout.read_chunk.shape or ())
     return Leaf(name, store.shape, dtype, chunk, spec, mesh, checksum)
