@@ -149,6 +149,17 @@ def test_large_databases_have_nodes_below_nodes(tmp_path):
             assert (tmp_path / file).read_bytes()[end - length : end] == b"x" * k
 
 
+def test_directories_of_steps_are_known_by_the_names_of_orbax(tmp_path):
+    for name in ("a/run_000030", "a/run_000200", "b/gemma-2", "c/small_1", "c/large_2"):
+        foreign.standard(tmp_path / name, {"w": np.ones(2)})
+    assert open_tree(tmp_path / "a").path.name == "run_000200"
+    assert open_tree(f"{tmp_path}/a@30").step == 30
+    assert open_tree(tmp_path / "b" / "gemma-2").step is None
+    for folder, names in (("b", "gemma-2"), ("c", "large_2, small_1")):
+        with pytest.raises(UserError, match=f"no numbered checkpoints, but {names}; name one"):
+            open_tree(tmp_path / folder)
+
+
 def test_files_of_flax_are_read_too(tmp_path):
     tree = {
         "params": {"w": np.ones((2, 3), np.float32)},

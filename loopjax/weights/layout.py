@@ -108,20 +108,21 @@ def _found(path: pathlib.Path, step: int | None) -> tuple[pathlib.Path, int | No
 
 
 def step_of(path: pathlib.Path) -> int | None:
-    """400 for directories named 400, step_400, checkpoint_000400."""
-    match = re.fullmatch(r"(?:.*[_-])?(\d+)", path.name)
+    """400 for directories named 400, step_400, checkpoint_000400; None for others, as gemma-2."""
+    match = re.fullmatch(r"(?:(?:step|checkpoint|ckpt|iter)[_-])?(\d+)", path.name)
     return int(match[1]) if match else None
 
 
 def _steps(directory: pathlib.Path) -> dict[int, pathlib.Path]:
-    numbered = {
-        step_of(child): child for child in directory.iterdir() if UNFINISHED not in child.name
-    }
-    return {
-        step: child
-        for step, child in numbered.items()
-        if step is not None and (_is_flax_file(child) or is_checkpoint(child))
-    }
+    """The checkpoints of a directory by step; with any prefix (`step_prefix`), if all have the same."""
+    found, prefixes = {}, set()
+    for child in directory.iterdir():
+        match = re.fullmatch(r"(.*_|)(\d+)", child.name)
+        step = int(match[2]) if match else step_of(child)
+        if step is not None and (_is_flax_file(child) or is_checkpoint(child)):
+            found[step] = child
+            prefixes.add(match[1] if match else "")
+    return found if len(prefixes) == 1 else {}
 
 
 def _is_flax_file(path: pathlib.Path) -> bool:
