@@ -176,6 +176,11 @@ def test_layers_with_a_name_each_are_a_stack_too(tmp_path):
     assert stack["neighbors"][9]["cosine"]["b"] == 1
 
 
+def test_modules_in_a_list_are_no_stack_if_they_differ(tmp_path):
+    foreign.nnx_state(tmp_path / "ckpt")
+    assert tree_numbers.inspect(tmp_path / "ckpt")["stacks"] == []
+
+
 def test_moments_stand_beside_their_parameters(tmp_path, capsys):
     params = {"dense": {"kernel": dense(4, 8), "bias": dense(8)}}
     optimizer = optax.chain(optax.clip(99.0), optax.adamw(1e-3))

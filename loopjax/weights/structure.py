@@ -188,7 +188,8 @@ def stacks(arrays: dict[str, Array], found: dict[str, Role]) -> list[Stack]:
             for kind, layers in kinds.items()
             if len(layers) == len(indices) and len({a.shape for a in layers.values()}) == 1
         }
-        if len(indices) > 1 and whole:
+        # Modules in a list ("layers/0") may have little in common.
+        if len(indices) > 1 and 2 * len(whole) >= len(kinds):
             out.append(Stack("/".join(path), None, len(indices), whole))
     return sorted(out, key=lambda stack: stack.name)
 
