@@ -144,6 +144,10 @@ def test_a_field_without_effect_is_blank_and_makes_no_column(tmp_path):
     with open(tmp_path / "results.csv", newline="") as file:
         assert {row["run"]: row["growth.block"] for row in csv.DictReader(file)} == blocks
     assert not any("alpha" in column for column in found["standard__seed-0"])
+    off = (
+        "growth.block has no effect on these runs, which are in no mean over it: standard__seed-0, "
+    )
+    assert off in results(tmp_path, "--x=growth.block")
 
 
 # The rows.
@@ -213,6 +217,26 @@ def test_bits_per_byte_are_those_of_the_last_step_in_a_file_of_nll(scored):
     own = json.loads((scored / "seed-0" / "result.json").read_text())["heldout"]
     added = {"nll (bytes)": 2.0, "accuracy (bytes)": 0.5, "bits_per_byte": 2.0}
     assert row["metrics"] == own | added
+
+
+def test_branches_of_a_base_per_seed_are_one_point(tmp_path):
+    for seed in (0, 1, 2):
+        finished_run(tmp_path / f"base__seed-{seed}", {"nll": 3.0}, seed=seed)
+        source, name = f"{tmp_path}/base__seed-{seed}@17", f"math__seed-{seed}"
+        finished_run(tmp_path / name, {"nll": 2.0 + seed}, seed=seed, init_from=source)
+        source = f"/moved/{name}"
+        more = {"init": "weights", "init_from": source, "learning_rate": 1e-2}
+        finished_run(tmp_path / f"tuned__seed-{seed}", {"nll": 1.0 + seed}, seed=seed, **more)
+    means = {row["runs"]: row for row in tables(results(tmp_path))[-1]}
+    assert {name: row["n"] for name, row in means.items()} == dict.fromkeys(
+        ("base", "math", "tuned"), "3"
+    )
+    assert [means[name]["init_from"] for name in ("base", "math", "tuned")] == [
+        "",
+        "base@17",
+        "math",
+    ]
+    assert means["math"]["nll"] == "3.0000 ± 1.0000"
 
 
 def test_the_table_and_the_report_tell_the_same_of_a_run(scored):

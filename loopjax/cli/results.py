@@ -37,9 +37,11 @@ def results(argv: list[str]) -> int:
         outputs.check_file(f"{output}{suffix}", "--output")
     over = _names(args.over)
     table.check_over(found, over or [])
+    averaged = ["seed"] if over is None else over
+    found = rows.with_sources(found, averaged)
     finished = [row for row in found if row["finished"]]
     metrics = metric.chosen(finished, args.metric)
-    x = args.x or compare.default_axis(finished, over or ["seed"])
+    x = args.x or compare.default_axis(finished, averaged)
     choice = compare.choose(found, x, _names(args.by), over)
     found = table.ordered(found, choice, args.sort)
     if not args.x and x != compare.COSTS:

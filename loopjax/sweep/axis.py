@@ -94,6 +94,16 @@ def swept(rows: list[dict]) -> list[str]:
     return [*fields, *(name for name in columns if name not in fields)]
 
 
+def listed(rows: list[dict]) -> str:
+    """The fields and columns in which runs differ, for a sentence."""
+    known = swept(rows)
+    fields = [name for name in known if name not in COLUMNS]
+    columns = [name for name in known if name in COLUMNS]
+    return (", ".join(fields) or "none") + (
+        f", or a column: {', '.join(columns)}" if columns else ""
+    )
+
+
 def _is_number(known) -> bool:
     if isinstance(known, bool):
         return False

@@ -105,8 +105,7 @@ def choose(rows: list[dict], x: str, by: list[str] | None, over: list[str] | Non
         for name in names:
             if name not in known:
                 raise UserError(
-                    f"--{flag}={name} must be a field in which the runs differ: "
-                    f"{', '.join(known) or 'they do not differ'}"
+                    f"--{flag}={name} must be a field in which the runs differ: {axis.listed(rows)}"
                 )
     if x in (by or []):
         raise UserError(f"--by={','.join(by)} must not contain the field of --x={x}")

@@ -1,6 +1,7 @@
 """The figure of a sweep: the metric against the chosen field, or against parameters and FLOPs."""
 
 import dataclasses
+import statistics
 
 from loopjax import run_record
 from loopjax.plots import roles
@@ -11,6 +12,8 @@ from loopjax.sweep.compare import COSTS, Choice, Line
 
 # Fields of the config that say what a model is, which roles have colors for.
 MODEL = ("depth", "growth.", "cooldown.depth", "cooldown.operator", "cooldown.mixture", "init")
+
+STANDARD = {"standard", "half", "one block", "other"}  # roles of models without loops and growth
 
 
 def draw(rows: list[dict], choice: Choice, names: list[str]):
@@ -58,13 +61,10 @@ def _by_role(lines: list[Line]) -> dict[str, Look] | None:
 
     Standard models of several depths are better told apart by their depth.
     """
-    most = max(row["effective_layers"] for line in lines for row in line.rows)
+    depth = max(statistics.multimode(line.rows[0]["effective_layers"] for line in lines))
     kinds = {
-        line.label: roles.kind_of(line.rows[0]["plan"], config=line.rows[0]["saved"], depth=most)
+        line.label: roles.kind_of(line.rows[0]["plan"], config=line.rows[0]["saved"], depth=depth)
         for line in lines
     }
-    known = {kind for kind in kinds.values() if kind.role in roles.ROLES}
-    standard = {"standard", "half", "one block"}
-    if len(known) < len(lines) or {kind.role for kind in known} <= standard:
-        return None
-    return roles.looks(kinds)
+    found = {kind.role for kind in kinds.values()}
+    return None if len(found) < 2 or found <= STANDARD else roles.looks(kinds)

@@ -1,5 +1,6 @@
 """The runs below a directory as rows: config, costs, metrics."""
 
+import json
 import os
 import pathlib
 
@@ -9,6 +10,8 @@ from loopjax.errors import UserError
 from loopjax.results import reader
 from loopjax.sweep.directory import FILE
 from loopjax.sweep.logs import last_rows
+
+LONGEST_CHAIN = 8  # runs that are branches of branches
 
 
 def runs_below(directory) -> list[pathlib.Path]:
@@ -118,3 +121,58 @@ def changed(runs: list[dict]) -> list[str]:
 def metrics(runs: list[dict]) -> list[str]:
     """The metrics of all finished runs, in order of appearance."""
     return list(dict.fromkeys(name for row in runs for name in row.get("metrics", ())))
+
+
+def groups(runs: list[dict], over: list[str]) -> dict[str, list[dict]]:
+    """Finished runs that differ only in the fields `over`, grouped by name.
+
+    The name of a group is the common part of its names: "lidas" of "lidas__seed-0" and
+    "lidas__seed-1" (in earlier versions "lidas,seed=0").
+    """
+    fields = [field for field in changed(runs) if field not in over]
+    by_key: dict[str, list[dict]] = {}
+    for row in runs:
+        by_key.setdefault(json.dumps([row["config"].get(f) for f in fields]), []).append(row)
+    named: dict[str, list[dict]] = {}
+    for group in by_key.values():
+        name = first = group[0]["name"]
+        if len(group) > 1:
+            between, equals = (",", "=") if "=" in first else ("__", "-")
+            parts = [p for p in first.split(between) if p.partition(equals)[0] not in over]
+            name = between.join(parts) or "default"
+        named[first if name in named else name] = group
+    return named
+
+
+def with_sources(runs: list[dict], over: list[str]) -> list[dict]:
+    """Rows whose `init_from` names the group of the run that it points to: "lidas@850".
+
+    Branches of runs that differ only in the fields `over`, such as one base per seed, are then alike.
+    Runs that are not among the rows keep their path.
+    """
+    for _ in range(LONGEST_CHAIN):
+        names = {row["name"]: name for name, group in groups(runs, over).items() for row in group}
+        found = [row | {"config": row["config"] | _source(row, runs, names)} for row in runs]
+        if found == runs:
+            break
+        runs = found
+    return runs
+
+
+def _source(row: dict, runs: list[dict], names: dict[str, str]) -> dict:
+    """{"init_from": its short form} of a row; {} if it has none, or of a run that is not there."""
+    path = row["saved"].get("init_from", "")
+    text, _, step = path.rpartition("@")
+    if step.isdecimal() and text:
+        path = text
+    else:
+        step = ""
+    if not path or "init_from" not in row["config"]:
+        return {}
+    place = pathlib.Path(path)
+    place = place.parent if place.name == "checkpoints" else place
+    same = [r for r in runs if pathlib.Path(r["directory"]).resolve() == place.resolve()]
+    same = same or [r for r in runs if pathlib.Path(r["directory"]).name == place.name]  # moved
+    if len(same) != 1:
+        return {}
+    return {"init_from": names[same[0]["name"]] + (f"@{step}" if step else "")}

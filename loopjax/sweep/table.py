@@ -12,7 +12,7 @@ from loopjax.progress import duration
 from loopjax.sweep import axis, compare, metric
 from loopjax.sweep.axis import Axis
 from loopjax.sweep.compare import COSTS, Best, Cell, Choice
-from loopjax.sweep.rows import changed, metrics
+from loopjax.sweep.rows import changed, groups, metrics
 from loopjax.text_table import markdown, prefixed
 
 # Columns of every finished run besides the costs: key, title, format in Markdown.
@@ -22,27 +22,6 @@ COLUMNS = (
     ("effective_layers", "effective layers", str),
 )
 TIME = ("wall_clock_s", "wall-clock", duration)
-
-
-def groups(runs: list[dict], over: list[str]) -> dict[str, list[dict]]:
-    """Finished runs that differ only in the fields `over`, grouped by name.
-
-    The name of a group is the common part of its names: "lidas" of "lidas__seed-0" and
-    "lidas__seed-1" (in earlier versions "lidas,seed=0").
-    """
-    fields = [field for field in changed(runs) if field not in over]
-    by_key: dict[str, list[dict]] = {}
-    for row in runs:
-        by_key.setdefault(json.dumps([row["config"].get(f) for f in fields]), []).append(row)
-    named: dict[str, list[dict]] = {}
-    for group in by_key.values():
-        name = first = group[0]["name"]
-        if len(group) > 1:
-            between, equals = (",", "=") if "=" in first else ("__", "-")
-            parts = [p for p in first.split(between) if p.partition(equals)[0] not in over]
-            name = between.join(parts) or "default"
-        named[first if name in named else name] = group
-    return named
 
 
 def check_over(runs: list[dict], over: list[str]) -> None:
@@ -75,7 +54,7 @@ def ordered(rows: list[dict], choice: Choice, by: str | None) -> list[dict]:
     if not any(axis.value(row, by) is not None for row in rows):
         raise UserError(
             f"--sort={by} must be a metric or a field of the runs: "
-            f"{', '.join([*metrics(finished), *axis.swept(rows)])}"
+            f"{', '.join(metrics(finished))}, {axis.listed(rows)}"
         )
     known = {row["name"]: axis.value(row, by) for row in rows}
     return sorted(
