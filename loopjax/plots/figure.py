@@ -12,7 +12,7 @@ from loopjax.plots.roles import Look
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-INK, GRAY, PALE = "#1f2937", "#4b5563", "#e5e7eb"
+INK, PALE = "#1f2937", "#e5e7eb"
 FAINT = "#9ca3af"
 SMALL = 8  # points, of ticks and legends
 STEP = 3.2  # points between the marks of two models at one place
@@ -334,10 +334,10 @@ def legend(fig, lines: dict, note: str = "") -> None:
     """A legend of {text: artist} below all axes; a long one makes the figure taller, not the axes.
 
     Args:
-      note: a sentence above it, for example what the intervals are.
+      note: sentences above it, for example what the intervals are.
     """
     columns = _columns([len(text) for text in lines], fig.get_figwidth())
-    words = textwrap.wrap(note, int(16 * (fig.get_figwidth() - 0.3)))
+    words = textwrap.wrap(note, int(16 * fig.get_figwidth() - 5))
     rows = -(-len(lines) // columns) + len(words)
     fig.set_figheight(fig.get_figheight() + max(0, rows - 2) / 5)
     drawn = fig.legend(

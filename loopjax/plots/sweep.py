@@ -20,7 +20,7 @@ SPREAD = 0.16  # of the distance of two neighbors on the axis, that the lines at
 CATEGORY_SPREAD = 0.5
 AMOUNT_SPREAD = 0.05  # of the whole axis
 MOST_TICKS = 8  # values of an axis that are all written on it
-RUNS_BESIDE = 0.07  # inches between the bar of a mean and its single runs
+RUNS_BESIDE = 5  # points between the bar of a mean and its single runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +98,13 @@ def _panel(axis, panel: Panel, looks: dict[str, Look], first: bool) -> dict:
 
 def _line(axis, panel: Panel, line, places: list[float], look: Look):
     """Draws the cells of a line; returns the artist of their means."""
-    from matplotlib.transforms import ScaledTranslation
-
     pairs = list(zip(places, line.cells, strict=True))
     low, high = axis.get_ylim()
     for x, cell in pairs:
         if len(cell.values) > 1:
             runs = [value for value in cell.values if math.isfinite(value)]
             style = {"color": look.color, "marker": look.marker, "alpha": 0.45, "linestyle": ""}
-            beside = axis.transData + ScaledTranslation(RUNS_BESIDE, 0, axis.figure.dpi_scale_trans)
+            beside = figure.shifted(axis, RUNS_BESIDE)
             axis.plot(
                 [x] * len(runs), runs, markersize=4, markeredgewidth=0, transform=beside, **style
             )

@@ -11,7 +11,8 @@ from loopjax.sweep.directory import FAILED, FILE
 
 # Other names in the directory of a sweep, and the one by which a directory is taken for a run.
 RESERVED = (
-    "slurm", "tensorboard", FILE, "results.csv", "results.md", "results.png", "results.pdf", "checkpoints",
+    "slurm", "tensorboard", FILE, "results.csv", "results.md", "results.png", "results.pdf",
+    "checkpoints",
     FAILED,  # --retry failed
 )  # fmt: skip
 LONGEST_NAME = 120
