@@ -118,9 +118,8 @@ def default() -> ConfigDict:
     config.eval_every = 0  # steps between held-out evaluations; 0: only at the end
     config.eval_batches = 16  # batches per source and evaluation; 0: no evaluation
     config.patience = 0  # evaluations without improvement that end the run; 0: no early stopping
-    config.log_every = (
-        10  # steps between rows in TensorBoard, W&B (metrics.jsonl has all), and norms by layer
-    )
+    # Steps between rows in TensorBoard and W&B, and between norms by layer in metrics.jsonl.
+    config.log_every = 10
     config.wandb = ""  # Weights & Biases project; empty: off
 
     # What is not right. A process that ends for one of the last three has exit code 75: restart it.
