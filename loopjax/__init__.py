@@ -16,6 +16,7 @@ Main entry points (docs/api.md has runnable examples):
     loopjax.lm.decode.generate(lm, prompts, n)     continuations of prompts
     loopjax.analysis                               norms, effects, depth_score, similarity, early_exit
     loopjax.run_record.of_directory(directory)     config, cost and metrics of a run
+    loopjax.sweep.product, zipped, point           for the function sweep(add) of a config file
 
 Importing `loopjax` imports nothing else; import the modules you use.
 """
