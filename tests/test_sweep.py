@@ -282,7 +282,7 @@ def test_a_mistake_in_any_point_is_told_before_the_first_starts(
 ):
     path = config_file(tmp_path, sweep)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", "no/srun/here")
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no srun
     flags = [flag.format(path) for flag in flags]
     assert cli.main(["sweep", f"--config={path}", "--workdir=runs", *flags]) == 2
     err = capsys.readouterr().err
@@ -435,18 +435,19 @@ def test_a_job_that_is_preempted_saves_and_goes_on_when_it_is_queued_again(tmp_p
     assert steps_of(tmp_path / "runs", "seed-0") == list(range(1, 301))
 
 
-# What submitit calls, on a cluster of this machine: an array runs one job after another.
+# The commands of Slurm, as far as they are used, on this machine: an array runs one job after
+# another. tests/test_slurm.py has a real Slurm.
 SLURM = {
     "sbatch": """
-import os, re, subprocess, sys
-script = open(sys.argv[1]).read()
-n = int(re.search(r"--array=0-(\\d+)%", script)[1]) + 1 if "--array=" in script else 1
-jobs = [f"SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID={i} bash {sys.argv[1]}" for i in range(n)]
-if "--array=" not in script:
-    jobs = [f"bash {sys.argv[1]}"]
+import os, pathlib, re, subprocess, sys
+here, lines = pathlib.Path(__file__).parent, []
+for i in range(int(re.search(r"--array=0-(\\d+)%", open(sys.argv[1]).read())[1]) + 1):
+    (here / f"7_{i}.job").write_text("PENDING")
+    ended = f"([ $? = 0 ] && echo COMPLETED || echo FAILED) > {here}/7_{i}.job"
+    lines.append(f"SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID={i} bash {sys.argv[1]}; {ended}")
 env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}
 quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-subprocess.Popen(["bash", "-c", "; ".join(jobs)], env=env, start_new_session=True, **quiet)
+subprocess.Popen(["bash", "-c", "; ".join(lines)], env=env, start_new_session=True, **quiet)
 print("Submitted batch job 7")
 """,
     "srun": """
@@ -454,7 +455,11 @@ import os, re, sys
 command = sys.argv[sys.argv.index(next(a for a in sys.argv if "python" in a and a[0] == "/")):]
 os.execv(command[0], command)
 """,
-    "sacct": "print('JobID|State|NodeList')",
+    "squeue": """
+import pathlib
+for path in pathlib.Path(__file__).parent.glob("*.job"):
+    print(f"{path.stem}|{path.read_text().strip()}|None")
+""",
 }
 
 
@@ -498,3 +503,80 @@ def test_a_setting_that_slurm_does_not_know_is_told(cluster, tmp_path, capsys, m
     err = capsys.readouterr().err
     assert "--slurm: Unknown argument 'parttion'" in err and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def watch(points, answers, tmp_path, monkeypatch):
+    """Watches the jobs of points while squeue gives one answer after another."""
+    import submitit
+
+    def listed():
+        answer = next(answers)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(slurm, "_listed_jobs", listed)
+    for name in ("POLL_S", "QUEUE_S"):
+        monkeypatch.setattr(slurm, name, 0.0)
+    jobs = {p.name: submitit.SlurmJob(tmp_path, f"7_{i}") for i, p in enumerate(points)}
+    return slurm._Watch(points, jobs, progress.Screen(), []).run()
+
+
+def test_a_controller_that_does_not_answer_ends_no_sweep(tmp_path, monkeypatch, capsys):
+    down = UserError("--launcher=slurm: squeue: Unable to contact slurm controller")
+    answers = [down, down, {"7_0": ("PENDING", "Resources")}, {"7_0": ("COMPLETING", "None")}]
+    answers += [down, {"7_0": ("NODE_FAIL", "None")}]
+    failed = watch([point(tmp_path, [])], iter(answers), tmp_path, monkeypatch)
+    assert failed == ({"one": f"job 7_0 lost its node (log: {tmp_path}/7_0_0_log.err)"}, {})
+    assert capsys.readouterr().err.count("Unable to contact slurm controller; asking again") == 2
+
+
+def test_the_result_of_a_job_may_be_seen_later_than_its_end(tmp_path, monkeypatch, capsys):
+    one = point(tmp_path, [])
+
+    def answers():
+        yield {"7_0": ("COMPLETED", "None")}
+        one.workdir.mkdir()
+        write_json(one.workdir / "result.json", {"heldout": {}, "wall_clock_s": 1.0})
+        yield {}
+
+    assert watch([one], answers(), tmp_path, monkeypatch) == ({}, {})
+    assert "done     one" in capsys.readouterr().err
+    monkeypatch.setattr(slurm, "LATE_S", 0.0)
+    two = point(tmp_path, [], "two")
+    failed = watch([two], iter([{"7_0": ("COMPLETED", "None")}]), tmp_path, monkeypatch)
+    why = f"job 7_0 ended without a result (log: {tmp_path}/7_0_0_log.err)"
+    assert failed == ({"two": why}, {})
+
+
+def test_a_squeue_that_fails_is_one_sentence_before_anything_is_submitted(
+    cluster, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("PATH", cluster)
+    squeue = pathlib.Path(cluster.partition(":")[0]) / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Zero Bytes' >&2\nexit 1\n")
+    path = config_file(tmp_path, THREE)
+    arguments = [f"--config={path}", f"--workdir={tmp_path / 'runs'}", "--launcher=slurm"]
+    assert cli.main(["sweep", *arguments, "--slurm", "timeout_min=5"]) == 2
+    err = capsys.readouterr().err
+    assert "--launcher=slurm: squeue: slurm_load_jobs error: Zero Bytes" in err
+    assert err.count("\n") == 1
+
+
+def test_points_that_have_not_begun_are_counted_by_slurms_reason(tmp_path):
+    import submitit
+
+    names = ["begun", "running", "first", "second", "third"]
+    some = [point(tmp_path, [], name) for name in names]
+    jobs = {p.name: submitit.SlurmJob(tmp_path, f"7_{i}") for i, p in enumerate(some)}
+    some[0].workdir.mkdir()
+    some[0].log.touch()
+    watch = slurm._Watch(some, jobs, progress.Screen(), [])
+    states = [("PENDING", "BeginTime"), ("RUNNING", "None"), *[("PENDING", "Resources")] * 2]
+    states += [("PENDING", "Dependency")]
+    watch.listed = {f"7_{i}": state for i, state in enumerate(states)}
+    steps = some[0].config.steps
+    assert watch._lines() == [
+        f"  begun  step 0/{steps}  pending (BeginTime)", f"  running  step 0/{steps}",
+        "  2 pending (Resources)", "  1 pending (Dependency)",
+    ]  # fmt: skip

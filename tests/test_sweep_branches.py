@@ -3,14 +3,14 @@
 import itertools
 import pathlib
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
 from loopjax.cli import main as cli
-from loopjax.cli import sweep as sweep_command
 from loopjax.errors import UserError
-from loopjax.files import write_json
-from loopjax.sweep import branches, directory, local, points, progress, slurm
+from loopjax.files import read_json, write_json
+from loopjax.sweep import branches, local, points, progress, slurm
 from tests.test_sweep import begin, config_file, end
 
 HEAD = "from loopjax.sweep import point\n"
@@ -145,47 +145,35 @@ def test_what_branches_from_a_failed_point_waits_and_says_so(tmp_path, capsys):
     assert "  middle  waits for base, which failed\n" in said
 
 
-def on_slurm(folder, monkeypatch, outcome):
-    """(names of the points of each submission, result); `outcome(point)` is what its job does."""
+def test_on_slurm_a_point_is_submitted_behind_the_job_of_what_it_branches_from(
+    tmp_path, monkeypatch
+):
     text = """
     middle = add(name="middle", init_from=point("base"))
     add(name="last", init_from=middle)
     add(name="base")
     add(name="other")
+    add(name="elsewhere", init_from=point("trained", 2))
+    add(name="trained")
     """
-    found, submissions = sweep_of(folder, text), []
+    found, submissions = branches.in_order(sweep_of(tmp_path, text)), []
 
-    def run(now, executor, screen):
-        submissions.append([p.name for p in now])
-        for one in now:
-            one.workdir.mkdir(parents=True, exist_ok=True)
-            outcome(one)
+    def submit(group, executor, after):
+        submissions.append(([p.name for p in group], after))
+        return {p.name: SimpleNamespace(job_id=f"job of {p.name}") for p in group}
 
-    monkeypatch.setattr(slurm, "run", run)
-    return submissions, sweep_command._on_slurm(found, None)
-
-
-def test_on_slurm_what_waits_is_submitted_when_what_it_waits_for_has_ended(
-    tmp_path, monkeypatch, capsys
-):
-    def finishes(one):
-        write_json(one.workdir / "result.json", {})
-
-    def fails(one):
-        directory.record(one.workdir, "failed", exit_code=2, reason="no data")
-
-    found = on_slurm(tmp_path / "a", monkeypatch, finishes)
-    assert found == ([["base", "other"], ["middle"], ["last"]], True)
-    assert capsys.readouterr().err == ""
-    found = on_slurm(
-        tmp_path / "b", monkeypatch, lambda one: (fails if one.name == "middle" else finishes)(one)
-    )
-    assert found == ([["base", "other"], ["middle"]], False)
-    assert capsys.readouterr().err == "not submitted: last, which waits for middle\n"
-    found = on_slurm(
-        tmp_path / "c", monkeypatch, lambda one: finishes(one) if one.name == "base" else None
-    )
-    assert found == ([["base", "other"]], False)  # the sweep was stopped before "other" had ended
+    monkeypatch.setattr(slurm, "_submit", submit)
+    (tmp_path / "slurm").mkdir()
+    executor = SimpleNamespace(folder=tmp_path / "slurm")
+    new = [p for p in found if p.name != "trained"]  # by a process that is no job
+    held = slurm._submit_all(new, {}, executor, progress.Screen())
+    assert submissions == [
+        (["base", "other"], ""), (["middle"], "job of base"), (["last"], "job of middle")
+    ]  # fmt: skip
+    assert [p.name for p in held] == ["elsewhere"]
+    assert read_json(tmp_path / "slurm" / "jobs.json") == {
+        name: f"job of {name}" for name in ("base", "other", "middle", "last")
+    }
 
 
 @pytest.mark.slow

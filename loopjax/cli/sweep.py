@@ -55,7 +55,7 @@ def sweep(argv: list[str]) -> int:
 
         executor = slurm.executor(workdir, args.slurm or [])
         points.write(workdir, args.config, found)
-        return 0 if _on_slurm(chosen, executor) else 1
+        return 0 if slurm.run(chosen, executor, Screen()) else 1
     rungs = None
     if args.halving is not None:
         settings = halving.parse(args.halving)
@@ -71,28 +71,6 @@ def _status(args) -> int:
     found = status.of_sweep(args.status)
     print(status.as_json(found) if args.json else status.as_text(found))
     return 0
-
-
-def _on_slurm(chosen, executor) -> bool:
-    """Submits the points that can be trained, then those that wait for them, and so on.
-
-    Returns whether all points are finished. When the sweep is stopped, jobs keep running, and what
-    waits for them is submitted by the next call.
-    """
-    from loopjax.sweep import branches, slurm
-    from loopjax.sweep.progress import Screen
-    from loopjax.sweep.status import has_failed
-
-    submitted: list = []
-    while ready := [p for p in chosen if p not in submitted and branches.ready(p)]:
-        slurm.run(ready, executor, Screen())
-        submitted += ready
-        if not all(p.result() is not None or has_failed(p.workdir) for p in ready):
-            break  # stopped
-    for point in chosen:
-        if point not in submitted:
-            arguments.say(f"not submitted: {point.name}, which waits for {point.base}")
-    return all(point.result() is not None for point in chosen)
 
 
 def _sweep_parser():

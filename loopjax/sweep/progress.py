@@ -7,7 +7,6 @@ import time
 from loopjax.progress import duration, print_line
 from loopjax.sweep.logs import how_ended, last_line, position
 from loopjax.sweep.logs import last_rows as last_rows  # for other modules
-from loopjax.sweep.logs import tail as tail
 from loopjax.sweep.points import Point
 
 EVERY_S = 30.0  # between two reports if standard error is not a terminal
