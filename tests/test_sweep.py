@@ -515,7 +515,7 @@ def watch(points, answers, tmp_path, monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr(slurm, "_listed_jobs", listed)
+    monkeypatch.setattr(slurm, "listed_jobs", listed)
     for name in ("POLL_S", "QUEUE_S"):
         monkeypatch.setattr(slurm, name, 0.0)
     jobs = {p.name: submitit.SlurmJob(tmp_path, f"7_{i}") for i, p in enumerate(points)}

@@ -139,7 +139,9 @@ def test_no_damaged_file_stops_it(name, content, sweep):
 
 def test_a_job_of_slurm_is_running_or_queued(sweep, monkeypatch, tmp_path):
     tool = tmp_path / "squeue"
-    tool.write_text("#!/bin/sh\necho '7_0 RUNNING'\necho '7_1 PENDING'\necho '6 RUNNING'\n")
+    tool.write_text(
+        "#!/bin/sh\necho '7_0|RUNNING|None'\necho '7_1|PENDING|Priority'\necho '5_0|FAILED|None'\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (sweep / "slurm").mkdir()

@@ -2,7 +2,7 @@
 
 The jobs belong to the cluster: a stopped sweep leaves them queued or running, and finds them again
 by DIR/slurm/jobs.json when it is rerun. `slurm_job` is what runs in a job. The state of the jobs
-comes from squeue: unlike sacct, it needs no accounting database.
+comes from squeue (`slurm_queue`).
 """
 
 import ast
@@ -11,7 +11,6 @@ import contextlib
 import io
 import os
 import pathlib
-import subprocess
 import time
 
 from loopjax.errors import UserError, first_line, require
@@ -22,10 +21,9 @@ from loopjax.sweep.logs import how_ended, last_line
 from loopjax.sweep.points import Point, read_if_complete
 from loopjax.sweep.progress import Screen, done, status
 from loopjax.sweep.slurm_job import GRACE_S, POLL_S, Job
+from loopjax.sweep.slurm_queue import ENDED, JOBS, listed_jobs
 
-JOBS = "jobs.json"  # in the folder of submitit: {point: job}
 QUEUE_S = 10.0  # between two calls of squeue
-QUEUE_TIMEOUT_S = 60.0
 REQUEUES = 1000  # time limits that a job may reach
 LATE_S = 60.0  # that a file may take to be seen on another machine
 # Settings that submitit has for every cluster; others are passed to sbatch.
@@ -33,19 +31,6 @@ SHARED = (
     "name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node",
     "stderr_to_stdout",
 )  # fmt: skip
-# What became of a job in each state that is final; in any other it is queued or running.
-ENDED = {
-    "BOOT_FAIL": "got no node that starts",
-    "CANCELLED": "was cancelled",
-    "COMPLETED": "ended without a result",
-    "DEADLINE": "reached its deadline",
-    "FAILED": "failed",
-    "NODE_FAIL": "lost its node",
-    "OUT_OF_MEMORY": "ran out of memory",
-    "PREEMPTED": "was preempted",
-    "REVOKED": "was revoked",
-    "TIMEOUT": "was ended at its time limit",
-}
 NEVER = "DependencyNeverSatisfied"  # the reason of a cancelled job
 
 
@@ -119,7 +104,7 @@ def run(points: list[Point], slurm, screen: Screen) -> bool:
 
     ids = read_if_complete(slurm.folder / JOBS) or {}
     todo = branches.in_order([point for point in points if point.result() is None])
-    listed = _listed_jobs()
+    listed = listed_jobs()
     jobs = {
         point.name: submitit.SlurmJob(slurm.folder, ids[point.name])
         for point in todo
@@ -206,29 +191,6 @@ def _outside_of_a_job():
         os.environ.update(hidden)
 
 
-def _listed_jobs() -> dict[str, tuple[str, str]]:
-    """{job: (state, reason)} of the jobs of this user, as long as Slurm remembers them.
-
-    It forgets a job MinJobAge seconds after its end (by default 300). Raises UserError if squeue
-    fails.
-    """
-    command = [
-        "squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}",
-        "--format=%i|%T|%r",
-    ]  # fmt: skip
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=QUEUE_TIMEOUT_S
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"--launcher=slurm: squeue: {first_line(error)}") from None
-    if answer.returncode:
-        says = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-        raise UserError(f"--launcher=slurm: squeue: {says[-1].removeprefix('squeue: ')}")
-    rows = [line.split("|") for line in answer.stdout.splitlines()]
-    return {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
-
-
 class _Watch:
     """Watches points until all have ended or a signal arrives."""
 
@@ -274,7 +236,7 @@ class _Watch:
             return False
         self.listed_at = time.monotonic()
         try:
-            self.listed = _listed_jobs()
+            self.listed = listed_jobs()
         except UserError as error:
             if not self.silent:
                 self.screen.say(f"{error}; asking again every {QUEUE_S:g} s")

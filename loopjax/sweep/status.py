@@ -10,8 +10,6 @@ waiting   it has not begun
 
 import json
 import pathlib
-import shutil
-import subprocess
 import textwrap
 
 from loopjax import lock
@@ -20,6 +18,7 @@ from loopjax.progress import duration
 from loopjax.sweep import directory as files
 from loopjax.sweep.directory import Entry
 from loopjax.sweep.logs import failure_in, how_ended, position
+from loopjax.sweep.slurm_queue import ENDED, JOBS, listed_jobs
 from loopjax.text_table import aligned
 
 LONGEST_NOTE = 100  # characters of an error in the table; the JSON has all
@@ -123,17 +122,16 @@ def _explain_waiting(points: list[dict]) -> None:
 
 
 def _slurm_jobs(directory: pathlib.Path) -> dict[str, tuple[str, str]]:
-    """{point: (job, its state)} of the jobs that Slurm still has; {} without Slurm."""
-    ids = files.read_if_complete(directory / "slurm" / "jobs.json")
-    if not isinstance(ids, dict) or not ids or shutil.which("squeue") is None:
+    """{point: (job, its state)} of the jobs that are queued or running; {} without Slurm."""
+    ids = files.read_if_complete(directory / "slurm" / JOBS)
+    if not isinstance(ids, dict) or not ids:
         return {}
-    command = ["squeue", "--array", "--noheader", "--format=%i %T", "--me"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
+        listed = listed_jobs()
+    except UserError:
         return {}
-    states = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
-    return {name: (str(job), states[str(job)]) for name, job in ids.items() if str(job) in states}
+    states = {name: listed.get(str(job), ("COMPLETED", ""))[0] for name, job in ids.items()}
+    return {name: (str(ids[name]), state) for name, state in states.items() if state not in ENDED}
 
 
 def as_json(found: dict) -> str:
