@@ -1,6 +1,7 @@
 """`open_tree` reads what Orbax wrote: the same names, values, types and shardings, without Orbax."""
 
 import asyncio
+import json
 import shutil
 
 import jax
@@ -226,3 +227,31 @@ def test_checkpoints_with_a_msgpack_file_beside_the_arrays_keep_their_keys(tmp_p
     assert tree.arrays["a/w.x"].keys == ("a", "w.x") and tree.arrays["step"].read() == 3
     assert tree.arrays["rest"].stored is None
     same(tree, "b/w", np.full((4, 2), 5, np.float32))
+
+
+def test_a_damaged_sharding_file_leaves_the_arrays_readable(tmp_path):
+    foreign.standard(tmp_path / "ckpt")
+    file = tmp_path / "ckpt" / "_sharding"
+    no_axis = {"partition_spec": ["x"], "axis_names": ["y"], "shape": [2]}
+    for text in (
+        "{",
+        "[]",
+        json.dumps({"ZW1iZWQ=": json.dumps(no_axis)}),
+        '{"ZW1iZWQ=": "{\\"partition_spec\\": []}"}',
+        '{"ZW1iZWQ=": 3}',
+    ):
+        file.write_text(text)
+        tree = open_tree(tmp_path / "ckpt")
+        assert list(tree.unreadable) == ["_sharding"] and len(tree.arrays) == 4
+        assert tree.arrays["embed"].sharding is None
+
+
+def test_with_damaged_tree_metadata_the_stored_names_are_listed(tmp_path):
+    foreign.pytree(tmp_path / "ckpt")
+    (tmp_path / "ckpt" / "_METADATA").write_text("{")
+    tree = open_tree(tmp_path / "ckpt")
+    assert list(tree.unreadable) == ["_METADATA"] and len(tree.arrays) == 12
+    foreign.pytree(tmp_path / "other")
+    (tmp_path / "other" / "_strings.json").write_text("{")
+    tree = open_tree(tmp_path / "other")
+    assert list(tree.unreadable) == ["_strings.json"] and len(tree.arrays) == 12

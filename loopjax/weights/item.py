@@ -36,11 +36,11 @@ class OpenItem:
         self._leaves: dict[tuple[str, ...], str] = {}
         is_database = (self.path / ocdbt.MANIFEST).is_file()
         if (self.path / layout.TREE_METADATA).is_file():
-            saved = layout.read_object(self.path / layout.TREE_METADATA)
-            is_database |= bool(saved.get("use_ocdbt"))
-            for entry in saved["tree_metadata"].values():
-                keys = tuple(part["key"] for part in entry["key_metadata"])
-                self._leaves[keys] = str(entry["value_metadata"]["value_type"])
+            try:
+                is_database |= self._described()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self.unreadable[self._relative(layout.TREE_METADATA)] = brief(error)
+                self._leaves.clear()
         self.stored = self._database() if is_database else self._files()
         aggregate = self.path / layout.AGGREGATE
         if aggregate.is_file():
@@ -52,6 +52,14 @@ class OpenItem:
         parts = ["OCDBT" if is_database else "a directory per array"]
         parts += ["zarr2" if driver == "zarr" else driver for driver in drivers]
         self.format = ", ".join(parts + ["msgpack"] * aggregate.is_file())
+
+    def _described(self) -> bool:
+        """Reads the leaves and their kinds from `_METADATA`; whether the arrays are in a database."""
+        saved = layout.read_object(self.path / layout.TREE_METADATA)
+        for entry in saved["tree_metadata"].values():
+            keys = tuple(part["key"] for part in entry["key_metadata"])
+            self._leaves[keys] = str(entry["value_metadata"]["value_type"])
+        return bool(saved.get("use_ocdbt"))
 
     def _database(self) -> dict[str, tuple[int, str]]:
         """{array: (bytes on disk, what is wrong with its files)} of an OCDBT database."""
@@ -91,7 +99,7 @@ class OpenItem:
     def _shardings(self) -> dict[str, Sharding]:
         try:
             return shardings_of(self.path)
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             self.unreadable[self._relative("_sharding")] = brief(error)
             return {}
 
@@ -170,7 +178,11 @@ class OpenItem:
 
     def _string(self, name: str) -> str:
         file = self.path / "_strings.json"
-        return str(layout.read_object(file).get(name, "")) if file.is_file() else ""
+        try:
+            return str(layout.read_object(file)[name])
+        except (OSError, ValueError, KeyError) as error:
+            self.unreadable[self._relative(file.name)] = brief(error)
+            return ""
 
     def _aggregate(self, file: pathlib.Path, leaves: dict) -> None:
         """Adds the leaves of a msgpack file: arrays, and the names of those that are elsewhere."""
@@ -207,20 +219,32 @@ def _wrong_file(name: str, size: int | None, end: int) -> str:
 def shardings_of(item: pathlib.Path) -> dict[str, Sharding]:
     """{name of an array, as Orbax joins its keys: how it was sharded}; those that are not recorded left out.
 
-    Raises ValueError, KeyError or TypeError for a file that Orbax has not written so.
+    Raises ValueError for a file that Orbax has not written so.
     """
     file = item / "_sharding"
     found = {}
     for key, text in layout.read_object(file).items() if file.is_file() else ():
-        saved = json.loads(text)
-        name = base64.b64decode(key).decode()
-        if "partition_spec" in saved:
-            spec = tuple(tuple(s) if isinstance(s, list) else s for s in saved["partition_spec"])
-            mesh = dict(zip(saved["axis_names"], saved["shape"], strict=True))
-            found[name] = Sharding(spec, mesh)
-        elif saved.get("sharding_type") == "SingleDeviceSharding":
-            found[name] = Sharding((), {})
+        try:
+            sharding = _sharding(json.loads(text))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{item.name}/_sharding describes no sharding: {text!r:.60}"
+            ) from error
+        if sharding:
+            found[base64.b64decode(key).decode()] = sharding
     return found
+
+
+def _sharding(saved: dict) -> Sharding | None:
+    if "partition_spec" in saved:
+        spec = tuple(tuple(s) if isinstance(s, list) else s for s in saved["partition_spec"])
+        mesh = dict(zip(saved["axis_names"], saved["shape"], strict=True))
+        for names in spec:
+            for name in (names,) if isinstance(names, str) else names or ():
+                if type(mesh[name]) is not int:
+                    raise TypeError(f"{mesh[name]!r} devices")
+        return Sharding(spec, mesh)
+    return Sharding((), {}) if saved.get("sharding_type") == "SingleDeviceSharding" else None
 
 
 def _flat(value, keys=()):

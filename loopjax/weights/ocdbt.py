@@ -30,7 +30,8 @@ def entries(path: pathlib.Path) -> dict[str, tuple[int, str | None, int]]:
     base = ts.KvStore.open(files(path)).result()
     manifest = ts.ocdbt.dump(base).result()
     found = {}
-    nodes = [(b"", manifest["versions"][-1]["root"].get("location"))]
+    newest = manifest["versions"][-1:]  # none in an empty database
+    nodes = [(b"", version["root"].get("location")) for version in newest]
     while nodes:
         prefix, location = nodes.pop()
         for entry in ts.ocdbt.dump(base, location).result()["entries"] if location else ():

@@ -143,6 +143,7 @@ def columns(*arrays):
         yield tuple(array[:, start : start + step] for array in arrays)
 
 
-def reason(error: Exception) -> str:
-    """What is wrong, of a sentence "checkpoint ... is damaged (what is wrong)"."""
-    return re.sub(r"^checkpoint .* is damaged \((.*)\)$", r"\1", str(error))
+def reason(error: Exception, name: str) -> str:
+    """What is wrong with an array, of a sentence "checkpoint ... is damaged (what is wrong)"."""
+    text = re.sub(r"^checkpoint .* is damaged \((.*)\)$", r"\1", str(error))
+    return text.replace(f"{name}: ", "", 1)

@@ -51,7 +51,7 @@ def compare(a: Tree, b: Tree, grep: str | None, progress=None) -> dict:
                 continue
             sums = _products(x, y, axis if same_axis else None, progress)
         except Damaged as error:
-            not_compared.append({"name": name, "why": reason(error)})
+            not_compared.append({"name": name, "why": reason(error, name)})
             continue
         arrays.append({"name": name, "other": match, **distance(*sums.sum(axis=1))})
         if axis is not None and same_axis:

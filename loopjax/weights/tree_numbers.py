@@ -48,7 +48,7 @@ def inspect(source, step: int | None = None, *, layers=False, other=None, grep=N
         try:
             sums[name] = measure(array, axes.get(name), neighbors=layers, progress=progress)
         except Damaged as error:
-            unreadable[name] = reason(error)
+            unreadable[name] = reason(error, name)
     rows = [about_array(array, found[name], sums.get(name)) for name, array in chosen.items()]
     result = {
         "checkpoint": about(tree, rows),
