@@ -57,7 +57,8 @@ def hops_finding(runs: list[pathlib.Path]) -> str:
         "Follow p hops back through a string of 32 letters (p is 1, 2 or 4). At four hops one "
         f"layer run four times (<b>1x4</b>) reaches {loop:.1%} with {share:.0%} of the parameters of "
         f"four layers (<b>4</b>), which reach {deep:.1%}; one layer run once (<b>1</b>) reaches "
-        f"{shallow:.1%}, and {rule} {floor:.1%}. {_gain(shallow, loop, deep)}"
+        f"{shallow:.1%}. A rule without any hops ({rule}) gets {floor:.1%}. "
+        f"{_gain(shallow, loop, deep)}"
     )
 
 

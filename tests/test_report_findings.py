@@ -48,7 +48,8 @@ def test_an_interval_over_seeds_is_students_and_over_items_normal():
     assert items.half == pytest.approx(1.959964 * 0.05) and items.items == 100
     assert over([0.5]).half is None
     # Seeds that agree by accident are not exact.
-    assert over([0.5, 0.5], [0.05, 0.05]).error == pytest.approx(0.05 / np.sqrt(2))
+    assert over([0.5, 0.5], [0.05, 0.05]).half == pytest.approx(1.959964 * 0.05 / np.sqrt(2))
+    assert over([0.1, 0.9], [0.05, 0.05]).half == over([0.1, 0.9]).half
 
 
 def test_a_difference_is_that_of_welch_and_needs_an_interval_on_both_sides():

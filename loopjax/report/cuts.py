@@ -33,7 +33,11 @@ def finding(models: Collection, kinds: Iterable[str]) -> str:
         for (of, label), count in most.items():
             if of == task:
                 labels.setdefault(count, []).append(label)
-        texts = [f"{count} for {series(names)}" for count, names in labels.items()]
+        evaluated = {label for label, of, _ in every if of == task}
+        texts = [
+            f"{count} for {'each model' if len(names) == len(evaluated) > 1 else series(names)}"
+            for count, names in labels.items()
+        ]
         if texts:
             parts.append(f"{task} ({'; '.join(texts)})")
     unit = "Prompts" if all("items_truncated" in one for *_, one in every) else "Requests"

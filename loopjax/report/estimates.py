@@ -42,15 +42,16 @@ class Estimate:
 def over(values: Iterable[float], errors: Iterable[float | None] = (), items=None) -> Estimate:
     """The estimate of runs that differ in their seed; with a single one, by its own standard error.
 
-    The error of a mean is at least what the standard errors of its runs give: few seeds that agree by
-    accident do not make an evaluation of few items exact.
+    The interval of a mean is at least the one that the standard errors of its runs give: few seeds
+    that agree by accident do not make an evaluation of few items exact.
     """
     values, errors = list(values), list(errors)
     if len(values) == 1:
         return Estimate(values[0], errors[0] if errors else None, 1, items)
     error = statistics.stdev(values) / math.sqrt(len(values))
     if errors and None not in errors:
-        error = max(error, math.sqrt(sum(e**2 for e in errors)) / len(errors))
+        of_items = math.sqrt(sum(e**2 for e in errors)) / len(errors)
+        error = max(error, Z / _t(len(values) - 1) * of_items)
     return Estimate(statistics.fmean(values), error, len(values), items)
 
 

@@ -14,14 +14,15 @@ import re
 
 import numpy as np
 
+from loopjax.plots.figure import INK
 from loopjax.report import legends, theme
 
 POINTS = 1000  # points of a line; longer lines are thinned
 PIXELS = 1.25  # pixels of the page for a point of a figure, and at least
 LEAST = 1.2
 _OWNER = "owner-"
-# Colors of text on images, which do not follow the theme.
-_ON_IMAGE = {"#ffffff": "#fefefe", "#000000": "#010101"}
+# Colors of text on images and boxes, which do not follow the theme.
+_ON_FILL = {"#ffffff": "#fefefe", "#000000": "#010101", INK: "#1f2938"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,8 @@ def convert(fig, owners: dict[str, str], alt: str, key: str) -> Drawing:
     legend = legends.taken_from(fig, owners)
     colors = _colors(fig)
     for axis in fig.axes:
-        for text in axis.texts if axis.images else ():
-            text.set_color(_ON_IMAGE.get(_hex(text.get_color()), text.get_color()))
+        for text in axis.texts if axis.images or _boxes(axis) else ():
+            text.set_color(_ON_FILL.get(_hex(text.get_color()), text.get_color()))
         for image in axis.images:  # cells without a value show the page
             image.set_cmap(image.get_cmap().with_extremes(bad=(0, 0, 0, 0)))
     for artist, label in kept.items():
@@ -83,11 +84,18 @@ def _hex(color) -> str | None:
     return colors.to_hex((red, green, blue)) if alpha else None
 
 
+def _boxes(axis) -> bool:
+    """Whether an axis has boxes with text, as a lineage has."""
+    from matplotlib.patches import FancyBboxPatch
+
+    return any(isinstance(patch, FancyBboxPatch) for patch in axis.patches)
+
+
 def _colors(fig) -> set[str]:
-    """The colors of a figure, except those of images and color bars."""
+    """The colors of a figure, except those of images, color bars and boxes with text."""
     from matplotlib.collections import Collection, QuadMesh
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
+    from matplotlib.patches import FancyBboxPatch, Patch
     from matplotlib.text import Text
 
     found = {"#000000", "#ffffff"}
@@ -98,7 +106,7 @@ def _colors(fig) -> set[str]:
                 artist.get_markerfacecolor(),
                 artist.get_markeredgecolor(),
             ]
-        elif isinstance(artist, Patch):
+        elif isinstance(artist, Patch) and not isinstance(artist, FancyBboxPatch):
             colors = [artist.get_facecolor(), artist.get_edgecolor()]
         elif isinstance(artist, Text):
             colors = [artist.get_color()]
