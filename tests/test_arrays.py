@@ -255,3 +255,13 @@ def test_with_damaged_tree_metadata_the_stored_names_are_listed(tmp_path):
     (tmp_path / "other" / "_strings.json").write_text("{")
     tree = open_tree(tmp_path / "other")
     assert list(tree.unreadable) == ["_strings.json"] and len(tree.arrays) == 12
+
+
+@pytest.mark.parametrize("zarr3", [False, True])
+def test_a_missing_chunk_is_not_read_as_zeros(tmp_path, zarr3):
+    foreign.pytree(tmp_path / "ckpt", use_ocdbt=False, use_zarr3=zarr3)
+    chunk = "c/1/0" if zarr3 else "1.0"
+    (tmp_path / "ckpt" / "params.embed" / chunk).unlink()
+    tree = open_tree(tmp_path / "ckpt")
+    assert tree.unreadable == {"params/embed": "1 of its 8 chunks are missing"}
+    assert len(tree.arrays) == 11

@@ -5,7 +5,9 @@ is missing (older versions), names are split at dots.
 """
 
 import base64
+import dataclasses
 import json
+import math
 import os
 import pathlib
 
@@ -18,6 +20,15 @@ from loopjax.weights.layout import Item
 from loopjax.weights.stored import Array, Sharding
 
 
+@dataclasses.dataclass
+class Files:
+    """What an array has on disk: bytes, number of chunks, and what is wrong with it, "" if nothing."""
+
+    bytes: int = 0
+    chunks: int = 0
+    wrong: str = ""
+
+
 class OpenItem:
     """Opens the arrays of one item."""
 
@@ -27,6 +38,7 @@ class OpenItem:
         self.others: dict[str, str] = {}
         self.unreadable: dict[str, str] = {}
         self.format = ""
+        self.all_chunks = False  # whether those that are zero are stored too
 
     def open(self) -> None:
         if self.path.is_file():
@@ -59,12 +71,13 @@ class OpenItem:
         for entry in saved["tree_metadata"].values():
             keys = tuple(part["key"] for part in entry["key_metadata"])
             self._leaves[keys] = str(entry["value_metadata"]["value_type"])
+        self.all_chunks = saved.get("store_array_data_equal_to_fill_value") is True
         return bool(saved.get("use_ocdbt"))
 
-    def _database(self) -> dict[str, tuple[int, str]]:
-        """{array: (bytes on disk, what is wrong with its files)} of an OCDBT database."""
-        sizes = {}
-        stored: dict[str, tuple[int, str]] = {}
+    def _database(self) -> dict[str, Files]:
+        """The arrays of an OCDBT database."""
+        sizes: dict[str, int | None] = {}
+        stored: dict[str, Files] = {}
         found = ocdbt.entries(self.path)
         names = {key.rpartition("/")[0] for key in found if key.rpartition("/")[2] in layout.ZARR}
         for key, (length, file, end) in found.items():
@@ -76,20 +89,23 @@ class OpenItem:
             if file is not None and file not in sizes:
                 place = self.path / file
                 sizes[file] = place.stat().st_size if place.is_file() else None
-            total, wrong = stored.get(name, (0, ""))
-            if file is not None and not wrong:
-                wrong = _wrong_file(self._relative(file), sizes[file], end)
-            stored[name] = (total + length, wrong)
+            array = stored.setdefault(name, Files())
+            array.bytes += length
+            array.chunks += parts[-1] not in layout.ZARR
+            if file is not None and not array.wrong:
+                array.wrong = _wrong_file(self._relative(file), sizes[file], end)
         return stored
 
-    def _files(self) -> dict[str, tuple[int, str]]:
-        """The same of arrays that have a directory each."""
+    def _files(self) -> dict[str, Files]:
+        """The arrays that have a directory each."""
         stored = {}
         for folder, folders, files in os.walk(self.path):
             if any(name in files for name in layout.ZARR):
                 below = pathlib.Path(folder)
-                total = sum(file.stat().st_size for file in below.rglob("*") if file.is_file())
-                stored[below.relative_to(self.path).as_posix()] = (total, "")
+                sizes = {file: file.stat().st_size for file in below.rglob("*") if file.is_file()}
+                chunks = sum(file.name not in layout.ZARR for file in sizes)
+                name = below.relative_to(self.path).as_posix()
+                stored[name] = Files(sum(sizes.values()), chunks)
                 folders.clear()
         return stored
 
@@ -130,8 +146,8 @@ class OpenItem:
                 self.others[self._named(keys)] = f"string {json.dumps(self._string(name))}"
             elif name not in self.stored:
                 self.unreadable[self._named(keys)] = "the array is missing"
-            elif self.stored[name][1]:
-                self.unreadable[self._named(keys)] = self.stored[name][1]
+            elif self.stored[name].wrong:
+                self.unreadable[self._named(keys)] = self.stored[name].wrong
             else:
                 store = ocdbt.files(self.path / name)
                 if base is not None:
@@ -145,10 +161,22 @@ class OpenItem:
                 self.unreadable[self._named(keys)] = brief(error)
                 continue
             drivers.add(store.spec().to_json()["driver"])
+            if missing := self._missing(store, self.stored[".".join(keys)].chunks):
+                # TensorStore would read them as zeros.
+                self.unreadable[self._named(keys)] = missing
+                continue
             self._add(
                 keys, store, str(store.dtype.numpy_dtype), store.chunk_layout.read_chunk.shape
             )
         return drivers
+
+    def _missing(self, store, there: int) -> str:
+        """What is wrong with an array that has this number of chunks."""
+        shape = store.chunk_layout.write_chunk.shape or store.shape
+        wanted = math.prod(-(-n // max(1, m)) for n, m in zip(store.shape, shape, strict=True))
+        if not self.all_chunks or there >= wanted:
+            return ""
+        return f"{wanted - there:,} of its {wanted:,} chunks are missing"
 
     def _add(self, keys, store, dtype: str, chunk) -> None:
         name = ".".join(keys)
@@ -156,7 +184,7 @@ class OpenItem:
         if name in self.random_keys:
             kind = f"random key ({self.random_keys[name]})"
         sharding, path = self.shardings.get(name), self._named(keys)
-        stored = self.stored[name][0] if name in self.stored else None
+        stored = self.stored[name].bytes if name in self.stored else None
         shape = tuple(store.shape)
         self.arrays[path] = Array(
             path, self.name, keys, shape, dtype, tuple(chunk or shape), sharding, stored, kind, store,
