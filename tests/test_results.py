@@ -602,8 +602,14 @@ def test_a_cost_is_an_axis_and_equal_costs_have_no_panel(tmp_path):
     for depth, nll in (("2", 2.5), ("4", 2.25), ("2x2", 2.375)):
         for seed in (0, 1):
             finished_run(tmp_path / f"{depth}__seed-{seed}", {"nll": nll}, depth=depth, seed=seed)
-    titles = [axes.get_xlabel() for axes in figure_of(tmp_path, compare.COSTS, None, None).axes]
-    assert titles == list(run_record.COSTS.values())
+    panels = figure_of(tmp_path, compare.COSTS, None, None).axes
+    assert [axes.get_xlabel() for axes in panels] == list(run_record.COSTS.values())
+    inference = {name: x for name, ((x, _),) in means_in(panels[1]).items()}
+    flops = {
+        r["plan"]: r["inference_flops_per_token"] for r in rows.rows(rows.runs_below(tmp_path))
+    }
+    assert flops["4"] == flops["2x2"] and inference["4"] != inference["2x2"]
+    assert inference["2"] == flops["2"]  # nothing else is there
     (axes,) = figure_of(tmp_path, "training_flops", [], None).axes
     ((_, y2), *others) = means_in(axes)[compare.label([], ())]
     assert y2 == 2.5 and len(others) == 2
