@@ -132,14 +132,13 @@ def plot_effects(
     top = _top(later.values())
     fig, axes = figure.grid(len(results), COLUMNS, 3.1, 2.9, 0.3 * bool(title))
     for axis, (label, matrix) in zip(axes, later.items(), strict=True):
-        n = len(results[label])
-        text = f"{label} (mean of {n} seeds)" if n > 1 else label
-        image = _heat_map(axis, label, matrix, top, text)
+        image = _heat_map(axis, label, matrix, top)
         for at in (blocks or {}).get(label, ()):
             for line in (axis.axhline, axis.axvline):
                 line(at - 0.5, color=figure.FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
         figure.labels(axis, "measured layer", "ablated layer")
     _scale(fig, image, any(np.nanmax(m, initial=0) > top for m in later.values()))
+    _seeds(fig, results)
     if title:
         figure.heading(fig, title)
     return fig
@@ -181,9 +180,7 @@ def plot_similarity(results: dict, colors: dict | None = None):
         for label, seeds in results.items()
     }
     for axis, (label, matrix) in zip(axes, matrices.items(), strict=True):
-        n = len(results[label])
-        text = f"{label} (mean of {n} seeds)" if n > 1 else label
-        image = _heat_map(axis, label, _later(matrix), 1.0, text)
+        image = _heat_map(axis, label, _later(matrix), 1.0)
         few = len(matrix) <= 12
         for i, j in zip(*np.triu_indices(len(matrix), 1) if few else ((), ()), strict=True):
             shade = "white" if matrix[i, j] > 0.5 else "black"
@@ -194,10 +191,11 @@ def plot_similarity(results: dict, colors: dict | None = None):
         figure.labels(axis, unit, unit)
     below = any(np.nanmin(_later(m), initial=0) < -0.005 for m in matrices.values())
     _scale(fig, image, False, below)
+    _seeds(fig, results)
     return fig
 
 
-def _heat_map(axis, label: str, matrix, top: float, text: str):
+def _heat_map(axis, label: str, matrix, top: float):
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -212,9 +210,16 @@ def _heat_map(axis, label: str, matrix, top: float, text: str):
     axis.set_yticks(ticks)
     axis.tick_params(colors=figure.INK, labelsize=figure.SMALL, length=0)
     axis.spines[:].set_color(figure.PALE)
-    figure.title(axis, text)
+    figure.title(axis, label)
     figure.own(axis, label)
     return image
+
+
+def _seeds(fig, results: dict) -> None:
+    """Says below several heat maps how many seeds they are means of."""
+    if len(results) > 1:
+        text = spread.note(map(len, results.values()), bars=False)
+        fig.supxlabel(text, x=0.01, ha="left", fontsize=figure.SMALL, color=figure.INK)
 
 
 def _scale(fig, image, over: bool, below: bool = False) -> None:

@@ -48,16 +48,17 @@ def arrays(results: list, name: str) -> list[Spread]:
     return [of(column) for column in values.T]
 
 
-def note(counts, one: str = "one model of each") -> str:
+def note(counts, one: str = "one model of each", bars: bool = True) -> str:
     """What marks and intervals are, for the legend.
 
     Args:
       counts: number of seeds of each model.
-      one: what the intervals of a single seed are; "" if they have none.
+      one: what to say if each model has a single seed.
+      bars: whether deviations are drawn.
     """
     counts = list(counts)
     most = max(counts, default=1)
     if most == 1:
         return one
     number = f"{most} seeds" if min(counts) == most else f"up to {most} seeds"
-    return f"means of {number}; bars: ± one standard deviation"
+    return f"means of {number}" + "; bars: ± one standard deviation" * bars
