@@ -629,6 +629,7 @@ def test_a_run_that_is_not_finite_is_marked_and_a_wide_interval_cut(tmp_path):
     assert "×: nan or infinite" in says and "arrow: the interval goes on" in says
     low, high = fig.axes[0].get_ylim()
     assert high - low < 0.3  # the interval of the first point is 1.27 wide
+    assert {"v", "^"} <= {line.get_marker() for line in fig.axes[0].lines}
     crosses = [line for line in fig.axes[0].lines if line.get_marker() == "x"]
     assert len(crosses) == 1 and low < crosses[0].get_ydata()[0] < high
 
