@@ -119,3 +119,6 @@ def test_a_run_from_the_weights_of_another_one_is_fine_tuned_or_untied():
     assert kind_of("2x4", [base, tuned]) == Kind("loop", "fine-tuned")
     assert kind_of("8", [base, untied]) == Kind("loop", "untied")
     assert kind_of("2x5", [base], trained="2x4") == Kind("loop", "other plan")
+    meta = {"lineage": [base, tuned], "plan": "2x4"}
+    assert roles.look_of("2x4", meta) == roles.look("loop", "fine-tuned")
+    assert roles.look_of("8", {}) == roles.look("standard"), "all that is known is the plan"

@@ -108,7 +108,7 @@ def analyze(
         parts.remove()
         if pictures:
             label = f"plan {lm.plan}"
-            drawn = row.draw({label: result}, {label: roles.look_of(lm.describe())})
+            drawn = row.draw({label: result}, {label: roles.look_of(lm.plan, lm.meta)})
             figure.save(drawn, output / f"{file}.png")
         results[name] = result
     return results

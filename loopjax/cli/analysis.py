@@ -46,7 +46,7 @@ def intervene(argv: list[str]) -> int:
     )
     if args.plot:
         label = f"step {lm.meta['step']:,}, plan {lm.plan}"
-        look = roles.look_of(result["model"])
+        look = roles.look_of(lm.plan, lm.meta)
         figure.save(accuracy.plot_interventions({label: result}, {label: look}), args.plot)
     print(args.output)
     return 0

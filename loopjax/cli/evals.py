@@ -163,7 +163,7 @@ def icl(argv: list[str]) -> int:
     if args.plot:
         about = result["model"]
         label = f"step {about['step']:,}, plan {about['depth']}"
-        look = roles.look_of(about)
+        look = roles.look_of(lm.plan, lm.meta)
         figure.save(accuracy.plot_icl({label: result}, {label: look}), args.plot)
     print(args.output)
     return 0

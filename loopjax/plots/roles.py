@@ -138,10 +138,10 @@ def kind_of(
     return Kind(role_of(events, depth), "other plan" if other else adaptation_of(events))
 
 
-def look_of(about: Mapping) -> Look:
-    """The look of the one model of a figure, from its description in results."""
-    trained, events = about["trained_depth"], about["lineage"]
-    return look(*kind_of(about["depth"], events, about["config"], trained=trained))
+def look_of(plan: str | DepthPlan, meta: Mapping) -> Look:
+    """The look of the one model of a figure: its plan, and the meta of its checkpoint."""
+    events, config = meta.get("lineage", ()), meta.get("config")
+    return look(*kind_of(plan, events, config, trained=meta.get("plan")))
 
 
 def role_of(events: Sequence[Mapping], depth: int | None = None) -> str:
