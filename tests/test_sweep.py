@@ -412,8 +412,7 @@ def test_progress_is_read_from_the_end_of_a_log(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_that_is_preempted_saves_and_goes_on_when_it_is_queued_again(tmp_path, monkeypatch):
-    import submitit
-
+    submitit = slurm._submitit()
     for key, value in QUICK.items():
         monkeypatch.setenv(key, value)
     path = config_file(tmp_path, "\n    add(seed=0)\n", 300, "import tests.paced\n")
@@ -507,7 +506,7 @@ def test_a_setting_that_slurm_does_not_know_is_told(cluster, tmp_path, capsys, m
 
 def watch(points, answers, tmp_path, monkeypatch):
     """Watches the jobs of points while squeue gives one answer after another."""
-    import submitit
+    submitit = slurm._submitit()
 
     def listed():
         answer = next(answers)
@@ -564,8 +563,7 @@ def test_a_squeue_that_fails_is_one_sentence_before_anything_is_submitted(
 
 
 def test_points_that_have_not_begun_are_counted_by_slurms_reason(tmp_path):
-    import submitit
-
+    submitit = slurm._submitit()
     names = ["begun", "running", "first", "second", "third"]
     some = [point(tmp_path, [], name) for name in names]
     jobs = {p.name: submitit.SlurmJob(tmp_path, f"7_{i}") for i, p in enumerate(some)}
