@@ -181,18 +181,20 @@ def test_loops_and_grown_models_are_judged_beside_the_deep_one(
         runs[plan] = [tmp_path / f"{plan}-s{seed}" for seed in (0, 1)]
         for seed, run in enumerate(runs[plan]):
             run.mkdir()
-            heldout = {"task/accuracy": accuracy + 0.01 * seed}
+            heldout = {"sanford_4/accuracy": accuracy + 0.01 * seed}
             result = {"heldout": heldout, "steps": 2, "plan": plan.split(",")[0], "training_flops": 2.0, "parameters": 10,
                       "unique_layers": 1, "effective_layers": 4}  # fmt: skip
             (run / "result.json").write_text(json.dumps(result))
-            row = {"step": 1, "flops": 1.0, "eval/task/accuracy": 0.1}
-            (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    outcome = tasks.outcome(
-        "addition", runs, ["task"], "4", "1x4", "1", "4,lidas", shortcut=shortcut
-    )
+            (run / "config.json").write_text('{"seq_len": 33}')
+    outcome = tasks.outcome(runs, ["sanford_4"], "4", "1x4", "1", "4,lidas", shortcut=shortcut)
     assert outcome.verdict == verdict
     assert outcome.rows[0][-1] == f"{100 * accuracies['4'] + 0.5:.1f} ± 0.7%"
     assert "2 seeds" in outcome.finding
+    (axis,) = tasks.draw(outcome.data, "hops", "accuracy").axes
+    assert [line.get_label() for line in axis.lines if line.get_gid()] == [
+        "4 layers", "1 layer, looped 4 times", "1 layer", "4 layers, grown by LIDAS",
+    ]  # fmt: skip
+    assert axis.patches[0].get_height() + axis.patches[0].get_y() == pytest.approx(0.35, abs=0.02)
 
 
 def test_points_and_percentages_have_a_deviation_if_there_are_several_seeds():
