@@ -1,8 +1,20 @@
 """Every test sees 8 fake CPU devices, so nothing about sharding is skipped."""
 
+import atexit
 import gzip
 import json
+import os
+import shutil
 import signal
+import tempfile
+
+# Many tests, and the processes that they start, compile the same programs. The cache lasts as long
+# as the process that starts the suite; its workers inherit the variable.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="loopjax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 
