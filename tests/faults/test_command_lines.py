@@ -64,6 +64,7 @@ NEEDED = {
     "inspect": ["run"],
     "report": ["page.html", "run"],
     "import-hf": ["model", "imported"],
+    "import-orbax": ["run", "imported", "--map=maxtext"],
     "export-hf": ["run", "exported"],
 }
 WITH_CONFIG = {
@@ -253,6 +254,7 @@ def fault_of(argv, name, place, capfd) -> str:
 
 def test_every_bad_command_line_gets_one_sentence(place, monkeypatch, capfd, outcome):
     monkeypatch.chdir(place)
+    assert NEEDED.keys() | WITH_CONFIG.keys() == cli.COMMANDS.keys()
     lines = [*of_files(place), *of_fields(), *of_absl(), *of_parsers()]
     lines = [line for line in lines if (line[1], line[2]) not in ALLOWED]
     assert isinstance(config_lib.default(), ConfigDict) and len(lines) >= 200
