@@ -13,6 +13,7 @@ Both are scaled far down from the papers. Finished runs are skipped.
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -99,8 +100,9 @@ def draw(path: pathlib.Path, groups: list[page.Group]) -> None:
             curves[label] = entry.model.curve(group.metric)
             events, config = entry.model.events, entry.model.config
             kinds[label] = roles.kind_of(entry.plan, events, config, depth=deepest)
-        source = group.metric.removeprefix("eval/").removesuffix("/accuracy")
-        rows.append(runs.Row(group.title, group.metric_label, curves, task=source))
+        accuracy = re.fullmatch("eval/(.*)/accuracy", group.metric)
+        task = accuracy[1] if accuracy else ""
+        rows.append(runs.Row(group.title, group.metric_label, curves, task=task))
     # The rows are read one by one: a role in both of them looks the same in both.
     looks = {label: roles.look(*kind) for label, kind in kinds.items()}
     figure.save(runs.plot_training(rows, looks), path)
