@@ -1,6 +1,8 @@
 """Command lines of `loopjax train` and `loopjax finetune`."""
 
 import contextlib
+import ctypes
+import signal
 
 from absl import flags
 
@@ -110,12 +112,25 @@ def _meeting(values, signals: Signals):
             # `group` looks for signs of life, and says what it misses; JAX aborts.
             heartbeat_timeout_seconds=86_400,
         )
+        _delay_aborts()
         group.agree("devices", {"devices": jax.local_device_count()})
         # All processes must enter the first collective within 30 s on the CPU (Gloo): do it here,
         # where they have just met, not after each has opened its data.
         multihost_utils.sync_global_devices("start")
         yield group
         jax.distributed.shutdown()
+
+
+def _delay_aborts() -> None:
+    """Leaves `group` the time to end this process with a sentence and its exit code.
+
+    JAX aborts at once when it loses process 0, sometimes before `group` has its turn. The handler is
+    sleep(signum) of C: the thread that aborts waits for 6 s, the others go on; then it aborts.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def _train(config, values, processes) -> int:
