@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from loopjax.data.floors import floors
 from loopjax.plots import accuracy, diagnostics, figure, roles, runs, spread
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -41,6 +42,13 @@ def shots() -> dict:
     return {"curves": {TASK: {"rows": rows}}, "chance": {TASK: 0.25}}
 
 
+def trade_off(models, metric, floor=None):
+    fig, (axis,) = figure.grid(1, 1, 3.2, 2.7)
+    values, costs = dict.fromkeys(models, 0.7), dict.fromkeys(models, 1e9)
+    figure.legend(fig, runs.draw_trade_off(axis, values, costs, metric, floor=floor))
+    return fig
+
+
 ACCURACIES = {
     "interventions": lambda: accuracy.plot_interventions(dict.fromkeys(MODELS, intervened("skip"))),
     "exits": lambda: accuracy.plot_exit_accuracy(dict.fromkeys(MODELS, exits())),
@@ -51,9 +59,7 @@ ACCURACIES = {
     "training": lambda: runs.plot_training(
         [runs.Row("", "accuracy", dict.fromkeys(MODELS, ([1, 2], [1, 2], [0.6, 0.7])), task=TASK)]
     ),
-    "costs": lambda: runs.plot_trade_off(
-        dict.fromkeys(MODELS, 0.7), {"FLOPs": dict.fromkeys(MODELS, 1e9)}, "accuracy", task=TASK
-    ),
+    "costs": lambda: trade_off(MODELS, "accuracy", floors(TASK)),
 }
 OTHERS = {
     "norms": lambda: diagnostics.plot_norms(dict.fromkeys(MODELS, norms())),
@@ -174,7 +180,7 @@ def test_seeds_are_a_mean_and_a_standard_deviation():
     [("held-out NLL (nats per byte)", "↙"), ("accuracy", "↖"), ("executed layers", "")],
 )
 def test_a_trade_off_says_where_models_are_better(metric, arrow):
-    fig = runs.plot_trade_off({"loop": 1.0}, {"FLOPs": {"loop": 1e9}}, metric)
+    fig = trade_off(["loop"], metric)
     assert fig.axes[0].get_title(loc="right").removeprefix("better ") == arrow
 
 

@@ -87,39 +87,17 @@ def _top(curves: dict) -> float:
     return float(high + 0.05 * (high - low))
 
 
-def plot_trade_off(
-    values: dict,
-    costs: dict,
-    ylabel: str,
-    colors: dict | None = None,
-    *,
-    errors: dict | None = None,
-    task: str = "",
-):
-    """A metric of each model against each of its costs; a panel for each cost.
-
-    Args:
-      values: {label: value}, or what `spread.of` takes.
-      costs: {name of the cost: {label: cost}}; a model without the cost is not in that panel.
-      errors: {label: half of the interval of its value}; by default a standard deviation over seeds.
-      task: the built-in task whose accuracy it is; its floors are drawn. "" for none.
-    """
-    fig, axes = figure.grid(len(costs), 3, 3.2, 2.7, 0.4)
-    lines, floor = {}, floors(task) if task else None
-    for axis, (name, known) in zip(axes, costs.items(), strict=True):
-        lines |= draw_trade_off(axis, values, known, ylabel, colors, errors=errors, floor=floor)
-        axis.set_xlabel(name, color=figure.INK, fontsize=9)
-        figure.amounts(axis)
-    axes[0].set_ylabel(ylabel, color=figure.INK, fontsize=9)
-    note = spread.note([spread.of(value).n for value in values.values()])
-    figure.legend(fig, lines, note)
-    return fig
-
-
 def draw_trade_off(
     axis, values: dict, costs: dict, ylabel: str, colors=None, *, errors=None, floor=None
 ) -> dict:
-    """One panel of `plot_trade_off`, with the floors `floor`; returns {entry of the legend: artist}."""
+    """A metric of each model against its cost, in one panel; returns {entry of the legend: artist}.
+
+    Args:
+      values: {label: value}, or what `spread.of` takes.
+      costs: {label: cost}; a model without one is left out.
+      errors: {label: half of the interval of its value}; by default a standard deviation over seeds.
+      floor: floors to draw below accuracies.
+    """
     looks, lines = figure.looks(values, colors), {}
     shown = [label for label in values if label in costs]
     shifts = _shifts(shown, values, costs)
