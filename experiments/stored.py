@@ -60,7 +60,6 @@ def blocks(runs: dict) -> dict[str, list[int]]:
     for role, directories in runs.items():
         meta = read_meta(*locate(directories[0]))
         plan = DepthPlan.parse(meta["plan"])
-        if block := periodicity.block_of(lineage.stages(meta["lineage"]), plan):
-            every = range(block.start, plan.n_effective, block.length)
-            starts[role] = [layer for layer in every if layer > 0]
+        if begins := periodicity.starts(lineage.stages(meta["lineage"]), plan):
+            starts[role] = begins
     return starts

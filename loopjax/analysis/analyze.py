@@ -9,8 +9,8 @@ import hashlib
 import json
 import pathlib
 
-from loopjax import outputs
-from loopjax.analysis import lens
+from loopjax import lineage, outputs
+from loopjax.analysis import lens, periodicity
 from loopjax.analysis.diagnostics import DIAGNOSTICS, Diagnostic
 from loopjax.analysis.early_exit import TASKS
 from loopjax.analysis.lens_training import DEFAULTS, Training
@@ -108,7 +108,10 @@ def analyze(
         parts.remove()
         if pictures:
             label = f"plan {lm.plan}"
-            drawn = row.draw({label: result}, {label: roles.look_of(lm.plan, lm.meta)})
+            look = roles.look_of(lm.plan, lm.meta)
+            events = lm.meta.get("lineage")
+            blocks = periodicity.starts(lineage.stages(events) if events else [], lm.plan)
+            drawn = row.draw({label: result}, {label: look}, {label: blocks})
             figure.save(drawn, output / f"{file}.png")
         results[name] = result
     return results

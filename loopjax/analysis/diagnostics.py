@@ -47,6 +47,7 @@ class Diagnostic:
       shows: first paragraph of the section; of diagnostics that share one, the first row has it.
       look: how to read the figures, likewise; both must be true for any numbers.
       finding: ({label: result}, families) -> sentences below a figure, computed from its results.
+      marks_blocks: whether its figure marks where blocks begin.
       tables: (`report.collect.Collection`) -> list of tables below the figures.
     """
 
@@ -65,6 +66,7 @@ class Diagnostic:
     look: str = ""
     finding: str = ""
     tables: str = ""
+    marks_blocks: bool = False
 
     def result_type(self) -> type:
         return _imported(self.result)
@@ -79,9 +81,10 @@ class Diagnostic:
         if self.needs:
             require(*self.needs, self.name)
 
-    def draw(self, results: dict, colors: dict | None = None):
-        """The figure of {label: result}."""
-        return _imported(self.plot)(results, colors)
+    def draw(self, results: dict, colors: dict | None = None, blocks: dict | None = None):
+        """The figure of {label: result}; blocks: {label: executed layers at which one begins}."""
+        marks = {"blocks": blocks} if self.marks_blocks else {}
+        return _imported(self.plot)(results, colors, **marks)
 
     def finding_function(self) -> Callable | None:
         return _imported(self.finding) if self.finding else None
@@ -162,6 +165,7 @@ _ROWS = (
         result="loopjax.analysis.norms:Norms",
         run="loopjax.analysis.norms:run",
         plot="loopjax.plots.diagnostics:plot_norms",
+        marks_blocks=True,
         finding="loopjax.report.diagnostic_findings:norms",
         tables="loopjax.report.tables:cycles_of_norms",
         prompts=20,
@@ -172,13 +176,14 @@ _ROWS = (
         section="Effects of ablating a layer",
         shows="Row s, column l: relative change of the update of layer l when layer s is ablated; 0 "
         "is no change, 1 is a change as large as the update.",
-        look="A bright column is a layer that reads what earlier tokens computed in many layers; a "
-        "bright row is a layer that many others depend on. Bright columns at equal distances are a "
+        look="A strong column is a layer that reads what earlier tokens computed in many layers; a "
+        "strong row is a layer that many others depend on. Strong columns at equal distances are a "
         "cycle; the table measures it, and what short stacks give by chance.",
         caption="Effects on later tokens, where only the measured layer misses the ablated one ({of}).",
         result="loopjax.analysis.effects:Effects",
         run="loopjax.analysis.effects:run_future_local",
         plot="loopjax.plots.diagnostics:plot_future_local",
+        marks_blocks=True,
         finding="loopjax.report.diagnostic_findings:future_local",
         tables="loopjax.report.tables:cycles_of_effects",
         prompts=10,
@@ -191,6 +196,7 @@ _ROWS = (
         result="loopjax.analysis.effects:Effects",
         run="loopjax.analysis.effects:run_future",
         plot="loopjax.plots.diagnostics:plot_future",
+        marks_blocks=True,
         finding="loopjax.report.diagnostic_findings:effects",
         prompts=10,
     ),
@@ -202,6 +208,7 @@ _ROWS = (
         result="loopjax.analysis.effects:Effects",
         run="loopjax.analysis.effects:run_current_attention",
         plot="loopjax.plots.diagnostics:plot_current_attention",
+        marks_blocks=True,
         finding="loopjax.report.diagnostic_findings:effects",
         prompts=20,
     ),

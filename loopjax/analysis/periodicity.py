@@ -60,6 +60,14 @@ def block_of(stack: list[Stage], plan: DepthPlan) -> Block | None:
     return None
 
 
+def starts(stack: list[Stage], plan: DepthPlan) -> list[int]:
+    """The executed layers after the first at which a block begins; [] for a model without blocks."""
+    block = block_of(stack, plan)
+    if not block or block.length < 2:
+        return []
+    return [layer for layer in range(block.start, plan.n_effective, block.length) if layer]
+
+
 def column_means(matrix) -> np.ndarray:
     """Mean effect on each layer of the layers before it, [E]; NaN for the first layer."""
     E = len(matrix)

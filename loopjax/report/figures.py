@@ -3,11 +3,13 @@
 Results are in one figure if they are of one kind and have the same conditions.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 
 from loopjax import run_record
+from loopjax.analysis import periodicity
 from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.data import floors
 from loopjax.plots import accuracy, ancestry, figure, runs
@@ -41,11 +43,18 @@ def pictures(
 def diagnostic_section(context: Context, names: tuple[str, ...]) -> list:
     """Figures, sentences and tables of diagnostics."""
     elements = []
+    blocks = {e.label: periodicity.starts(e.model.stages, e.plan) for e in context.models.entries}
     for name in names:
         row = DIAGNOSTICS[name]
         if not context.models.conditions(name):
             continue
-        elements += pictures(context, name, row.draw, row.caption, row.finding_function())
+        elements += pictures(
+            context,
+            name,
+            functools.partial(row.draw, blocks=blocks),
+            row.caption,
+            row.finding_function(),
+        )
         if build := row.table_builder():
             elements += build(context.models)
     return elements
