@@ -1,0 +1,189 @@
+"""The collectives of a compiled program: which data travels along which mesh axes, how often."""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from loopjax.aot import hlo
+
+KINDS = (
+    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all",
+    "collective-permute", "collective-broadcast",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective of a program, or one data type of it.
+
+    Attributes:
+      kind: one of `KINDS`.
+      dtype: data type of what travels, as in HLO: "bf16".
+      axes: mesh axes among whose devices it travels.
+      devices: devices of a group, which exchange data with each other.
+      size: bytes of the whole array: gathered, or before it is reduced and scattered.
+      count: executions in a run of the program.
+      asynchronous: whether other work runs meanwhile.
+      scope: where in the model it is (`op_name`).
+    """
+
+    kind: str
+    dtype: str
+    axes: tuple[str, ...]
+    devices: int
+    size: int
+    count: int
+    asynchronous: bool
+    scope: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole arrays in a run of the program."""
+        return self.size * self.count
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends in a run of the program, by ring algorithms.
+
+        (n - 1) / n of the array in an all-gather, reduce-scatter or all-to-all; twice that in an
+        all-reduce (Patarasu and Yuan 2009); the array in a permutation.
+        """
+        part = (self.devices - 1) / self.devices
+        factor = {"all-reduce": 2 * part, "collective-permute": 1, "collective-broadcast": 1}
+        return self.bytes * factor.get(self.kind, part)
+
+
+def collectives(module: hlo.Module, mesh: dict[str, int]) -> list[Collective]:
+    """The collectives of a program on a mesh, {axis: devices}, in the order of the program.
+
+    A TPU program splits an asynchronous all-gather over the fusions with which it overlaps, and its
+    reduce-scatter is a fusion of an all-reduce and a slice; both count once, as what they do.
+    """
+    found = []
+    for name, count in module.executions.items():
+        for computation, instruction, fused in _with_fused(module, module.computations[name]):
+            kind, started = _kind(computation, instruction, fused)
+            if kind is None:
+                continue
+            groups = _groups(instruction, mesh)
+            axes, devices = _axes(groups, mesh), max(map(len, groups))
+            if devices < 2:
+                continue
+            sizes: dict[str, int] = {}
+            for array in computation.types(instruction.operands):
+                sizes[array.dtype] = sizes.get(array.dtype, 0) + array.bytes
+            scope = re.search(r'op_name="([^"]*)"', instruction.attributes)
+            for dtype, size in sizes.items():
+                size *= devices if kind == "all-gather" else 1
+                where = scope[1] if scope else ""
+                found.append(Collective(kind, dtype, axes, devices, size, count, started, where))
+    return found
+
+
+def _with_fused(module: hlo.Module, computation: hlo.Computation, fused: bool = False) -> Iterator:
+    """(computation, instruction, whether in a fusion), those inside of its fusions too."""
+    for instruction in computation.instructions.values():
+        yield computation, instruction, fused
+        # An asynchronous operation names its computation when it starts, updates and ends.
+        if instruction.opcode in ("fusion", "async-start") and instruction.called:
+            inner = module.computations[instruction.called]
+            yield from _with_fused(module, inner, instruction.opcode == "fusion" or fused)
+
+
+def _kind(computation, instruction, fused: bool) -> tuple[str | None, bool]:
+    """(kind of a collective, whether it is asynchronous); (None, False) for what is none."""
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in KINDS:
+        return None, False
+    started = kind != instruction.opcode or "async" in computation.name
+    if "async_collective_fusion_config" in instruction.attributes:
+        calls = (
+            i.attributes for i in computation.instructions.values() if i.opcode == "custom-call"
+        )
+        if not any("AsyncCollectiveStart" in attributes for attributes in calls):
+            return None, False  # the middle or the end of one that started elsewhere
+        started = True
+    if kind == "all-reduce" and fused and computation.name.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+    return kind, started
+
+
+def _groups(instruction: hlo.Instruction, mesh: dict[str, int]) -> list[tuple[int, ...]]:
+    """The groups of devices of a collective, as positions on the flattened mesh."""
+    text = instruction.attributes
+    pairs = re.search(r"\bsource_target_pairs=\{(.*?)\}\}", text)
+    if pairs:
+        return [tuple(map(int, p.split(","))) for p in re.findall(r"\{?(\d+,\d+)", pairs[1])]
+    found = re.search(r"\breplica_groups=", text)
+    if not found:
+        return [tuple(range(math.prod(mesh.values())))]
+    text = text[found.end() :]
+    if text.startswith("mesh"):
+        return _mesh_groups(text)
+    if text.startswith("["):
+        parts = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+        return [
+            tuple(row) for row in _iota(parts[2], parts[3]).reshape(_numbers(parts[1])).tolist()
+        ]
+    listed = re.match(r"\{((?:\{[\d,]*\},?)*)\}", text)[1]
+    groups = [tuple(_numbers(group)) for group in re.findall(r"\{([\d,]*)\}", listed)]
+    return groups or [tuple(range(math.prod(mesh.values())))]
+
+
+def _mesh_groups(text: str) -> list[tuple[int, ...]]:
+    """Groups of "mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b','a':(1)2}".
+
+    The devices of a group differ along the named axes; "a:(2)4" is the part of 4 of an axis that is
+    split into 2 x 4 x the rest.
+    """
+    parts = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text)
+    sizes = {name.strip("'\""): int(n) for name, n in re.findall(r"([^,=]+)=(\d+)", parts[1])}
+    iota = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\)?)?", parts[2] or "")
+    if iota:
+        order = _iota(iota[1], iota[2])
+    elif parts[2]:
+        order = np.array(_numbers(parts[2].strip("[]")))
+    else:
+        order = np.arange(math.prod(sizes.values()))
+    cuts: dict[str, list[int]] = {name: [1, size] for name, size in sizes.items()}
+    wanted = []
+    for axis in re.findall(r"[^,]+", parts[3]):
+        name, _, part = axis.partition(":")
+        name = name.strip("'\" ")
+        bounds = re.match(r"\((\d+)\)(\d+)", part)
+        low, size = map(int, bounds.groups()) if bounds else (1, sizes[name])
+        cuts[name] += [low, low * size]
+        wanted.append((name, low, low * size))
+    shape, along = [], []
+    for name in sizes:
+        bounds = sorted(set(cuts[name]))
+        for low, high in itertools.pairwise(bounds):
+            if any(name == n and a <= low and high <= b for n, a, b in wanted):
+                along.append(len(shape))
+            shape.append(high // low)
+    rest = [i for i in range(len(shape)) if i not in along]
+    size = math.prod(shape[i] for i in along)
+    rows = order.reshape(shape or [1]).transpose(rest + along).reshape(-1, size)
+    return [tuple(row) for row in rows.tolist()]
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """0, 1, ... in a shape, transposed."""
+    sizes = _numbers(shape)
+    return np.arange(math.prod(sizes)).reshape(sizes).transpose(_numbers(order) if order else None)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number.strip()]
+
+
+def _axes(groups, mesh: dict[str, int]) -> tuple[str, ...]:
+    """The mesh axes along which the devices of the groups differ."""
+    members = np.array([(group[0], other) for group in groups for other in group])
+    places = np.array(np.unravel_index(members, tuple(mesh.values())))  # [axis, member, 2]
+    differ = np.any(places[..., 0] != places[..., 1], axis=1)
+    return tuple(axis for axis, differs in zip(mesh, differ, strict=True) if differs)

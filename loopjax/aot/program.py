@@ -1,0 +1,111 @@
+"""Summary of a compiled program: collectives, kernels, bytes through memory, buffers."""
+
+import dataclasses
+import re
+
+from loopjax.aot import collectives as collectives_lib
+from loopjax.aot import hlo, memory_traffic
+from loopjax.aot.collectives import Collective
+
+# Calls by which a compiler talks to itself.
+_INTERNAL_CALLS = {
+    "AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked",
+    "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding", "SPMDFullToShardShape",
+    "SPMDShardToFullShape", "annotate_device_placement", "xla.sdy.FuncResultSharding",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled program does on each device.
+
+    Attributes:
+      collectives: see `collectives.Collective`; one entry per instruction and data type.
+      kernels: executions of each custom call, such as {"tpu_custom_call": 72} for Pallas kernels.
+      hbm_bytes: bytes through the main memory, see `memory_traffic.hbm_bytes`.
+      buffers: all arrays that are kept in buffers.
+      unknown_loops: loops that count once because the program does not say how often they run.
+    """
+
+    collectives: list[Collective]
+    kernels: dict[str, int]
+    hbm_bytes: int
+    buffers: set[hlo.Array]
+    unknown_loops: list[str]
+
+    @classmethod
+    def of(cls, text: str, mesh: dict[str, int], platform: str) -> "Program":
+        """The summary of `compiled.as_text()`.
+
+        Args:
+          text: the program.
+          mesh: devices of each mesh axis, in the order of the mesh: {"data": 1, "fsdp": 8}.
+          platform: "cpu", "gpu" or "tpu".
+        """
+        module = hlo.parse(text)
+        return cls(
+            collectives=collectives_lib.collectives(module, mesh),
+            kernels=_kernels(module),
+            hbm_bytes=memory_traffic.hbm_bytes(module, platform),
+            buffers=memory_traffic.buffers(module),
+            unknown_loops=module.unknown_loops,
+        )
+
+    def traffic(self) -> list[dict]:
+        """Collectives by kind, data type and mesh axes, those that send most first.
+
+        Keys: "kind", "dtype", "axes", "devices", "count" (executions), "bytes" (of the whole arrays),
+        "sent" (bytes that a device sends) and "asynchronous" (share of these, 0 to 1).
+        """
+        groups: dict[tuple, list[Collective]] = {}
+        for found in self.collectives:
+            key = found.kind, found.dtype, found.axes, found.devices
+            groups.setdefault(key, []).append(found)
+        rows = [
+            {
+                "kind": kind,
+                "dtype": dtype,
+                "axes": list(axes),
+                "devices": devices,
+                "count": sum(found.count for found in members),
+                "bytes": sum(found.bytes for found in members),
+                "sent": (sent := sum(found.sent for found in members)),
+                "asynchronous": sum(f.sent for f in members if f.asynchronous) / max(sent, 1),
+            }
+            for (kind, dtype, axes, devices), members in groups.items()
+        ]
+        return sorted(rows, key=lambda row: -row["sent"])
+
+    def square(self, T: int) -> list[hlo.Array]:
+        """Buffers [..., T, T], such as the logits of attention."""
+        return self._where(lambda dims: dims[-2:] == (T, T) or dims[:2] == (T, T))
+
+    def float32_logits(self, tokens: int, vocab: int) -> list[hlo.Array]:
+        """Buffers in float32 with an entry for each of `tokens` tokens and `vocab` entries."""
+        found = self._where(lambda dims: vocab in dims)
+        size = 4 * tokens * vocab
+        return [array for array in found if array.dtype == "f32" and array.bytes >= size]
+
+    def _where(self, condition) -> list[hlo.Array]:
+        found = (array for array in self.buffers if condition(array.dims))
+        return sorted(found, key=lambda array: (-array.bytes, array.dtype, array.dims))
+
+
+def _kernels(module: hlo.Module) -> dict[str, int]:
+    """Executions of each custom call by its target, those inside fusions too."""
+    counts: dict[str, int] = {}
+    for name, times in module.executions.items():
+        for instruction in _all(module, module.computations[name]):
+            if instruction.opcode != "custom-call":
+                continue
+            target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)[1]
+            if target not in _INTERNAL_CALLS:
+                counts[target] = counts.get(target, 0) + times
+    return dict(sorted(counts.items()))
+
+
+def _all(module: hlo.Module, computation: hlo.Computation):
+    for instruction in computation.instructions.values():
+        yield instruction
+        if instruction.opcode in ("fusion", "async-start") and instruction.called:
+            yield from _all(module, module.computations[instruction.called])
