@@ -1,6 +1,8 @@
 # make demo   train and compare standard, looped and grown models; ends in demo/report.html
 # make test   format, lint, and the test suite (make test-slow: the longer tests; make test-hf: those
 #             that compare with Hugging Face's models, for which it installs PyTorch;
+#             make test-aot: the programs of the compilers for TPUs, and for GPUs where JAX's CUDA
+#             plug-in is installed; no device is needed;
 #             make test-base: every command without any extra installed; make test-faults: every
 #             fault of which test-slow tries a sample: kills, damage, full disks, odd command lines)
 # Each makes the environment it needs (.venv; .venv-base for test-base); PYTHON=python3.13 chooses
@@ -10,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_BASE ?= .venv-base
 
-.PHONY: demo test test-slow test-hf test-base test-faults clean
+.PHONY: demo test test-slow test-hf test-aot test-base test-faults clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,10 +25,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/ruff check
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not aot"
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m "slow and not aot"
 
 $(VENV)/installed-hf: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,dev-hf]'
@@ -37,6 +39,13 @@ test-faults: $(VENV)/installed
 
 test-hf: $(VENV)/installed-hf
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow" tests/test_interop.py tests/test_harness.py
+
+$(VENV)/installed-aot: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,aot]'
+	touch $@
+
+test-aot: $(VENV)/installed-aot
+	$(VENV)/bin/python -m pytest -rs -m aot tests/aot
 
 test-base:
 	$(PYTHON) -m venv --clear $(VENV_BASE)

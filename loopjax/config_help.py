@@ -24,6 +24,11 @@ VALUES = {
     "pairs": "FILE.jsonl,...|PRIMITIVE:N,...",
     "coordinator": "HOST:PORT",
     "memory": "SIZE",
+    "topology": "CHIP:SHAPE",
+    "phase": "all|last|NUMBER",
+    "programs": "NAME,...",
+    "json": "FILE",
+    "dump": "DIR",
 }
 CONFIG = (
     ("--config=FILE[:VARIANT]", "config file, with a variant after a colon: configs/tiny.py:lidas"),

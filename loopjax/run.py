@@ -43,16 +43,14 @@ class Outline:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(Outline):
-    """An outline on these devices with its data: all that the training loop needs.
+class Placed(Outline):
+    """An outline on a mesh of devices, which need not be present.
 
     Attributes:
       mesh: devices by mesh axis.
       rules: mesh axes of each logical axis.
       optimizer: gradient transformation.
       schedule: learning rate as a function of the step.
-      stream: training batches from any step.
-      heldout: held-out data by source; empty without evaluation.
       batch_sharding: sharding of a batch [B, T].
     """
 
@@ -60,18 +58,11 @@ class Run(Outline):
     rules: tuple
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    stream: pipeline.TrainStream
-    heldout: dict
     batch_sharding: jax.sharding.NamedSharding
 
     @property
     def tokens_per_step(self) -> int:
         return self.config.batch_size * self.config.seq_len
-
-    @functools.cached_property
-    def rows(self) -> np.ndarray:
-        """Rows of a batch that this process reads."""
-        return sharding.local_rows(self.batch_sharding, self.config.batch_size)
 
     def flops_per_step(self, phase: Phase, *, causal: bool = False) -> int:
         """FLOPs of an update, as `flops.training_flops_per_token` counts them."""
@@ -102,6 +93,24 @@ class Run(Outline):
         replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated))
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Placed):
+    """An outline on these devices with its data: all that the training loop needs.
+
+    Attributes:
+      stream: training batches from any step.
+      heldout: held-out data by source; empty without evaluation.
+    """
+
+    stream: pipeline.TrainStream
+    heldout: dict
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of a batch that this process reads."""
+        return sharding.local_rows(self.batch_sharding, self.config.batch_size)
+
     def to_device(self, local_batch: dict) -> dict:
         """The global batch on the mesh, of the rows that this process read."""
         size = self.config.batch_size
@@ -117,6 +126,24 @@ def outline(config) -> Outline:
     return Outline(config=config, phases=phases, cfg=cfg, plan=DepthPlan.parse(config.depth))
 
 
+def place(planned: Outline, devices=None) -> Placed:
+    """An outline on all available devices, or on `devices`; raises UserError if it does not fit."""
+    config, cfg = planned.config, planned.cfg
+    mesh = sharding.make_mesh(config.mesh, devices)
+    rules = sharding.axis_rules(config.mesh)
+    batch = config.batch_size // config.microbatches
+    sharding.check_divisible(cfg, batch, mesh, rules, config.seq_len)
+    optimizer, schedule = make_optimizer(config)
+    return Placed(
+        **vars(planned),
+        mesh=mesh,
+        rules=rules,
+        optimizer=optimizer,
+        schedule=schedule,
+        batch_sharding=sharding.batch_sharding(mesh, rules),
+    )
+
+
 def plan_run(config) -> Run:
     """The run of a config; raises UserError, one sentence about what is wrong with the config."""
     planned = outline(config)
@@ -129,26 +156,14 @@ def plan_run(config) -> Run:
     backend = jax.default_backend()
     if cfg.attention == "cudnn" and backend != "gpu":
         raise UserError(f"config.model.attention='cudnn' requires a GPU (the backend is {backend})")
-    mesh = sharding.make_mesh(config.mesh)
-    rules = sharding.axis_rules(config.mesh)
-    batch = config.batch_size // config.microbatches
-    sharding.check_divisible(cfg, batch, mesh, rules, config.seq_len)
-    optimizer, schedule = make_optimizer(config)
+    placed = place(planned)
     tokenizer = _tokenizer(config)  # and whether it adds BOS
     heldout = {}
     if config.eval_batches:
         names = list(phases[-1].mixture)
         heldout = pipeline.open_sources(config, names, "heldout", *tokenizer)
-    return Run(
-        **vars(planned),
-        mesh=mesh,
-        rules=rules,
-        optimizer=optimizer,
-        schedule=schedule,
-        stream=pipeline.TrainStream(config, phases, *tokenizer),
-        heldout=heldout,
-        batch_sharding=sharding.batch_sharding(mesh, rules),
-    )
+    stream = pipeline.TrainStream(config, phases, *tokenizer)
+    return Run(**vars(placed), stream=stream, heldout=heldout)
 
 
 def _tokenizer(config) -> tuple[str, bool | None]:
@@ -169,7 +184,7 @@ def _tokenizer(config) -> tuple[str, bool | None]:
 
 
 @contextlib.contextmanager
-def on_mesh(run: Run):
+def on_mesh(run: Placed):
     """Context in which the functions of a run are traced and executed."""
     with jax.set_mesh(run.mesh), nn.logical_axis_rules(run.rules):
         yield

@@ -40,10 +40,11 @@ def mesh_shape(config_mesh, n_devices: int) -> tuple[int, ...]:
     return tuple(sizes.values())
 
 
-def make_mesh(config_mesh) -> Mesh:
-    """The mesh of all available devices."""
-    shape = mesh_shape(config_mesh, jax.device_count())
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+def make_mesh(config_mesh, devices=None) -> Mesh:
+    """The mesh of all available devices, or of `devices`."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config_mesh, len(devices))
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def abstract_mesh(config_mesh, n_devices: int) -> AbstractMesh:

@@ -52,7 +52,8 @@ def reorder(tree, order):
 
 
 @functools.lru_cache(maxsize=256)
-def _gather(sharding):
+def gather_program(sharding):
+    """Jitted (leaf, order) -> the leaf gathered along its first axis, with a sharding."""
     # mode="clip" needs no bounds check on the device; `_check_order` has checked already.
     return jax.jit(functools.partial(jnp.take, axis=0, mode="clip"), out_shardings=sharding)
 
@@ -60,11 +61,11 @@ def _gather(sharding):
 def _gathered(leaf, order: np.ndarray):
     """The leaf gathered by an order, in its own sharding; orders of one length share a program."""
     if not isinstance(leaf, jax.Array):
-        return _gather(None)(leaf, order)
+        return gather_program(None)(leaf, order)
     where = leaf.sharding
     if isinstance(where, NamedSharding):
         where = NamedSharding(where.mesh, PartitionSpec())
-    return _gather(leaf.sharding)(leaf, jax.device_put(order, where))
+    return gather_program(leaf.sharding)(leaf, jax.device_put(order, where))
 
 
 def grow(state, order, *, donate: bool = False):

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Collective:
       dtype: data type of what travels, as in HLO: "bf16".
       axes: mesh axes among whose devices it travels.
       devices: devices of a group, which exchange data with each other.
+      domains: domains (see `collectives`) that a group spans.
       size: bytes of the whole array: gathered, or before it is reduced and scattered.
       count: executions in a run of the program.
       asynchronous: whether other work runs meanwhile.
@@ -35,6 +36,7 @@ class Collective:
     dtype: str
     axes: tuple[str, ...]
     devices: int
+    domains: int
     size: int
     count: int
     asynchronous: bool
@@ -52,25 +54,45 @@ class Collective:
         (n - 1) / n of the array in an all-gather, reduce-scatter or all-to-all; twice that in an
         all-reduce (Patarasu and Yuan 2009); the array in a permutation.
         """
-        part = (self.devices - 1) / self.devices
-        factor = {"all-reduce": 2 * part, "collective-permute": 1, "collective-broadcast": 1}
-        return self.bytes * factor.get(self.kind, part)
+        return self.bytes * self._share(self.devices)
+
+    @property
+    def sent_beyond(self) -> float:
+        """Bytes that a device sends beyond its domain, if data travels within domains first.
+
+        Each device of a domain exchanges its part of the array with those of the other domains.
+        """
+        return self.bytes * self._share(self.domains) * self.domains / self.devices
+
+    def _share(self, n: int) -> float:
+        """The share of the array that each of n members sends."""
+        if self.kind in ("collective-permute", "collective-broadcast"):
+            return float(n > 1)
+        return (2 if self.kind == "all-reduce" else 1) * (n - 1) / n
 
 
-def collectives(module: hlo.Module, mesh: dict[str, int]) -> list[Collective]:
-    """The collectives of a program on a mesh, {axis: devices}, in the order of the program.
+def collectives(
+    module: hlo.Module, mesh: dict[str, int], domains: Sequence[int] = ()
+) -> list[Collective]:
+    """The collectives of a program, in the order of the program.
+
+    Args:
+      mesh: devices of each mesh axis.
+      domains: for each device of the flattened mesh, which domain of fast links it belongs to: the
+        host of a GPU, the slice of a TPU; by default all are in one.
 
     A TPU program splits an asynchronous all-gather over the fusions with which it overlaps, and its
     reduce-scatter is a fusion of an all-reduce and a slice; both count once, as what they do.
     """
     found = []
     for name, count in module.executions.items():
-        for computation, instruction, fused in _with_fused(module, module.computations[name]):
-            kind, started = _kind(computation, instruction, fused)
+        for computation, instruction in module.all_instructions(name):
+            kind, started = _kind(computation, instruction)
             if kind is None:
                 continue
             groups = _groups(instruction, mesh)
             axes, devices = _axes(groups, mesh), max(map(len, groups))
+            spanned = max(len({domains[i] for i in group}) for group in groups) if domains else 1
             if devices < 2:
                 continue
             sizes: dict[str, int] = {}
@@ -80,21 +102,13 @@ def collectives(module: hlo.Module, mesh: dict[str, int]) -> list[Collective]:
             for dtype, size in sizes.items():
                 size *= devices if kind == "all-gather" else 1
                 where = scope[1] if scope else ""
-                found.append(Collective(kind, dtype, axes, devices, size, count, started, where))
+                found.append(
+                    Collective(kind, dtype, axes, devices, spanned, size, count, started, where)
+                )
     return found
 
 
-def _with_fused(module: hlo.Module, computation: hlo.Computation, fused: bool = False) -> Iterator:
-    """(computation, instruction, whether in a fusion), those inside of its fusions too."""
-    for instruction in computation.instructions.values():
-        yield computation, instruction, fused
-        # An asynchronous operation names its computation when it starts, updates and ends.
-        if instruction.opcode in ("fusion", "async-start") and instruction.called:
-            inner = module.computations[instruction.called]
-            yield from _with_fused(module, inner, instruction.opcode == "fusion" or fused)
-
-
-def _kind(computation, instruction, fused: bool) -> tuple[str | None, bool]:
+def _kind(computation, instruction) -> tuple[str | None, bool]:
     """(kind of a collective, whether it is asynchronous); (None, False) for what is none."""
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
@@ -107,7 +121,7 @@ def _kind(computation, instruction, fused: bool) -> tuple[str | None, bool]:
         if not any("AsyncCollectiveStart" in attributes for attributes in calls):
             return None, False  # the middle or the end of one that started elsewhere
         started = True
-    if kind == "all-reduce" and fused and computation.name.startswith("all-reduce-scatter"):
+    if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
     return kind, started
 

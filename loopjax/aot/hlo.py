@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterator
 
 BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<= ]*)\](\{[^}]*\})?")
@@ -25,6 +26,9 @@ class Array:
     dtype: str
     dims: tuple[int, ...]
     space: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
 
     @property
     def bytes(self) -> int:
@@ -130,6 +134,15 @@ class Module:
                     for branch in (branches or one).split(","):
                         self._run(branch.strip().lstrip("%"), times, counts)
 
+    def all_instructions(self, name: str) -> Iterator[tuple[Computation, Instruction]]:
+        """The instructions of a computation with theirs, those inside of its fusions too."""
+        computation = self.computations[name]
+        for instruction in computation.instructions.values():
+            yield computation, instruction
+            # An asynchronous operation names its computation when it starts, updates and ends.
+            if instruction.opcode in ("fusion", "async-start") and instruction.called:
+                yield from self.all_instructions(instruction.called)
+
     @functools.cached_property
     def unknown_loops(self) -> list[str]:
         """Loops whose number of repetitions is not in the program; they count once."""
@@ -161,18 +174,17 @@ class Module:
     def _compared(self, condition: Computation) -> tuple[int, int] | None:
         """(index of the counter in the state of the loop, first value that ends it)."""
         root = condition.instructions[condition.root]
-        operands, inner = root.operands, root
+        sides, compare = [condition.instructions[name] for name in root.operands], root
         if root.opcode == "fusion":
             fused = self.computations[root.called]
-            inner = fused.instructions[fused.root]
-            numbers = {p.name: n for n, p in enumerate(fused.parameters)}
-            if not all(name in numbers for name in inner.operands):
-                return None
-            operands = [root.operands[numbers[name]] for name in inner.operands]
-        if inner.opcode != "compare" or len(operands) != 2:
+            compare = fused.instructions[fused.root]
+            outside = dict(zip((p.name for p in fused.parameters), sides, strict=True))
+            inside = [fused.instructions[name] for name in compare.operands]
+            sides = [outside.get(side.name, side) for side in inside]
+        if compare.opcode != "compare":
             return None
-        direction = inner.attribute("direction")
-        first, second = (condition.instructions[name] for name in operands)
+        direction = compare.attribute("direction")
+        first, second = sides
         if first.opcode == "constant":
             first, second = second, first
             direction = {"GT": "LT", "GE": "LE"}.get(direction, direction)

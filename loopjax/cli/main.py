@@ -45,6 +45,7 @@ GROUPS = {
     "Plan": {
         "flops": Command("planning:flops", "count parameters and FLOPs of a config"),
         "plan": Command("planning:plan", "estimate sharding, memory and time of a config"),
+        "compile": Command("compiling:compile_", "compile a config for TPUs or GPUs not present"),
     },
     "Data": {
         "prepare": Command("data:prepare", "tokenize text into shards"),

@@ -99,6 +99,8 @@ EXTRAS = [
     ("prepare --input in.jsonl --tokenizer tokenizer.json --output new", "data"),
     ("prepare --input in.parquet --output new", "data"),
     ("import-hf model new", "hf"),
+    ("compile --config=tiny.py --topology=v5e:2x2", "aot"),
+    ("compile --config=tiny.py --topology=h100:1x8", "gpu"),
 ]
 
 

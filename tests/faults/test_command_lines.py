@@ -72,6 +72,7 @@ WITH_CONFIG = {
     "finetune": ["--checkpoint=run", "--pairs=var_assign_code_1:8", "--workdir=new"],
     "flops": [TINY],
     "plan": [TINY],
+    "compile": [TINY, "--topology=v5e:2x2"],
 }
 
 
@@ -145,6 +146,11 @@ def of_absl():
         "train": {"workdir": BAD_PATH},
         "finetune": {"workdir": BAD_PATH, "checkpoint": BAD_PATH, "pairs": ("",)},
         "flops": {},
+        "compile": {
+            "topology": ("v5p", "v9:2x2", "v5p:3x4x4", "h100:0x8", "v5e:2x2,slices=0", ""),
+            "phase": ("first", "-1", ""), "programs": ("no", "update,", ""),
+            "json": BAD_PATH, "dump": BAD_PATH,
+        },
     }  # fmt: skip
     for command, needed in WITH_CONFIG.items():
         for flag, values in flags[command].items():
