@@ -269,3 +269,71 @@ def test_types_are_read_with_their_memory_space():
     ]  # fmt: skip
     assert [a.bytes for a in found] == [4, 12, 7]
     assert functools.reduce(max, (hlo.item_bytes(d) for d in ("s4", "f8e4m3fn"))) == 1
+
+
+def products(function, *shapes):
+    """FLOPs of products of a function of float32 arrays: by us, and by XLA (loops once)."""
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    done = jax.jit(function).lower(*arrays).compile(compiler_options=OPTIMIZED)
+    ours = Program.of(done.as_text(), {"data": 1}, "cpu").product_flops
+    return ours, done.cost_analysis()["flops"]
+
+
+def test_products_in_loops_count_as_often_as_they_run():
+    def run(x, stack):
+        def twice(x, w):
+            return jax.lax.fori_loop(0, 3, lambda _, x: x @ w, x), None
+
+        return jax.lax.scan(twice, x, stack)[0]
+
+    assert products(run, (16, 64), (5, 64, 64))[0] == 5 * 3 * 2 * 16 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window_strides": (1,), "padding": [(0, 0)]},
+        {"window_strides": (2,), "padding": [(2, 1)]},
+        {"window_strides": (1,), "padding": [(3, 3)], "lhs_dilation": (2,)},
+        {"window_strides": (1,), "padding": [(2, 2)], "rhs_dilation": (2,)},
+        {"window_strides": (1,), "padding": "SAME", "feature_group_count": 2},
+    ],
+)
+def test_a_convolution_has_the_flops_that_xla_counts(options):
+    """[N, 8, W] with [16, 8, 4] or in groups: multiplications with padding are not counted."""
+    features = 8 // options.get("feature_group_count", 1)
+
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(x, w, **options)
+
+    ours, xla = products(convolve, (3, 8, 20), (16, features, 4))
+    assert ours == xla
+
+
+def test_a_batched_product_of_a_tpu_is_a_convolution_over_padding():
+    """2 products of bf16 [512, 512] and [512, 256], as the compiler writes them."""
+    text = """HloModule product
+ENTRY %main (a: bf16[512,256,1], b: bf16[2,512,512]) -> bf16[2,512,256] {
+  %a = bf16[512,256,1]{0,1,2} parameter(0)
+  %b = bf16[2,512,512]{2,1,0} parameter(1)
+  ROOT %c = bf16[2,512,256]{2,1,0} convolution(%a, %b), window={size=2 pad=1_1 rhs_reversal=1}, dim_labels=fb0_0oi->0fb
+}
+"""
+    assert Program.of(text, {"data": 1}, "tpu").product_flops == 2 * 2 * 512 * 512 * 256
+
+
+def test_a_product_by_cublas_counts():
+    config = (
+        '{"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}'
+    )
+    text = f"""HloModule product
+ENTRY %main (a: bf16[64,128], b: bf16[128,32]) -> bf16[64,32] {{
+  %a = bf16[64,128]{{1,0}} parameter(0)
+  %b = bf16[128,32]{{1,0}} parameter(1)
+  %c = (bf16[64,32]{{1,0}}, s8[1024]{{0}}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={config}
+  ROOT %d = bf16[64,32]{{1,0}} get-tuple-element(%c), index=0
+}}
+"""
+    program = Program.of(text, {"data": 1}, "gpu")
+    assert program.product_flops == 2 * 64 * 128 * 32
+    assert program.kernels == {"__cublas$gemm": 1}
