@@ -232,6 +232,15 @@ def test_an_update_in_place_moves_the_update():
     assert 2 * rows <= ours <= 8 * rows  # not 100 times the stack
 
 
+def test_each_part_of_a_tpu_program_moves_its_bytes_once():
+    body = 256 + 1024  # the start of the all-gather reads a part and writes the whole
+    body += 2048 + 512  # the reduce-scatter
+    body += 2 * 2048  # the kernel
+    body += 3 * 4  # the counter
+    program = Program.of(TPU.replace("START", "0"), {"fsdp": 4}, "tpu")
+    assert program.hbm_bytes == 6 * body + 2 * 4
+
+
 def test_fast_memory_of_a_tpu_is_not_counted():
     near = "{1,0:T(8,128)S(1)}"
     text = TPU.replace("%kernel = f32[4,128]{1,0} ", f"%kernel = f32[4,128]{near} ")

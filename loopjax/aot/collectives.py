@@ -111,19 +111,28 @@ def collectives(
 def _kind(computation, instruction) -> tuple[str | None, bool]:
     """(kind of a collective, whether it is asynchronous); (None, False) for what is none."""
     kind = instruction.opcode.removesuffix("-start")
-    if kind not in KINDS:
+    if kind not in KINDS or continues(computation, instruction):
         return None, False
-    started = kind != instruction.opcode or "async" in computation.name
-    if "async_collective_fusion_config" in instruction.attributes:
-        calls = (
-            i.attributes for i in computation.instructions.values() if i.opcode == "custom-call"
-        )
-        if not any("AsyncCollectiveStart" in attributes for attributes in calls):
-            return None, False  # the middle or the end of one that started elsewhere
-        started = True
+    started = (
+        kind != instruction.opcode
+        or "async" in computation.name
+        or _SPLIT in instruction.attributes
+    )
     if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
     return kind, started
+
+
+# Of a collective that a TPU program splits over fusions, which call each part by the same name.
+_SPLIT = "async_collective_fusion_config"
+
+
+def continues(computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
+    """Whether an instruction is the middle or the end of a collective that a fusion started."""
+    if "AsyncCollectiveDone" in instruction.attributes:
+        return True
+    calls = (i.attributes for i in computation.instructions.values() if i.opcode == "custom-call")
+    return _SPLIT in instruction.attributes and not any("AsyncCollectiveStart" in c for c in calls)
 
 
 def _groups(instruction: hlo.Instruction, mesh: dict[str, int]) -> list[tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 import math
 
-from loopjax.aot import hlo
+from loopjax.aot import collectives, hlo
 
 # These move nothing: they name parts of buffers, or set buffers aside.
 _FREE = {
@@ -85,8 +85,10 @@ def _fusion(module, computation, instruction, fused: hlo.Computation, platform: 
         for array in computation.instructions[operand].arrays:
             if _in_hbm(array, platform):
                 total += int(min(array.bytes, _read(module, fused, number)))
-    written = _written(module, fused, fused.root)
-    for array, bytes_written in zip(instruction.arrays, written, strict=False):
+    results = instruction.arrays
+    if instruction.opcode == "async-start":  # (operands, results, context)
+        results = results[len(computation.types(instruction.operands)) :]
+    for array, bytes_written in zip(results, _written(module, fused, fused.root), strict=False):
         total += bytes_written if _in_hbm(array, platform) else 0
     return total
 
@@ -102,6 +104,8 @@ def _read_of(module, fused: hlo.Computation, name: str) -> float:
     total = 0.0
     for user in fused.users.get(name, []):
         first = user.operands[0] == name
+        if collectives.continues(fused, user):
+            continue
         if user.opcode == "bitcast":
             total += _read_of(module, fused, user.name)
         elif user.opcode in _SLICES and first:
@@ -129,6 +133,10 @@ def _written(module, fused: hlo.Computation, name: str) -> list[int]:
     if instruction.opcode == "parameter":
         return [0 for _ in instruction.arrays]  # handed on
     whole = [array.bytes for array in instruction.arrays]
+    if collectives.continues(fused, instruction):
+        return [0 for _ in whole]
+    if "AsyncCollectiveStart" in instruction.attributes:  # (operand, result, semaphores)
+        return [0, *whole[1:]]
     if instruction.opcode == "bitcast":
         return [min(whole[0], _written(module, fused, instruction.operands[0])[0]) or whole[0]]
     if instruction.opcode == "dynamic-update-slice":
