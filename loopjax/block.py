@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import kernels, rope
+from loopjax import attention, kernels, rope
 from loopjax.depth import ExecutedLayer
 from loopjax.model_config import ModelConfig
 
@@ -30,17 +30,21 @@ class KVCache:
 
 @flax.struct.dataclass
 class Placement:
-    """Positions and mask of the T tokens of a call, if not 0..T-1 with a causal mask.
+    """Positions of the T tokens of a call and what they attend to, if not 0..T-1 and all before.
 
     Attributes:
       positions_BT: position of each token for the rotary embedding, int.
-      mask_BTS: cache slots that each token attends to; without a cache, which of the T tokens (later
-        tokens are always masked).
+      segments_BT: without a cache, the segment of each token: it attends to earlier tokens of its
+        segment only, and to those of segment 0 with `shared_context`; None for one segment.
+      shared_context: whether segment 0 is the context of all others.
+      mask_BTS: cache slots that each token attends to; None without a cache.
       slot: int [], first of the T cache slots that the tokens are written to.
     """
 
     positions_BT: jax.Array
-    mask_BTS: jax.Array
+    segments_BT: jax.Array | None = None
+    shared_context: bool = flax.struct.field(pytree_node=False, default=False)
+    mask_BTS: jax.Array | None = None
     slot: jax.Array | None = None
 
 
@@ -50,7 +54,7 @@ class Context:
 
     Attributes:
       angles: `rope.tables` of the positions of the tokens.
-      placement: positions and mask; None for positions 0..T-1 with a causal mask.
+      placement: None for positions 0..T-1 that attend to all before them.
       gates: factors of the sublayers' outputs, {"attention", "mlp"}, [B, T] each; None for 1.
       place: executed layer of the plan; None unless `Block.reads` names it.
       embedded_BTD: embeddings of the tokens; None unless `Block.reads` names them.
@@ -109,14 +113,16 @@ class Block(nn.Module):
         v_BTKC = nn.with_logical_constraint(v_BTKC, ("batch", "seq", "kv_heads", "head_size"))
         if cache is not None:
             cache = _written(cache, KVCache(k_BTKC, v_BTKC), placement.slot)
-            out_BTHC = kernels.cached_attention(q_BTHC, cache.key, cache.value, placement.mask_BTS)
+            out_BTHC = attention.cached(q_BTHC, cache.key, cache.value, placement.mask_BTS)
         else:
             self.sow("intermediates", "key", k_BTKC)
             self.sow("intermediates", "value", v_BTKC)
-            mask_BTT = None if placement is None else placement.mask_BTS
-            out_BTHC = kernels.causal_attention(
-                q_BTHC, k_BTKC, v_BTKC, mask_BTT, implementation=cfg.attention
-            )
+            segments_BT = None if placement is None else placement.segments_BT
+            shared = placement is not None and placement.shared_context
+            out_BTHC = attention.causal(
+                q_BTHC, k_BTKC, v_BTKC, segments_BT, shared_context=shared,
+                implementation=cfg.attention,
+            )  # fmt: skip
         flat_BTD = out_BTHC.reshape(B, T, -1)
         return self.linear("output", flat_BTD, ("heads", "embed"), cfg.d_model), cache
 

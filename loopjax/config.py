@@ -145,7 +145,8 @@ def default() -> ConfigDict:
     config.model.tie_embeddings = True  # output head is the transposed embedding
     config.model.init_depth = 0  # executed layers that initialization is scaled for; 0: all
     config.model.dtype = "bfloat16"  # compute type; parameters are float32
-    config.model.attention = "auto"  # implementation: "auto", "xla", "cudnn"
+    # Implementation: "splash" (TPU), "cudnn" (GPU), "xla", "chunks"; "auto": by platform and shape.
+    config.model.attention = "auto"
     config.model.remat = "none"  # what the backward pass recomputes: "none", "dots", "full"
 
     # Devices per mesh axis (one may be -1: the rest), and the mesh axes of each logical axis.

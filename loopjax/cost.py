@@ -128,6 +128,8 @@ def plan_of(config, machine: Machine) -> dict:
     rules, optimizer = sharding.axis_rules(config.mesh), make_optimizer(config)[0]
     batch = config.batch_size // config.microbatches
     sharding.check_divisible(cfg, batch, mesh, rules, config.seq_len)
+    with kernels.traced_for(machine.platform):
+        run.attention_note(outline, mesh, rules)
     speed = machine.devices * machine.peak_flops * machine.mfu
 
     def size_of(plan: DepthPlan, microbatches: int) -> memory.StepMemory:

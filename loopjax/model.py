@@ -46,7 +46,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from loopjax import kernels, rope
+from loopjax import attention, kernels, rope
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
 from loopjax.depth import DepthPlan, ExecutedLayer
 from loopjax.model_config import ModelConfig
@@ -54,7 +54,10 @@ from loopjax.surgery import fitting
 
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.save_only_these_names("linear"),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names("linear", attention.SAVED_NAME),
+        attention.is_saved,
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

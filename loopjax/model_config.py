@@ -3,11 +3,10 @@
 import dataclasses
 import math
 
-from loopjax import rope
+from loopjax import attention, rope
 
 MOST = 2**31 - 1  # sizes of arrays are int32
 DTYPES = ("float32", "bfloat16")
-ATTENTION = ("auto", "xla", "cudnn")
 REMAT = ("none", "dots", "full")
 
 
@@ -31,8 +30,7 @@ class ModelConfig:
       tie_embeddings: whether the output head is the transposed embedding.
       init_depth: executed layers that the residual output projections are initialized for.
       dtype: compute type; parameters are always float32.
-      attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn" (flash attention
-        on NVIDIA GPUs, bfloat16 only) or "auto" (chosen for the platform).
+      attention: one of `attention.IMPLEMENTATIONS`; "auto" is chosen by platform and shape.
       remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
         "full" (all but the input of each layer).
     """
@@ -75,7 +73,7 @@ class ModelConfig:
             raise ValueError(
                 f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}"
             )
-        choices = {"dtype": DTYPES, "attention": ATTENTION, "remat": REMAT}
+        choices = {"dtype": DTYPES, "attention": attention.IMPLEMENTATIONS, "remat": REMAT}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -95,10 +93,6 @@ class ModelConfig:
                     f"model.rope_scaling={self.rope_scaling!r} must have FACTOR of at least 1, LOW "
                     "below HIGH and all of them positive"
                 )
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError(
-                f"model.attention='cudnn' requires model.dtype='bfloat16', not {self.dtype!r}"
-            )
 
     @property
     def head_size(self) -> int:

@@ -7,6 +7,7 @@ config is reported here. Where the run begins is decided in `resume.py`.
 import contextlib
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -14,8 +15,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from loopjax import attention, curriculum, flops, kernels, model, sharding
 from loopjax import config as config_lib
-from loopjax import curriculum, flops, model, sharding
 from loopjax.checkpoint import locate, read_meta, tokenizer_of
 from loopjax.curriculum import Phase
 from loopjax.data import pipeline
@@ -101,10 +102,12 @@ class Run(Placed):
     Attributes:
       stream: training batches from any step.
       heldout: held-out data by source; empty without evaluation.
+      attention_note: why attention is not the platform's flash attention; "" if it is.
     """
 
     stream: pipeline.TrainStream
     heldout: dict
+    attention_note: str
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
@@ -133,6 +136,7 @@ def place(planned: Outline, devices=None) -> Placed:
     rules = sharding.axis_rules(config.mesh)
     batch = config.batch_size // config.microbatches
     sharding.check_divisible(cfg, batch, mesh, rules, config.seq_len)
+    attention_note(planned, mesh, rules)
     optimizer, schedule = make_optimizer(config)
     return Placed(
         **vars(planned),
@@ -147,15 +151,12 @@ def place(planned: Outline, devices=None) -> Placed:
 def plan_run(config) -> Run:
     """The run of a config; raises UserError, one sentence about what is wrong with the config."""
     planned = outline(config)
-    config, phases, cfg = planned.config, planned.phases, planned.cfg
+    config, phases = planned.config, planned.phases
     if config.patience and len(phases) > 1:
         raise UserError(
             f"config.patience={config.patience} requires a run of one plan and one mixture; this "
             f"run has {len(phases)} phases"
         )
-    backend = jax.default_backend()
-    if cfg.attention == "cudnn" and backend != "gpu":
-        raise UserError(f"config.model.attention='cudnn' requires a GPU (the backend is {backend})")
     placed = place(planned)
     tokenizer = _tokenizer(config)  # and whether it adds BOS
     heldout = {}
@@ -163,7 +164,30 @@ def plan_run(config) -> Run:
         names = list(phases[-1].mixture)
         heldout = pipeline.open_sources(config, names, "heldout", *tokenizer)
     stream = pipeline.TrainStream(config, phases, *tokenizer)
-    return Run(**vars(placed), stream=stream, heldout=heldout)
+    note = attention_note(planned, placed.mesh, placed.rules, packed=stream.packed)
+    return Run(**vars(placed), stream=stream, heldout=heldout, attention_note=note)
+
+
+def attention_note(outline: Outline, mesh, rules, packed: bool = False) -> str:
+    """Why attention is not flash attention on `kernels.platform()`; "" if it is, or is named.
+
+    Raises UserError if `config.model.attention` names an implementation that cannot run.
+
+    Args:
+      mesh: the devices, which need not exist.
+      packed: whether rows have segments.
+    """
+    cfg, axes = outline.cfg, dict(rules)["seq"] or ()
+    inputs = {
+        "T": outline.config.seq_len, "head_size": cfg.head_size, "dtype": cfg.dtype,
+        "packed": packed, "seq_parts": math.prod(mesh.shape[axis] for axis in axes),
+    }  # fmt: skip
+    if cfg.attention == "auto":
+        name, why = attention.chosen(kernels.platform(), **inputs)
+        return why and f"attention is {name!r}: {why}"
+    if missing := attention.requirement(cfg.attention, kernels.platform(), **inputs):
+        raise UserError(f"config.model.attention={cfg.attention!r} requires {missing}")
+    return ""
 
 
 def _tokenizer(config) -> tuple[str, bool | None]:

@@ -76,6 +76,8 @@ def train(config, workdir, callbacks=(), processes: Processes | None = None) -> 
         stack.enter_context(contextlib.closing(checkpoints))
         start = resume.start(run, workdir, checkpoints, source)
         say(start.message)
+        if run.attention_note:
+            say(run.attention_note)
         ledger.add({**start.time_s, "lost": resume.lost_s(workdir, start)})
         _describe_run(run, workdir)
         early = EarlyStopping(config, start.step, start.heldout)

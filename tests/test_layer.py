@@ -131,7 +131,7 @@ def test_a_layer_that_reads_its_place_decodes_as_it_scores(placed):
     for t in range(6, 9):
         positions_BT = jnp.full((2, 1), t)
         mask_BTS = jnp.broadcast_to(jnp.arange(9) <= t, (2, 1, 9))
-        placement = block.Placement(positions_BT, mask_BTS, jnp.int32(t))
+        placement = block.Placement(positions_BT, mask_BTS=mask_BTS, slot=jnp.int32(t))
         args = (placed, layers, TOKENS_BT[:, t : t + 1], CFG, PLAN, placement, caches)
         x_BTD, caches = decode.decode_step(*args)
         np.testing.assert_allclose(x_BTD[:, 0], whole[:, t], rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loopjax import kernels, model, surgery
+from loopjax import attention, kernels, model, surgery
 from loopjax.depth import DepthPlan
 
 CFG = model.ModelConfig(
@@ -239,7 +239,7 @@ def test_attention_on_the_cpu_is_attention(T):
     plain = functools.partial(jax.nn.dot_product_attention, is_causal=True)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        grads(kernels.causal_attention),
+        grads(attention.causal),
         grads(plain),
     )
 
@@ -263,8 +263,7 @@ def test_the_matrix_product_on_the_cpu_has_the_gradient_of_a_matrix_product():
         ({"n_kv_heads": 4}, "n_kv_heads=4 must divide"),
         ({"dtype": "float16"}, "float32, bfloat16"),
         ({"remat": "some"}, "none, dots, full"),
-        ({"attention": "flash"}, "auto, xla, cudnn"),
-        ({"attention": "cudnn"}, "requires model.dtype='bfloat16'"),
+        ({"attention": "flash"}, "auto, xla, chunks, splash, cudnn"),
         ({"d_ff": 0}, "d_ff=0 must be at least 1"),
     ],
 )

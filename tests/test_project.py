@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "intervals", "devices", "text_table", "progress", "signals", "limits", "connection",
-    "cluster", "processes", "watchdog", "paths", "depth", "json_shapes", "kernels", "rope",
+    "cluster", "processes", "watchdog", "paths", "depth", "json_shapes", "kernels", "attention", "rope",
     "model_config", "block", "surgery", "model", "optim", "growth", "config", "flops", "curriculum",
     "sharding", "step", "files", "outputs", "sweep.branches", "sweep.grids", "sweep.directory",
     "sweep.logs", "sweep.hparams", "callbacks", "lock", "host", "ledger", "log", "run_record",

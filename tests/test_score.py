@@ -181,7 +181,7 @@ def test_logits_with_a_cache_are_those_without():
         positions = jnp.arange(12, 20)
         mask = jnp.arange(20)[None] <= positions[:, None]
         placement = block.Placement(
-            jnp.tile(positions, (2, 1)), jnp.tile(mask, (2, 1, 1)), jnp.int32(12)
+            jnp.tile(positions, (2, 1)), mask_BTS=jnp.tile(mask, (2, 1, 1)), slot=jnp.int32(12)
         )
         rest = (tokens[:, 12:], LM.cfg, LM.plan, placement, caches)
         x, _ = decode.decode_step(params, layers, *rest)

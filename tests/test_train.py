@@ -571,7 +571,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_loses_nothing(tiny_config, tmp_
         ({"model.vocab_size": 30}, "config.model.vocab_size=30 is smaller than the 36 tokens"),
         (
             {"model.attention": "cudnn", "model.dtype": "bfloat16"},
-            "requires a GPU (the backend is cpu)",
+            "requires a GPU (the platform is cpu)",
         ),
         ({"learning_rate": 0.0}, "config.learning_rate=0.0 must be positive"),
         ({"model.n_heads": 3}, "config.model.n_heads=3 must divide"),

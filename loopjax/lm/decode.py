@@ -263,7 +263,7 @@ def _steps(params, layers, state, key, *, cfg, plan, choose):
         caches, next_B, slot = carry
         positions_B = slot - first_B
         mask_B1S = (slots[None] >= first_B[:, None]) & (slots[None] <= slot)
-        placement = block.Placement(positions_B[:, None], mask_B1S[:, None], slot)
+        placement = block.Placement(positions_B[:, None], mask_BTS=mask_B1S[:, None], slot=slot)
         x_B1D, caches = decode_step(params, layers, next_B[:, None], cfg, plan, placement, caches)
         logits_BV = model.unembed(params, x_B1D, cfg)[:, 0]
         chosen_B = choose(logits_BV, key, state["seeds"], positions_B + 1)

@@ -160,7 +160,9 @@ def open_model(
     rules = sharding.axis_rules(config_lib.default().mesh)
     meta = read_meta(directory, step)
     trained = model.ModelConfig(**meta["model"])
-    cfg = dataclasses.replace(trained, remat="none", dtype=dtype or trained.dtype)
+    # Training may have named attention that these devices or lengths do not have.
+    free = {"attention": "auto", "remat": "none"}
+    cfg = dataclasses.replace(trained, dtype=dtype or trained.dtype, **free)
     plan = chosen_plan(meta, depth)
     codec = _tokenizer(tokenizer, directory, meta, needed=text)
     context = context_of(meta) if context is None else context

@@ -234,6 +234,4 @@ def _read(params, x_BND, targets_BN, cfg):
 
 
 def _placement(batch) -> block.Placement:
-    branches_BT = batch["branches"]
-    query, key = branches_BT[:, :, None], branches_BT[:, None, :]
-    return block.Placement(batch["positions"], (key == 0) | (key == query))
+    return block.Placement(batch["positions"], batch["branches"], shared_context=True)
