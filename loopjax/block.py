@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import attention, kernels, rope
+from loopjax import attention, kernels, rope, sharded_weights
 from loopjax.depth import ExecutedLayer
 from loopjax.model_config import ModelConfig
 
@@ -154,7 +154,7 @@ class Block(nn.Module):
         init = nn.with_logical_partitioning(fan_in_normal(scale), axes)
         kernel = self.param(name, init, (x.shape[-1], features))
         # remat="dots" saves the values with this name.
-        return checkpoint_name(kernels.matmul(x, kernel.astype(x.dtype)), "linear")
+        return checkpoint_name(sharded_weights.matmul(x, kernel, axes), "linear")
 
     def norm(self, name, x):
         init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))

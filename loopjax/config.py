@@ -151,6 +151,7 @@ def default() -> ConfigDict:
 
     # Devices per mesh axis (one may be -1: the rest), and the mesh axes of each logical axis.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh.slice_axis = "data"  # mesh axis between TPU slices: "data", "fsdp"
     config.mesh.rules = ConfigDict()
     config.mesh.rules.batch = "data,fsdp"
     config.mesh.rules.seq = ""

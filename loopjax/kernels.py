@@ -50,9 +50,14 @@ def _cpu_matmul_fwd(x, kernel, dtype):
 def _cpu_matmul_bwd(dtype, residuals, dy):
     x, kernel = residuals
     dy = jax.lax.optimization_barrier(dy.astype(x.dtype))
-    flat_x = x.reshape(-1, x.shape[-1])
-    flat_dy = dy.reshape(-1, dy.shape[-1])
-    return dy @ kernel.T, flat_x.T @ flat_dy
+    return dy @ kernel.T, weight_gradient(x, dy)
 
 
 _cpu_matmul.defvjp(_cpu_matmul_fwd, _cpu_matmul_bwd)
+
+
+def weight_gradient(x, dy, dtype=None):
+    """x^T dy over all leading axes, [..., in] and [..., out] -> [in, out] of `dtype`."""
+    flat_x = x.reshape(-1, x.shape[-1])
+    flat_dy = dy.reshape(-1, dy.shape[-1])
+    return jnp.matmul(flat_x.T, flat_dy, preferred_element_type=dtype)

@@ -46,7 +46,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from loopjax import attention, kernels, rope
+from loopjax import attention, kernels, rope, sharded_weights
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
 from loopjax.depth import DepthPlan, ExecutedLayer
 from loopjax.model_config import ModelConfig
@@ -90,13 +90,13 @@ class Transformer(nn.Module):
         return self.unembed(self.run(tokens_BT, placement))
 
     def table(self):
-        # Gather D before the lookup: a result sharded along D would have to be resharded along
-        # the batch, which XLA does by replicating it.
+        # The product needs all of D; a result sharded along D would have to be resharded along the
+        # batch, which XLA does by replicating it.
         table_VD = self.embed.astype(self.cfg.dtype)
         return nn.with_logical_constraint(table_VD, ("vocab", "activation"))
 
     def embedded(self, tokens_BT):
-        x_BTD = self.table()[tokens_BT]
+        x_BTD = sharded_weights.lookup(self.embed, tokens_BT, ("vocab", "embed"), self.cfg.dtype)
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
 
     def run(self, tokens_BT, placement=None):

@@ -4,8 +4,10 @@ Every parameter and the larger activations carry logical axis names (`model.py`)
 sets the number of devices of each mesh axis and the mesh axes of each logical axis:
 
     data     batch only: parameters are replicated over it
-    fsdp     batch, and the width of every parameter (ZeRO-3)
+    fsdp     batch, and the rows of every matrix (ZeRO-3)
     tensor   heads, FFN width and vocabulary
+
+`parameter_spec` says which dimension of a matrix that is, `sharded_weights.py` what travels.
 """
 
 import math
@@ -13,6 +15,7 @@ import math
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from loopjax.errors import UserError
@@ -41,10 +44,35 @@ def mesh_shape(config_mesh, n_devices: int) -> tuple[int, ...]:
 
 
 def make_mesh(config_mesh, devices=None) -> Mesh:
-    """The mesh of all available devices, or of `devices`."""
-    devices = jax.devices() if devices is None else devices
+    """The mesh of all available devices, or of `devices`.
+
+    In TPU systems of several slices, which a slower network connects, one axis crosses between slices
+    (`config.mesh.slice_axis`) and the others stay within them.
+    """
+    devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(config_mesh, len(devices))
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    n_slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
+    if n_slices <= 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
+    crossing = slice_axis(config_mesh)
+    between = [n_slices if axis == crossing else 1 for axis in MESH_AXES]
+    if shape[MESH_AXES.index(crossing)] % n_slices:
+        raise UserError(
+            f"config.mesh.{crossing}={shape[MESH_AXES.index(crossing)]} is not divisible by the "
+            f"{n_slices} slices of these devices (config.mesh.slice_axis={crossing!r})"
+        )
+    within = [size // n for size, n in zip(shape, between, strict=True)]
+    placed = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+    return Mesh(placed, MESH_AXES, axis_types=axis_types)
+
+
+def slice_axis(config_mesh) -> str:
+    """The mesh axis that crosses between slices; raises UserError for one that cannot."""
+    axis = config_mesh.slice_axis
+    if axis not in ("data", "fsdp"):
+        raise UserError(f"config.mesh.slice_axis={axis!r} must be one of data, fsdp")
+    return axis
 
 
 def abstract_mesh(config_mesh, n_devices: int) -> AbstractMesh:
@@ -55,6 +83,7 @@ def abstract_mesh(config_mesh, n_devices: int) -> AbstractMesh:
 
 def axis_rules(config_mesh) -> tuple[tuple[str, tuple[str, ...] | None], ...]:
     """Logical-to-mesh rules in the form that flax uses, from `config.mesh.rules` ("data,fsdp" or "")."""
+    slice_axis(config_mesh)
     rules = []
     for logical, text in dict(config_mesh.rules).items():
         mesh_axes = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -99,9 +128,45 @@ def check_divisible(model_config, batch_size: int, mesh: Mesh, rules, seq_len: i
             )
 
 
+def axes_of(entry) -> tuple[str, ...]:
+    """The mesh axes in an entry of a PartitionSpec or a rule."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def batch_axes(rules) -> tuple[str, ...]:
+    """The mesh axes that shard the batch or the time axis."""
+    return axes_of(dict(rules)["batch"]) + axes_of(dict(rules)["seq"])
+
+
+def parameter_spec(names, shape, mesh, rules) -> PartitionSpec:
+    """Mesh axes of each dimension of a parameter with logical axis names.
+
+    Mesh axes that shard the batch too (`fsdp`) and the last dimension of a matrix by the rules are moved
+    to its rows where those are divisible. Parts are then whole rows, which are next to each other when
+    they are gathered. Parts of rows would be shorter than the 128 lanes of a TPU on many devices
+    (2,048 / 64 = 32), and its compiler gathers such parts by sums of padded arrays.
+    """
+    of_batch = batch_axes(rules)
+    spec = [axes_of(entry) for entry in nn.logical_to_mesh_axes(names, rules)]
+    kept = [tuple(axis for axis in axes if axis not in of_batch) for axes in spec]
+    gathered = [tuple(axis for axis in axes if axis in of_batch) for axes in spec]
+    if len([name for name in names if name != "layers"]) > 1:
+        rows = gathered[-2] + gathered[-1]
+        if shape[-2] % math.prod(mesh.shape[axis] for axis in kept[-2] + rows) == 0:
+            gathered[-2:] = rows, ()
+    # The axes to gather over come last, so that what they gather is contiguous.
+    return PartitionSpec(*(k + g for k, g in zip(kept, gathered, strict=True)))
+
+
 def tree_sharding(abstract_boxed, mesh: Mesh, rules):
     """NamedSharding of every leaf of an abstract tree whose parameters are boxed with axis names."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_boxed), mesh, rules)
+
+    def placed(boxed):
+        return NamedSharding(mesh, parameter_spec(boxed.names, boxed.value.shape, mesh, rules))
+
+    return jax.tree.map(placed, abstract_boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
 
 
 def batch_sharding(mesh: Mesh, rules) -> NamedSharding:

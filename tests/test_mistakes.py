@@ -240,6 +240,7 @@ CONFIG = [
     ("a mesh of other devices", ["mesh.data=3"], ["config.mesh", "data=3"]),
     ("two free mesh axes", ["mesh.fsdp=-1"], ["config.mesh", "fsdp=-1"]),
     ("a misspelt mesh axis", ["mesh.rules.embed=fdsp"], ["config.mesh.rules.embed"]),
+    ("an axis that no slices can share", ["mesh.slice_axis=tensor"], ["config.mesh.slice_axis"]),
     ("heads that cannot be cut", ["mesh.tensor=8"], ["config.model.n_heads=4", "tensor"]),
     (
         "heads that do not divide the width",

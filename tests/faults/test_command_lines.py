@@ -167,6 +167,7 @@ TEXTS = {
     "cooldown.operator": ("no",), "schedule": ("no", ""), "optimizer.name": ("no", ""),
     "model.rope_scaling": ("x", "llama3:0:1:4:8192", "llama3:8:4:4:8192", "llama3:8:0:4:0"),
     "model.dtype": ("no", "float16"), "model.attention": ("no",), "model.remat": ("no",),
+    "mesh.slice_axis": ("no", "tensor"),
     "init_from": ("gs://bucket/x", "nothing", "a\0b"), "data_dir": ("s3://bucket/x", "a\0b"),
     "tokenizer": ("gs://bucket/x", "a\0b"),
 }  # fmt: skip
