@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import attention, kernels, rope, sharded_weights
+from loopjax import attention, rope, sharded_weights
 from loopjax.depth import ExecutedLayer
 from loopjax.model_config import ModelConfig
 

@@ -29,6 +29,7 @@ VALUES = {
     "programs": "NAME,...",
     "json": "FILE",
     "dump": "DIR",
+    "compilation_cache": "DIR|off",
 }
 CONFIG = (
     ("--config=FILE[:VARIANT]", "config file, with a variant after a colon: configs/tiny.py:lidas"),

@@ -81,8 +81,10 @@ def need_figures(path: str | None) -> None:
 
 def open_named(args, depth: str | None, **kwargs):
     """The model that the flags of `add_model` and `add_text` name."""
+    from loopjax import compilation_cache
     from loopjax.lm.loaded_model import open_model
 
+    compilation_cache.enable()
     return open_model(
         args.checkpoint,
         depth,
@@ -194,8 +196,10 @@ def nll(argv: list[str]) -> int:
     args = _nll_parser().parse_args(argv)
     if args.output is not None:
         outputs.check_file(args.output, "--output")
+    from loopjax import compilation_cache
     from loopjax.evals import nll as evaluation
 
+    compilation_cache.enable()
     result = evaluation.measure(
         args.checkpoint,
         all_steps=args.all,

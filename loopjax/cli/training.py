@@ -82,6 +82,13 @@ def _define_run(values) -> None:
     flags.DEFINE_bool(
         "distributed", False, "several processes, found through the cluster (TPU, Slurm)", **one
     )
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "directory of compiled programs, which later runs read; off: none (default "
+        "JAX_COMPILATION_CACHE_DIR, else ~/.cache/loopjax/programs)",
+        **one,
+    )
 
 
 @contextlib.contextmanager
@@ -134,7 +141,9 @@ def _delay_aborts() -> None:
 
 
 def _train(config, values, processes) -> int:
+    from loopjax import compilation_cache
     from loopjax import train as training
 
+    compilation_cache.enable(values.compilation_cache)
     training.train(config, values.workdir, processes=processes)
     return 0
