@@ -3,15 +3,21 @@
 python benchmarks/growth.py [--steps 300]
 """
 
+import collections
+import itertools
+import pathlib
 import shutil
+import statistics
 import tempfile
 import time
 
 import jax
 from common import Step, alternate, config_of, emit, parser, ratio, spread
+from jax.experimental.compilation_cache import compilation_cache
 
 from loopjax import surgery
 from loopjax.depth import lidas
+from loopjax.files import read_rows
 from loopjax.train import train
 
 
@@ -31,33 +37,68 @@ def transition(args) -> dict:
 
 
 def runs(args) -> dict:
-    """Wall-clock of whole runs, in turn."""
-    seconds, compiles, flops = ({"standard": [], "lidas": []} for _ in range(3))
+    """Wall-clock of whole runs in turn, without and with a filled compilation cache."""
+    results = {cache: {"standard": [], "lidas": []} for cache in ("cold", "warm")}
     for number in range(args.repeats):
-        names = list(seconds)[:: 1 if number % 2 else -1]
-        for name in names:
-            config = config_of(args.size, "12", remat=args.remat, steps=args.steps, warmup_steps=-1)
-            config.cooldown.steps = -1
-            config.checkpoint_every = config.log_every = 10**6
-            config.growth.operator = "" if name == "standard" else name
-            workdir = tempfile.mkdtemp()
-            begun = time.perf_counter()
-            result = train(config, workdir)
-            seconds[name].append(time.perf_counter() - begun)
-            compiles[name].append(result["compile_s"])
-            flops[name].append(result["training_flops"])
-            shutil.rmtree(workdir)
-    rest = {n: [s - c for s, c in zip(seconds[n], compiles[n], strict=True)] for n in seconds}
-    flops_ratio = flops["lidas"][0] / flops["standard"][0]
-    whole, without = (ratio(s["lidas"], s["standard"]) for s in (seconds, rest))
+        names = ["standard", "lidas"][:: 1 if number % 2 else -1]
+        directories = {name: tempfile.mkdtemp() for name in names}
+        for by_name in results.values():
+            for name in names:
+                by_name[name].append(one_run(args, name, directories[name]))
+        for directory in directories.values():
+            shutil.rmtree(directory)
+    flops = {name: results["cold"][name][0]["training_flops"] for name in ("standard", "lidas")}
+    ratio_of_flops = flops["lidas"] / flops["standard"]
+    return {"flops_ratio": ratio_of_flops} | {
+        cache: compared(by_name, ratio_of_flops) for cache, by_name in results.items()
+    }
+
+
+def one_run(args, name: str, programs: str) -> dict:
+    """The result of a run that keeps its programs in a directory, with its "seconds" and "stalls"."""
+    jax.config.update("jax_compilation_cache_dir", programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    config = config_of(args.size, "12", remat=args.remat, steps=args.steps, warmup_steps=-1)
+    config.cooldown.steps = -1
+    config.checkpoint_every = config.log_every = 10**6
+    config.growth.operator = "" if name == "standard" else name
+    workdir = pathlib.Path(tempfile.mkdtemp())
+    begun = time.perf_counter()
+    result = train(config, workdir)
+    result["seconds"] = time.perf_counter() - begun
+    result["stalls"] = stalls(workdir)
+    shutil.rmtree(workdir)
+    return result
+
+
+def stalls(workdir: pathlib.Path) -> list[float]:
+    """Time that the first step of each later plan took longer, in median steps of that plan."""
+    pairs = list(itertools.pairwise(read_rows(workdir / "metrics.jsonl")))
+    seconds, first = collections.defaultdict(list), {}
+    for before, row in pairs:
+        took = row["wall_clock_s"] - before["wall_clock_s"]
+        if row["plan"] != before["plan"]:
+            first[row["plan"]] = took
+        else:
+            seconds[row["plan"]].append(took)
+    return [took / statistics.median(seconds[plan]) - 1 for plan, took in first.items()]
+
+
+def compared(by_name: dict, ratio_of_flops: float) -> dict:
+    """Seconds of the runs, and the wall-clock of grown ones relative to their FLOPs."""
+
+    def of(key):
+        return {name: [result[key] for result in results] for name, results in by_name.items()}
+
+    seconds, compiling = of("seconds"), of("compile_s")
+    whole = ratio(seconds["lidas"], seconds["standard"])
     return {
         "wall_clock_s": {name: spread(values) for name, values in seconds.items()},
-        "compile_s": {name: spread(values) for name, values in compiles.items()},
-        "flops_ratio": flops_ratio,
+        "waited_for_compilation_s": {name: spread(values) for name, values in compiling.items()},
         "wall_clock_ratio": whole,
-        "wall_clock_ratio_without_compilation": without,
-        "over_the_flops_ratio": whole["median"] / flops_ratio,
-        "over_the_flops_ratio_without_compilation": without["median"] / flops_ratio,
+        "over_the_flops_ratio": whole["median"] / ratio_of_flops,
+        "stalls_in_steps": [result["stalls"] for result in by_name["lidas"]],
     }
 
 

@@ -30,6 +30,7 @@ VALUES = {
     "json": "FILE",
     "dump": "DIR",
     "compilation_cache": "DIR|off",
+    "profile_steps": "FIRST:LAST",
 }
 CONFIG = (
     ("--config=FILE[:VARIANT]", "config file, with a variant after a colon: configs/tiny.py:lidas"),

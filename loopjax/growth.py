@@ -68,19 +68,35 @@ def grow(state, phase, optimizer, seed: int):
         `phase.moments` is "reset"; the learning rate continues its schedule either way.
       seed: seed of the run; the noise depends only on it and on the first step of the phase.
     """
-    state = surgery.grow(state, phase.order, donate=True)
-    if not phase.transform and phase.moments == "copy":
-        return state
-    key = jax.random.fold_in(jax.random.key(seed), phase.start)
+    return compiled(state, phase, optimizer, seed)(state)
+
+
+def compiled(shapes, phase, optimizer, seed: int):
+    """The function that grows states of these shapes and shardings as `grow` does, compiled."""
+    surgery.compile_growth(shapes, phase.order)
+    change = None
+    if phase.transform or phase.moments == "reset":
+        change = _change(surgery.grown_shapes(shapes, phase.order), phase, optimizer, seed)
+
+    def grown(state):
+        state = surgery.grow(state, phase.order, donate=True)
+        return state if change is None else change(state)
+
+    return grown
+
+
+def _change(shapes, phase, optimizer, seed: int):
+    """The compiled change of a grown state: a transform of its new layers, a reset of moments."""
     new_U = new_layers(phase.order)
 
     def changed(state):
         params, opt_state = state.params, state.opt_state
         if phase.transform:
+            key = jax.random.fold_in(jax.random.key(seed), phase.start)
             params = TRANSFORMS[phase.transform](params, new_U, key, phase.noise)
         if phase.moments == "reset":
             opt_state = optim.reset(optimizer, params, opt_state)
         return state.replace(params=params, opt_state=opt_state)
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(changed, out_shardings=shardings, donate_argnums=0)(state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return jax.jit(changed, out_shardings=shardings, donate_argnums=0).lower(shapes).compile()

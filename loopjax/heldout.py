@@ -1,9 +1,13 @@
 """Evaluation on held-out data during training."""
 
 import functools
+import threading
 
 import jax
 
+from loopjax import sharding
+from loopjax.ahead import Ahead
+from loopjax.compilation import shapes_of
 from loopjax.data import pipeline
 from loopjax.depth import DepthPlan
 from loopjax.run import Run
@@ -14,20 +18,51 @@ class HeldoutEvaluation:
     """A function of parameters and plan that evaluates them on the held-out data of a run.
 
     Batches are read once, and one program is compiled per plan.
+
+    Args:
+      run: the run.
+      ahead: thread that reads and compiles before the first evaluation.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, ahead: Ahead):
         self.run = run
-        self._steps: dict = {}
+        self._ahead = ahead
+        self._reading = threading.Lock()
+        self._batches: dict[str, list] | None = None
+        self._plan: DepthPlan | None = None
+        self._programs: dict = {}
 
-    @functools.cached_property
-    def _batches(self) -> dict[str, list]:
-        config = self.run.config
-        sizes = (config.batch_size, config.eval_batches, self.run.rows)
-        return {
-            name: list(pipeline.heldout_batches(source, *sizes))
-            for name, source in self.run.heldout.items()
-        }
+    def begin(self, params, plan: DepthPlan) -> None:
+        """Begins to read the data, and to compile for parameters like these and a plan."""
+        if plan != self._plan:
+            make = functools.partial(self._compiled, shapes_of(params), plan)
+            self._ahead.begin(("evaluation", plan), make)
+
+    def _compiled(self, params, plan: DepthPlan) -> dict:
+        """{source: program}; sources whose batches have the same shapes share a program."""
+        step = jax.jit(functools.partial(eval_step, cfg=self.run.cfg, plan=plan))
+        programs: dict[tuple, object] = {}
+        by_source = {}
+        for name, batches in self._read().items():
+            size = self.run.config.batch_size
+            batch = sharding.global_shapes(batches[0], self.run.batch_sharding, size)
+            kind = tuple((key, batch[key]) for key in sorted(batch))
+            if kind not in programs:
+                programs[kind] = step.lower(params, batch).compile()
+            by_source[name] = programs[kind]
+        return by_source
+
+    def _read(self) -> dict[str, list]:
+        """Batches of each source, of the rows of this process."""
+        with self._reading:
+            if self._batches is None:
+                config = self.run.config
+                sizes = (config.batch_size, config.eval_batches, self.run.rows)
+                self._batches = {
+                    name: list(pipeline.heldout_batches(source, *sizes))
+                    for name, source in self.run.heldout.items()
+                }
+            return self._batches
 
     def __call__(self, params, plan: DepthPlan) -> dict[str, float]:
         """{"eval/nll": nats per token, "eval/accuracy": share of argmax hits, ...}.
@@ -36,15 +71,16 @@ class HeldoutEvaluation:
         as "eval/SOURCE/nll". Sources with one answer per row (`one_answer`) also have "exact", the
         share of rows with every token of the answer right. Empty without held-out data.
         """
-        if plan not in self._steps:
-            self._steps[plan] = jax.jit(functools.partial(eval_step, cfg=self.run.cfg, plan=plan))
-        step = self._steps[plan]
+        if plan != self._plan:
+            make = functools.partial(self._compiled, shapes_of(params), plan)
+            self._programs = self._ahead.get(("evaluation", plan), make)
+            self._plan = plan
         weights = self.run.phases[-1].mixture
         by_source = {}
         total = {"nll": 0.0, "accuracy": 0.0}
         for name, source in self.run.heldout.items():
-            batches = map(self.run.to_device, self._batches[name])
-            sums = [step(params, batch) for batch in batches]
+            batches = map(self.run.to_device, self._read()[name])
+            sums = [self._programs[name](params, batch) for batch in batches]
             nll, hits, n = (sum(float(s[k]) for s in sums) for k in ("nll", "hits", "targets"))
             by_source[f"eval/{name}/nll"] = nll / n
             by_source[f"eval/{name}/accuracy"] = hits / n

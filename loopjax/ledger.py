@@ -6,11 +6,11 @@ import time
 # What a process is doing, one of these at any time.
 KINDS = {
     "start": "reading config and data, restoring or initializing the state",
-    "compile": "compiling updates",
+    "compile": "waiting for compiled updates and growth steps",
     "growth": "growing the stack",
     "data": "waiting for a batch (the device may still be busy with the step before)",
     "steps": "waiting for the device to finish updates, and all that has no kind of its own",
-    "evaluation": "held-out evaluation, with its compilation",
+    "evaluation": "held-out evaluation, and waiting for its compilation",
     "save": "waiting for checkpoints",
     "log": "metrics.jsonl and callbacks",
     "lost": "steps of a killed process after its last checkpoint, up to its last row",

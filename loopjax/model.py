@@ -95,6 +95,7 @@ class Transformer(nn.Module):
         table_VD = self.embed.astype(self.cfg.dtype)
         return nn.with_logical_constraint(table_VD, ("vocab", "activation"))
 
+    @jax.named_scope("embed")
     def embedded(self, tokens_BT):
         x_BTD = sharded_weights.lookup(self.embed, tokens_BT, ("vocab", "embed"), self.cfg.dtype)
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
@@ -104,10 +105,12 @@ class Transformer(nn.Module):
         x_BTD = self.embedded(tokens_BT)
         positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
         context = context_of(self.cfg, positions, x_BTD, placement)
-        for i in range(len(self.plan.segments)):
-            x_BTD = self.run_segment(i, x_BTD, context)
+        for i, segment in enumerate(self.plan.segments):
+            with jax.named_scope(f"segment_{i}_x{segment.repeats}"):
+                x_BTD = self.run_segment(i, x_BTD, context)
         return x_BTD
 
+    @jax.named_scope("head")
     def unembed(self, x_BTD):
         """Final norm and head, float32 [B, T, V]."""
         x_BTD = rms_norm(x_BTD, self.final_norm, self.cfg.norm_eps)

@@ -194,3 +194,13 @@ def global_batch(local: dict, rows: np.ndarray, sharding: NamedSharding, batch_s
         return jax.make_array_from_callback(shape, sharding, shard)
 
     return {name: make(array) for name, array in local.items()}
+
+
+def global_shapes(local: dict, sharding: NamedSharding, batch_size: int) -> dict:
+    """Shapes, dtypes and shardings of what `global_batch` makes of such a batch."""
+
+    def shape(array):
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        return jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), dtype, sharding=sharding)
+
+    return {name: shape(array) for name, array in local.items()}

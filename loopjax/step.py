@@ -84,6 +84,7 @@ def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Ar
     return _token_losses(logits_BTV, batch["targets"])
 
 
+@jax.named_scope("loss")
 def _token_losses(logits_BTV, targets_BT):
     scored_BT = targets_BT >= 0
     nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(targets_BT, 0))
@@ -140,8 +141,9 @@ def train_step(
         shapes = jax.eval_shape(gradient, state.params, first)
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (grads, (loss, losses)), _ = jax.lax.scan(add_part, zero, parts)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),

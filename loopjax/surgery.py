@@ -52,20 +52,51 @@ def reorder(tree, order):
 
 
 @functools.lru_cache(maxsize=256)
-def gather_program(sharding):
-    """Jitted (leaf, order) -> the leaf gathered along its first axis, with a sharding."""
+def _gather(shape: tuple, dtype, sharding, length: int):
+    """The compiled gather of arrays of one kind; orders of one length share a program."""
+    return lower_gather(shape, dtype, sharding, length).compile()
+
+
+def lower_gather(shape: tuple, dtype, sharding, length: int):
+    """The program that gathers an array by an order of a length, lowered for its devices."""
+    leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    order = jax.ShapeDtypeStruct((length,), jnp.int32, sharding=_replicated(sharding))
     # mode="clip" needs no bounds check on the device; `_check_order` has checked already.
-    return jax.jit(functools.partial(jnp.take, axis=0, mode="clip"), out_shardings=sharding)
+    take = functools.partial(jnp.take, axis=0, mode="clip")
+    return jax.jit(take, out_shardings=sharding).lower(leaf, order)
+
+
+def _replicated(sharding):
+    """Where the order of a gather is, which every device of the array needs."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding
 
 
 def _gathered(leaf, order: np.ndarray):
-    """The leaf gathered by an order, in its own sharding; orders of one length share a program."""
-    if not isinstance(leaf, jax.Array):
-        return gather_program(None)(leaf, order)
-    where = leaf.sharding
-    if isinstance(where, NamedSharding):
-        where = NamedSharding(where.mesh, PartitionSpec())
-    return gather_program(leaf.sharding)(leaf, jax.device_put(order, where))
+    """The leaf gathered by an order, in its own sharding."""
+    leaf = jnp.asarray(leaf)
+    gather = _gather(leaf.shape, leaf.dtype, leaf.sharding, len(order))
+    return gather(leaf, jax.device_put(order, _replicated(leaf.sharding)))
+
+
+def grown_shapes(state, order):
+    """Shapes, dtypes and shardings of what `grow` makes of a state like `state`."""
+
+    def grown(leaf):
+        shape = (len(order), *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+
+    return map_stack(grown, state)
+
+
+def compile_growth(state, order) -> None:
+    """Compiles what `grow` runs for a state of these shapes and an order of this length."""
+
+    def compile_gather(leaf):
+        _gather(leaf.shape, leaf.dtype, leaf.sharding, len(order))
+
+    map_stack(compile_gather, state)
 
 
 def grow(state, order, *, donate: bool = False):
@@ -83,7 +114,7 @@ def grow(state, order, *, donate: bool = False):
       order: old layer index of each new layer, for example `lidas(U, block)`.
       donate: whether to free the stacked arrays of `state`; using them afterwards is an error.
     """
-    order = np.array(_check_order(state, order))
+    order = np.array(_check_order(state, order), np.int32)
 
     def gathered(leaf):
         new = _gathered(leaf, order)

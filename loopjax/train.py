@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -9,8 +10,10 @@ import pathlib
 import jax
 
 from loopjax import callbacks as callbacks_lib
-from loopjax import devices, flops, growth, host, outputs, paths, resume, same
+from loopjax import devices, flops, host, outputs, paths, resume, same
+from loopjax.ahead import Ahead
 from loopjax.checkpoint import Checkpoints, versions
+from loopjax.compilation import Programs
 from loopjax.curriculum import Phase
 from loopjax.early_stopping import EarlyStopping
 from loopjax.errors import UserError
@@ -21,6 +24,7 @@ from loopjax.ledger import Ledger
 from loopjax.lock import Lock
 from loopjax.log import NoLog, RunLog, open_log
 from loopjax.processes import Processes
+from loopjax.profile import Profile
 from loopjax.progress import duration
 from loopjax.run import Run, on_mesh, plan_run
 from loopjax.signals import Signals
@@ -29,7 +33,10 @@ from loopjax.text_table import quantity, span
 from loopjax.watchdog import Watchdog
 
 
-def train(config, workdir, callbacks=(), processes: Processes | None = None) -> dict | None:
+def train(
+    config, workdir, callbacks=(), processes: Processes | None = None,
+    profile_steps: str | None = None,
+) -> dict | None:  # fmt: skip
     """Trains to the end of the curriculum and returns the result, also saved as `result.json`.
 
     Resumes from the newest checkpoint in `workdir`, if there is one. Returns None when SIGTERM,
@@ -40,6 +47,7 @@ def train(config, workdir, callbacks=(), processes: Processes | None = None) -> 
       workdir: directory of the run, created if needed.
       callbacks: `callbacks.Callback`s that get every row of metrics.jsonl, besides the config's.
       processes: the processes of the run, which have met; by default this one alone.
+      profile_steps: steps to trace into `workdir`/profile, "FIRST:LAST", both included.
 
     Raises UserError, one sentence, for mistakes in the config and for damaged files.
     """
@@ -50,13 +58,14 @@ def train(config, workdir, callbacks=(), processes: Processes | None = None) -> 
                 "`loopjax train --coordinator=...` makes"
             )
         with Signals() as signals:
-            return train(config, workdir, callbacks, Processes(signals))
+            return train(config, workdir, callbacks, Processes(signals), profile_steps)
     ledger = Ledger()
     workdir = paths.local(workdir, "--workdir").absolute()
     same.check_program(processes, config)
     run = plan_run(config)
     config = run.config
     callbacks_lib.check(config)
+    profile = Profile(profile_steps, config.steps, workdir / "profile")
     processes.silence_s = config.watchdog.silence_s
     processes.outlook = lambda: host.last_good(host.saved_steps(workdir))
     with (
@@ -89,10 +98,13 @@ def train(config, workdir, callbacks=(), processes: Processes | None = None) -> 
         stacks = workdir / f"stacks.{processes.index}.txt"
         watchdog = Watchdog(config.watchdog.medians, config.watchdog.least_s, stacks)
         stack.enter_context(watchdog)
+        ahead = stack.enter_context(Ahead(functools.partial(on_mesh, run)))
+        stack.enter_context(profile)
         stack.enter_context(ledger.during("steps"))
         return _Training(
             run=run, workdir=workdir, lock=lock, start=start, checkpoints=checkpoints, early=early,
-            log=log, processes=processes, watchdog=watchdog, ledger=ledger,
+            log=log, processes=processes, watchdog=watchdog, profile=profile, ahead=ahead,
+            ledger=ledger,
         ).loop()  # fmt: skip
 
 
@@ -109,48 +121,58 @@ class _Training:
     log: RunLog | NoLog
     processes: Processes
     watchdog: Watchdog
+    profile: Profile
+    ahead: Ahead
     ledger: Ledger
 
     def loop(self) -> dict | None:
         """Trains to the end; the result, or None when a signal asked to stop."""
-        run, early, watchdog, ledger = self.run, self.early, self.watchdog, self.ledger
+        run, early, profile = self.run, self.early, self.profile
         config, state, step = run.config, self.start.state, self.start.step
-        evaluate = HeldoutEvaluation(run)
+        evaluate = HeldoutEvaluation(run, self.ahead)
+        programs = Programs(run, state, self.ahead)
         bad = trailing_bad_steps(self.workdir, step) if config.skip_bad_steps else 0
-        step_metrics = StepMetrics(run, self.checkpoints, ledger, bad)
-        update, compiled_plan, heldout = None, None, None
+        step_metrics = StepMetrics(run, self.checkpoints, self.ledger, bad)
+        update, heldout = None, None
         for phase in run.phases:
             if step >= phase.stop:
                 continue
             compile_s = None
-            with watchdog.off():
+            with self.watchdog.off():
                 if step == phase.start and phase.order is not None:
-                    with ledger.during("growth"):
-                        state = growth.grow(state, phase, run.optimizer, config.seed)
-                    say(f"step {step}: {phase.operator} to {phase.plan.n_unique} layers")
+                    state = self._grow(programs, phase, state)
                 batches = run.stream.batches(run.rows, step)
                 batch = self._next(batches)
-                if phase.plan != compiled_plan:
-                    update, compile_s = self._compile(phase, step, state, batch)
-                    compiled_plan = phase.plan
+                if phase.plan != programs.plan:
+                    update, compile_s = self._compile(programs, phase, step, batch)
+                if any(map(early.evaluates, range(step + 1, phase.stop + 1))):
+                    evaluate.begin(state.params, phase.plan)
+                programs.begin_next(phase, batch)
             _describe_parameters(phase, state.params, self.workdir)
             step_metrics.start_phase(phase, compile_s)
             while step < phase.stop and not early.exhausted(step):
+                if profile.starts(step + 1):
+                    with self._aside("log"):
+                        profile.start()
                 self.processes.signals.something_to_save()
-                state, metrics = update(state, batch)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                    state, metrics = update(state, batch)
                 step += 1
                 if step < phase.stop:
                     batch = self._next(batches)
                 # The device works on this step while the host logs the one before.
                 row = step_metrics.push(step, metrics)
-                watchdog.step(step)
+                self.watchdog.step(step)
                 if row:
                     self._log(row)
                 stopping = self.processes.stops(step)
                 evaluating = early.evaluates(step)
                 saving = early.saves(step, stopping)
-                if saving or evaluating or step == phase.stop:
+                if saving or evaluating or profile.stops(step) or step == phase.stop:
                     row = step_metrics.flush()
+                    if profile.stops(step):
+                        with self._aside("log"):
+                            profile.stop()
                     heldout = {}
                     if evaluating:
                         with self._aside("evaluation"):
@@ -194,14 +216,24 @@ class _Training:
         with self._aside("save"):
             self.checkpoints.wait()
 
-    def _compile(self, phase: Phase, step: int, state, batch):
-        """(compiled update for the plan of a phase, seconds it took)."""
+    def _grow(self, programs: Programs, phase: Phase, state):
+        """The state at the start of a phase that changes the stack."""
+        with self.ledger.during("compile"):
+            grow = programs.growth(phase)
+        with self.ledger.during("growth"):
+            state = grow(state)
+        say(f"step {phase.start}: {phase.operator} to {phase.plan.n_unique} layers")
+        return state
+
+    def _compile(self, programs: Programs, phase: Phase, step: int, batch):
+        """(compiled update for the plan of a phase, seconds that the training waited for it)."""
+        how = "compiled in" if programs.plan is None else "compiled ahead, waited"
         begun = self.ledger.total()
         with self.ledger.during("compile"):
-            update = self.run.jitted_update(phase.plan, state).lower(state, batch).compile()
+            update = programs.update(phase.plan, batch)
         seconds = self.ledger.total() - begun
         n = flops.count_params(self.run.cfg, phase.plan.n_unique)
-        say(f"step {step}: plan {phase.plan}, {n:,} parameters, compiled in {seconds:.1f} s")
+        say(f"step {step}: plan {phase.plan}, {n:,} parameters, {how} {seconds:.1f} s")
         return update, seconds
 
     def _save(self, step: int, state, heldout: dict) -> None:

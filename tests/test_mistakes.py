@@ -312,6 +312,19 @@ OTHER = [
         ["flops", f"--config={ROOT}/configs/smollm.py:1.7b,looped"],
         ["'1.7b,looped'", "configs/smollm.py"],
     ),
+    *(
+        (
+            f"steps {steps!r} to trace",
+            [*TRAIN, "--workdir=new", P_HOP, f"--profile_steps={steps}"],
+            [f"--profile_steps='{steps}'", "FIRST:LAST", "1 to 12"],
+        )
+        for steps in ("0:5", "5:3", "a:b", "10", "10:13")
+    ),
+    (
+        "a cache on a bucket",
+        [*TRAIN, "--workdir=new", P_HOP, "--compilation_cache=gs://programs"],
+        ["--compilation_cache", "gs://programs"],
+    ),
     ("no size", ["plan", TRAIN[1], "--memory=80"], ["--memory", "'80'", "80GB"]),
     ("an unknown chip", ["plan", TRAIN[1], "--device=v7"], ["--device=v7", "v5p", "h100"]),
     (

@@ -156,13 +156,13 @@ def _evaluation(placed: Placed, phase: Phase, topology: Topology, dump) -> dict:
 def _growth(placed: Placed, before: Phase, phase: Phase, topology: Topology, dump) -> dict:
     """The gathers of `surgery.grow`, leaf by leaf; each old leaf is freed after its own."""
     state = _state(placed, before)
-    order = jax.ShapeDtypeStruct((len(phase.order),), jnp.array(phase.order).dtype)
     compiled: dict = {}
     held = peak = shard_bytes(state)
     stacked = [leaf for path, leaf in jax.tree.leaves_with_path(state) if surgery.on_stack(path)]
     for leaf in stacked:
         if leaf not in compiled:
-            lower = functools.partial(surgery.gather_program(leaf.sharding).lower, leaf, order)
+            kind = leaf.shape, leaf.dtype, leaf.sharding, len(phase.order)
+            lower = functools.partial(surgery.lower_gather, *kind)
             compiled[leaf] = _compile(placed, topology, lower, dump)
         grown = shard_bytes(leaf) * len(phase.order) // leaf.shape[0]
         peak = max(peak, held + grown + compiled[leaf].temporary)

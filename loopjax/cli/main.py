@@ -8,6 +8,7 @@ import os
 import select
 import sys
 
+from loopjax import ahead
 from loopjax.errors import UserError, first_line
 from loopjax.progress import print_line
 
@@ -128,9 +129,9 @@ def run() -> None:
     """The entry point of the console script `loopjax`."""
     _open_standard_streams()
     code = main()
-    if code:
-        # An interpreter that ends while XLA compiles in another thread may crash, and one that has
-        # lost the other processes of its run waits for them.
+    if code or ahead.in_progress():
+        # An interpreter that ends while XLA compiles in another thread waits for it or crashes, and
+        # one that has lost the other processes of its run waits for them.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

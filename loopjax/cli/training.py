@@ -18,6 +18,7 @@ def train(argv: list[str]) -> int:
     Examples:
       loopjax train --config=configs/tiny.py:lidas --workdir=runs/lidas
       loopjax train --config=configs/tiny.py --workdir=runs/wide --config.model.d_model=128
+      loopjax train --config=configs/tiny.py --workdir=runs/traced --profile_steps=10:15
     """
     with Signals("train") as signals:
         limits.check()
@@ -83,6 +84,12 @@ def _define_run(values) -> None:
         "distributed", False, "several processes, found through the cluster (TPU, Slurm)", **one
     )
     flags.DEFINE_string(
+        "profile_steps",
+        None,
+        "steps to trace into the workdir's profile/, for XProf, both included",
+        **one,
+    )
+    flags.DEFINE_string(
         "compilation_cache",
         None,
         "directory of compiled programs, which later runs read; off: none (default "
@@ -145,5 +152,5 @@ def _train(config, values, processes) -> int:
     from loopjax import train as training
 
     compilation_cache.enable(values.compilation_cache)
-    training.train(config, values.workdir, processes=processes)
+    training.train(config, values.workdir, processes=processes, profile_steps=values.profile_steps)
     return 0
