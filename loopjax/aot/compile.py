@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from loopjax import kernels, run, surgery
 from loopjax.aot.program import Program
