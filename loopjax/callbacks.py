@@ -16,12 +16,15 @@ import os
 import pathlib
 import secrets
 import socket
+import tempfile
 import time
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from loopjax import paths
 from loopjax.errors import UserError, first_line, require
+from loopjax.files import Growing
 from loopjax.progress import print_line
 from loopjax.sweep import directory as sweep_directory
 from loopjax.sweep import hparams
@@ -63,7 +66,8 @@ class TensorBoard(Callback):
     Each number of these rows of metrics.jsonl is a scalar of the same name.
 
     The file is written here, not by TensorBoard's thread, whose errors would end the run: curves
-    that cannot be written are a warning, and metrics.jsonl has the same rows.
+    that cannot be written are a warning, and metrics.jsonl has the same rows. In a bucket, where a
+    file cannot grow, it is written again as a whole every minute or more.
     """
 
     def __init__(self, config, workdir: pathlib.Path, step: int):
@@ -78,7 +82,8 @@ class TensorBoard(Callback):
         self.file = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self.file = open(_unused(directory / name), "wb")  # noqa: SIM115
+            path = _unused(directory / name)
+            self.file = Growing(path) if paths.is_remote(path) else open(path, "wb")  # noqa: SIM115
         except OSError as error:
             self._give_up(error.strerror)
         self._write(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
@@ -107,6 +112,8 @@ class TensorBoard(Callback):
             return
         try:
             RecordWriter(self.file).write(event.SerializeToString())
+            if isinstance(self.file, Growing):
+                return
             self.file.flush()
             if not os.fstat(self.file.fileno()).st_nlink:
                 self._give_up("its file was removed")
@@ -121,7 +128,7 @@ class TensorBoard(Callback):
         file, self.file = self.file, None
         if file is not None:
             # What the full disk did not take is still in its buffer.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
                 file.close()
 
 
@@ -163,7 +170,7 @@ class WeightsAndBiases(Callback):
                 id=id_file.read_text().strip(),
                 name=point.label if point else workdir.name,
                 group=workdir.parent.name if point else None,
-                dir=str(workdir),
+                dir=tempfile.mkdtemp() if paths.is_remote(workdir) else str(workdir),
                 config=config.to_dict(),
                 resume="allow",
                 allow_val_change=True,  # of runtime options, on a resumed run

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from loopjax import paths
 from loopjax.checkpoint_arrays import agreed, checksums, name_of, read_arrays, verify
 from loopjax.checkpoint_files import (
     FORMAT,
@@ -40,7 +41,7 @@ from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
-from loopjax.host import last_good
+from loopjax.host import COMMITTED, last_good
 
 # Arrays are stored in pieces of this many bytes, so that a reader never holds a whole array.
 PIECE = 2**26
@@ -85,7 +86,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory, keep_last: int = 0, keep_every: int = 0):
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = paths.of(directory).absolute()
+        if paths.is_remote(self.directory):
+            _check_bucket(self.directory)
         self.options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last or None,
             keep_period=keep_every or None,
@@ -105,7 +108,7 @@ class Checkpoints:
         # Only asyncio reports a write that fails after another one; the first one is enough.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         return ocp.CheckpointManager(
-            _Literal(self.directory),
+            _for_orbax(self.directory),
             options=self.options,
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
@@ -189,9 +192,13 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         self.manager.close()
         if jax.process_index() == 0:
-            self._aside().mkdir(exist_ok=True)
-            number = sum(1 for _ in self._aside().iterdir())
-            (self.directory / str(step)).rename(self._aside() / f"{step}.{number}")
+            aside, path = self._aside(), self.directory / str(step)
+            aside.mkdir(exist_ok=True)
+            number = sum(1 for _ in aside.iterdir()) if aside.is_dir() else 0
+            if paths.is_remote(path):
+                # Its objects are moved one by one: what a kill leaves here is no checkpoint.
+                (path / COMMITTED).unlink(missing_ok=True)
+            path.rename(aside / f"{step}.{number}")
         multihost_utils.sync_global_devices("checkpoint set aside")
         self.manager = self._open()
 
@@ -253,6 +260,23 @@ class _Literal(type(epath.Path())):
         return (type(self)(path) for path in pathlib.Path(self).glob(pattern))
 
 
+def _for_orbax(path: pathlib.Path) -> epath.Path:
+    return epath.Path(path) if paths.is_remote(path) else _Literal(path)
+
+
+def _check_bucket(directory: pathlib.Path) -> None:
+    """Raises UserError where Orbax may not ask for the kind of the bucket: it does to delete."""
+    from google.cloud import storage
+
+    try:
+        storage.Client().get_bucket(directory.bucket)
+    except Exception as error:  # of credentials, of the project, of the request
+        raise UserError(
+            f"{directory}: its bucket cannot be looked at, which deleting old checkpoints needs "
+            f"(permission storage.buckets.get): {first_line(error)}"
+        ) from error
+
+
 @functools.cache
 def _ignore_closed_loops() -> None:
     """Silences what TensorStore's threads say, once in this process, when one of several writes fails.
@@ -299,7 +323,7 @@ def save_params(directory, step: int, shapes: dict, blocks, meta: dict) -> dict:
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         checkpoints.manager.save(step, args=ocp.args.Composite(params=save))
         checkpoints.wait()
-    path, sums = pathlib.Path(directory) / str(step), {}
+    path, sums = paths.of(directory) / str(step), {}
     for name in shapes:
         store, bits, writing = array(path, f"params/{name}", write=True).result(), 0, None
         for where, block in blocks(name, store.chunk_layout.read_chunk.shape):
@@ -311,7 +335,7 @@ def save_params(directory, step: int, shapes: dict, blocks, meta: dict) -> dict:
         sums[f"params/{name}"] = bits % 2**32
     meta = _signed(step, meta, sums)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        checkpointer.save(_Literal(path / "meta"), args=ocp.args.JsonSave(meta))
+        checkpointer.save(_for_orbax(path / "meta"), args=ocp.args.JsonSave(meta))
     return meta
 
 

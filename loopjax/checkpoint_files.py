@@ -5,6 +5,7 @@ cannot be parsed. An error that may pass (no memory, no free file descriptors, n
 that does not answer) says nothing about the content; it is reported as such.
 """
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -17,10 +18,11 @@ import tensorstore as ts
 from loopjax import config, paths
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
-from loopjax.host import say
+from loopjax.host import is_complete, say
 from loopjax.model_config import ModelConfig
 
 FORMAT = 1
+READERS = 16  # threads that look at the checkpoints of a directory
 
 
 class Damaged(UserError):
@@ -68,7 +70,7 @@ def reading(path):
         raise
     except (OSError, ValueError, MemoryError, RecursionError, RuntimeError) as error:
         # RuntimeErrors are those of a device without memory.
-        if _is_damage(error) and pathlib.Path(path).is_dir():
+        if _is_damage(error) and paths.of(path).is_dir():
             raise Damaged(f"checkpoint {path} is damaged ({brief(error)})") from error
         raise UserError(
             f"checkpoint {path} cannot be read ({brief(error)}); nothing was changed"
@@ -174,9 +176,18 @@ def _is_event(event) -> bool:
 def array(path: pathlib.Path, name: str, *, write: bool = False):
     """Future of the TensorStore array of a checkpoint, e.g. "params/layers/query"."""
     item, _, key = name.partition("/")
-    files = {"driver": "file", "path": f"{path / item}/"}
-    database = {"driver": "ocdbt", "base": files, "path": f"{key.replace('/', '.')}/"}
+    base = kvstore(path / item)
+    database = {"driver": "ocdbt", "base": base, "path": f"{key.replace('/', '.')}/"}
     return ts.open({"driver": "auto", "kvstore": database}, read=True, write=write)
+
+
+def kvstore(directory: pathlib.Path) -> dict:
+    """TensorStore's spec of the key-value store of what is below a directory."""
+    if paths.is_remote(directory):
+        from loopjax import remote  # imports gcsfs
+
+        return remote.kvstore(directory)
+    return {"driver": "file", "path": f"{directory}/"}
 
 
 def open_arrays(path: pathlib.Path, meta: dict, items=("params", "optimizer")) -> dict:
@@ -209,7 +220,12 @@ def _opened(name: str, future):
 
 def steps_in(directory: pathlib.Path) -> list[int]:
     """Steps with a directory that holds a checkpoint's `meta`, ascending."""
-    return sorted(int(path.name) for path in _numbered(directory) if _has_meta(path))
+    return sorted(int(path.name) for path in _with_meta(_numbered(directory)))
+
+
+def _with_meta(found: list[pathlib.Path]) -> list[pathlib.Path]:
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:  # a request takes long
+        return [path for path, has in zip(found, pool.map(_has_meta, found), strict=True) if has]
 
 
 def _numbered(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -217,7 +233,7 @@ def _numbered(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _has_meta(path: pathlib.Path) -> bool:
-    return (path / "meta" / "metadata").exists()
+    return (path / "meta" / "metadata").exists() and is_complete(path)
 
 
 def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
@@ -228,10 +244,16 @@ def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
 
     Raises UserError when the checkpoint does not exist.
     """
+    with _listing(source):
+        return _located(source, step)
+
+
+def _located(source: str, step: int | None) -> tuple[pathlib.Path, int]:
     text, at, number = str(source).rpartition("@")
-    if at and number.isdecimal() and not pathlib.Path(source).is_dir():
+    whole = paths.location(source, "checkpoint")
+    if at and number.isdecimal() and not whole.is_dir():
         source, step = text, int(number)
-    directory = paths.local(source, "checkpoint").absolute()
+    directory = paths.location(source, "checkpoint").absolute()
     if _has_meta(directory):
         if not re.fullmatch("0|[1-9][0-9]*", directory.name):
             raise UserError(f"{directory} is a checkpoint, but its name is not that of its step")
@@ -246,8 +268,10 @@ def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
         directory = directory / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory of checkpoints")
-    with _listing(directory):
-        steps, others = steps_in(directory), [p for p in _numbered(directory) if not _has_meta(p)]
+    numbered = _numbered(directory)
+    complete = _with_meta(numbered)
+    steps = sorted(int(path.name) for path in complete)
+    others = [path for path in numbered if path not in complete]
     if not steps:
         raise UserError(f"{directory} has no checkpoint")
     if step is not None and step not in steps:
@@ -266,17 +290,21 @@ def locate(source: str, step: int | None = None) -> tuple[pathlib.Path, int]:
 
 def is_ours(source: str) -> bool:
     """Whether "DIR" or "DIR@STEP" is of loopjax: whether there is a checkpoint with its `meta`."""
+    with _listing(source):
+        return _is_ours(source)
+
+
+def _is_ours(source: str) -> bool:
     text, at, number = str(source).rpartition("@")
-    if at and number.isdecimal() and not pathlib.Path(source).is_dir():
+    if at and number.isdecimal() and not paths.location(source, "checkpoint").is_dir():
         source = text
-    directory = paths.local(source, "checkpoint").absolute()
+    directory = paths.location(source, "checkpoint").absolute()
     for path in (directory, directory.parent):
         if _has_meta(path):
             return _is_our_meta(path / "meta" / "metadata")
     for path in (directory, directory / "checkpoints"):
         if path.is_dir():
-            with _listing(path):
-                steps = steps_in(path)
+            steps = steps_in(path)
             if steps:
                 return _is_our_meta(path / str(steps[-1]) / "meta" / "metadata")
     return False
@@ -292,8 +320,8 @@ def _is_our_meta(file: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _listing(directory: pathlib.Path):
+def _listing(source):
     try:
         yield
     except OSError as error:
-        raise UserError(f"{directory} cannot be read: {error.strerror}") from error
+        raise UserError(f"{error.filename or source} cannot be read: {error.strerror}") from error

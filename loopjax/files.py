@@ -1,6 +1,7 @@
 """Reading and writing the small files of the project: text, JSON, JSON lines, arrays.
 
-Writes are atomic: a reader sees the old file or the new one, never a partial file.
+Writes are atomic: a reader sees the old file or the new one, never a partial file. A path may be an
+object of a bucket (`paths.of`), which is written as a whole.
 """
 
 import contextlib
@@ -9,15 +10,21 @@ import io
 import json
 import os
 import pathlib
+import tempfile
+import threading
+import time
 import zipfile
 import zlib
 
 import numpy as np
 
+from loopjax import paths
 from loopjax.errors import UserError, first_line, require
 
 LONGEST_LINE = 2**26  # bytes
 BUFFER = 2**20  # bytes; lines are often longer than Python's default buffer
+UPLOAD_EVERY_S = 60.0  # between two uploads of a file that grows
+UPLOAD_SHARE = 0.05  # of the time that uploads may take at most
 
 
 def write_text(path, text: str) -> None:
@@ -39,8 +46,17 @@ def write_arrays(path, arrays: dict) -> None:
 
 @contextlib.contextmanager
 def replaced(path):
-    """A temporary file beside a path, which replaces it at the end; removed if that fails."""
-    path = pathlib.Path(path)
+    """A temporary file beside a path, which replaces it at the end; removed if that fails.
+
+    That of an object is on this machine, and uploaded at the end.
+    """
+    path = paths.of(path)
+    if paths.is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = pathlib.Path(folder) / f"{path.name}.tmp"
+            yield temporary
+            path.upload(temporary)
+        return
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -63,7 +79,7 @@ def parse_json(text: str | bytes, where: str):
 
 def read_json(path):
     """The value in a JSON file, None if the file does not exist; UserError if it is damaged."""
-    path = pathlib.Path(path)
+    path = paths.of(path)
     try:
         return json.loads(path.read_bytes()) if path.is_file() else None
     except OSError as error:
@@ -74,7 +90,7 @@ def read_json(path):
 
 def read_rows(path) -> list[dict]:
     """The rows of a JSON lines file; stops at a line truncated by a crash."""
-    path = pathlib.Path(path)
+    path = paths.of(path)
     rows = []
     if path.is_file():
         for line in path.read_bytes().splitlines():
@@ -96,9 +112,9 @@ def lines(path):
     A byte order mark is left out. Raises UserError, with the line, for a file that cannot be read
     and for a line of more than 64 MiB.
     """
-    path, number = pathlib.Path(path), 0
+    path, number = paths.of(path), 0
     try:
-        with open(path, "rb") as raw:
+        with opened(path) as raw:
             file = unpacked(raw, packing(raw.peek(4)), path)
             while line := file.readline(LONGEST_LINE + 1):
                 number += 1
@@ -132,7 +148,120 @@ def unpacked(raw, packing: str, path):
 def read_arrays(path) -> dict[str, np.ndarray]:
     """The arrays in an .npz file; raises ValueError if it is damaged, OSError if it is missing."""
     try:
-        with open(path, "rb") as file, np.load(file) as arrays:
+        with opened(path) as file, np.load(file) as arrays:
             return dict(arrays)
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged") from error
+
+
+def opened(path):
+    """A file open for reading bytes; an object is read as a whole."""
+    path = paths.of(path)
+    if paths.is_remote(path):
+        return io.BufferedReader(io.BytesIO(path.read_bytes()))
+    return open(path, "rb")
+
+
+def sizes(directory) -> dict[str, int]:
+    """{name: bytes} of the files that are directly in a directory; {} if there is none."""
+    directory = paths.of(directory)
+    try:
+        if paths.is_remote(directory):
+            return {k: size for k, size in directory.contents().items() if size is not None}
+        return {file.name: file.stat().st_size for file in os.scandir(directory) if file.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def size(path) -> int | None:
+    """Bytes of a file; None if there is none."""
+    path = paths.of(path)
+    if paths.is_remote(path):
+        return path.size()
+    return path.stat().st_size if path.is_file() else None
+
+
+def read_range(path, start: int, stop: int) -> bytes:
+    """The bytes of positions [start, stop) of a file; fewer where it ends before."""
+    path = paths.of(path)
+    if paths.is_remote(path):
+        return path.read_range(start, stop)
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def walk(directory):
+    """Yields (path, names of its folders, names of its files) as `os.walk`, of any storage."""
+    directory = paths.of(directory)
+    if not paths.is_remote(directory):
+        for folder, below, names in os.walk(directory):
+            yield pathlib.Path(folder), below, names
+    elif directory.is_dir():
+        yield from directory.walk()
+
+
+def appended(path):
+    """A file open for appending lines of text; a local one has each line when it is written.
+
+    An object has those before the last `settle`, and later ones sooner or later.
+    """
+    path = paths.of(path)
+    return Growing(path) if paths.is_remote(path) else open(path, "a", buffering=1)
+
+
+def settle(file) -> None:
+    """Returns when all that was written to a file of `appended` outlasts this process."""
+    if isinstance(file, Growing):
+        file.upload()
+
+
+class Growing:
+    """An object that grows: written again as a whole, since nothing can be appended to one.
+
+    It is uploaded by a thread at most every UPLOAD_EVERY_S, and so rarely that uploads take at most
+    UPLOAD_SHARE of the time, and by `upload` and `close` at once.
+
+    Raises UserError, from `upload` and `close` only, when it cannot be written.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._content = bytearray(path.read_bytes() if path.is_file() else b"")
+        self._uploaded = len(self._content)
+        self._due = time.monotonic() + UPLOAD_EVERY_S
+        self._one_at_a_time = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def write(self, data: str | bytes) -> None:
+        self._content += data if isinstance(data, bytes) else data.encode()
+        busy = self._thread is not None and self._thread.is_alive()
+        if time.monotonic() >= self._due and not busy:
+            self._thread = threading.Thread(target=self._try, daemon=True)
+            self._thread.start()
+
+    def upload(self) -> None:
+        """Writes the object, unless it is as long as that already."""
+        with self._one_at_a_time:
+            content = bytes(self._content)
+            if len(content) == self._uploaded:
+                return
+            begun = time.monotonic()
+            try:
+                self.path.write_bytes(content)
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} cannot be written ({error.strerror}); rerun the same command to "
+                    "resume"
+                ) from error
+            now = time.monotonic()
+            self._uploaded = len(content)
+            self._due = now + max(UPLOAD_EVERY_S, (now - begun) / UPLOAD_SHARE)
+
+    def _try(self) -> None:
+        with contextlib.suppress(UserError):  # `upload` before the next checkpoint reports it
+            self.upload()
+        self._due = max(self._due, time.monotonic() + UPLOAD_EVERY_S)
+
+    def close(self) -> None:
+        self.upload()

@@ -5,13 +5,12 @@ is on completions; the run stops early when the held-out loss no longer falls, a
 checkpoint.
 """
 
-import pathlib
 import re
 
 from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
-from loopjax import resume
+from loopjax import paths, resume
 from loopjax.data import pairs as pairs_lib
 from loopjax.errors import UserError
 
@@ -61,7 +60,7 @@ def source_of(pairs: str) -> tuple[str, str]:
     names = []
     for path, count in _parts(pairs):
         if _is_file(path):
-            file = pathlib.Path(path)
+            file = paths.of(path)
             folders.add(str(file.parent))
             path = pairs_lib.name_of(file)
         elif not re.fullmatch(r"[\w:+-]+", path):
@@ -89,6 +88,6 @@ def _counted(part: str) -> tuple[str, str]:
 
 def _is_file(path: str) -> bool:
     try:
-        return pathlib.Path(path).is_file()
+        return paths.of(path).is_file()
     except (OSError, ValueError):  # a name that is too long, or has a NUL
         return False

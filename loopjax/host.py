@@ -7,9 +7,12 @@ import pathlib
 
 import jax
 
+from loopjax import paths
 from loopjax.errors import UserError
 from loopjax.lock import Lock
 from loopjax.progress import print_line
+
+COMMITTED = "commit_success.txt"  # Orbax writes it last
 
 
 def is_main() -> bool:
@@ -44,7 +47,16 @@ def disk_errors_explained(workdir: pathlib.Path, lock: Lock):
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending."""
     folders = (workdir / "checkpoints").glob("*")
-    return sorted(int(folder.name) for folder in folders if folder.name.isdecimal())
+    return sorted(int(f.name) for f in folders if f.name.isdecimal() and is_complete(f))
+
+
+def is_complete(checkpoint: pathlib.Path) -> bool:
+    """Whether the save of a checkpoint that has its final name came to its end.
+
+    A local one gets the name when it is complete. Objects cannot be renamed together: in a bucket
+    Orbax writes one more when all others are there.
+    """
+    return not paths.is_remote(checkpoint) or (checkpoint / COMMITTED).is_file()
 
 
 def last_good(steps: list[int]) -> str:

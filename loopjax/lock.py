@@ -1,4 +1,7 @@
-"""At most one training process per directory, ensured by a lock that the kernel releases when the process ends."""
+"""At most one training process per directory, ensured by a lock that the kernel releases when the process ends.
+
+In a bucket it is a lease (`lease.py`).
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import pathlib
 import socket
 import time
 
+from loopjax import paths
 from loopjax.errors import UserError
 
 try:
@@ -17,6 +21,16 @@ except (
 
 NAME = "lock"
 PATIENCE_S = 1.0  # `holder` takes the lock for an instant to test it
+
+
+def lock_of(directory):
+    """The lock of a directory, not taken: a `Lock`, or a `lease.Lease` for one of a bucket."""
+    path = paths.of(directory) / NAME
+    if not paths.is_remote(path):
+        return Lock(directory)
+    from loopjax.lease import Lease  # imports TensorStore
+
+    return Lease(path)
 
 
 class Lock:
@@ -87,7 +101,11 @@ def holder(directory) -> dict | None:
 
     None if no process does.
     """
-    path = pathlib.Path(directory) / NAME
+    path = paths.of(directory) / NAME
+    if paths.is_remote(path):
+        from loopjax import lease  # imports TensorStore
+
+        return lease.holder(path)
     if not held(path):
         return None
     try:

@@ -6,7 +6,7 @@ import pathlib
 import time
 
 from loopjax import callbacks as callbacks_lib
-from loopjax.files import read_rows, write_text
+from loopjax.files import appended, read_rows, settle, write_text
 from loopjax.host import is_main
 from loopjax.progress import Line, duration
 
@@ -30,8 +30,7 @@ class RunLog:
         path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(path) if row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        # Line buffered: what was logged before a checkpoint is on disk before it.
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115
+        self.file = appended(path)
         self.progress = _Progress(total_steps)
 
     def row(self, row: dict) -> None:
@@ -40,6 +39,10 @@ class RunLog:
         for callback in self.callbacks:
             callback.on_step(row)
         self.progress.show(row)
+
+    def settle(self) -> None:
+        """Returns when the rows so far outlast this process: before the checkpoint that they lead to."""
+        settle(self.file)
 
     def result(self, result: dict) -> None:
         """Hands the result of the finished run to the callbacks."""
@@ -58,6 +61,9 @@ class NoLog:
     """The log of the processes that do not write."""
 
     def row(self, row: dict) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def result(self, result: dict) -> None:

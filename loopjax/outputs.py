@@ -4,7 +4,7 @@ import contextlib
 import json
 import pathlib
 
-from loopjax import files
+from loopjax import files, paths
 from loopjax.errors import UserError
 
 
@@ -15,9 +15,12 @@ def check_file(path, name: str) -> None:
     """
     if not str(path):
         raise UserError(f"{name} is empty; write the path of a file".strip())
-    path = pathlib.Path(path)
+    path = paths.of(path)
     if _is_directory(path):
         raise _refused(name, path, "it is a directory")
+    if paths.is_remote(path):
+        _try_bucket(path.with_name(path.name + ".tmp"), name, path)
+        return
     with _tried(path.parent, name, path):
         _touch(path.with_name(path.name + ".tmp"))
 
@@ -26,7 +29,10 @@ def check_directory(path, name: str) -> None:
     """Raises UserError unless files can be written to a directory, which may be missing."""
     if not str(path):
         raise UserError(f"{name} is empty; write the path of a directory")
-    path = pathlib.Path(path)
+    path = paths.of(path)
+    if paths.is_remote(path):
+        _try_bucket(path / ".writable.tmp", name, path)
+        return
     with _tried(path, name, path):
         _touch(path / ".writable.tmp")
 
@@ -38,12 +44,23 @@ def write_json(path, value) -> None:
 
 def write_text(path, text: str) -> None:
     """Replaces a text file; a missing directory is created."""
-    path = pathlib.Path(path)
+    path = paths.of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, text)
     except OSError as error:
         raise _refused("--output", path, error.strerror) from error
+
+
+def _try_bucket(probe, name: str, path) -> None:
+    """Writes an object and removes it, which a run must be allowed to do."""
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except FileNotFoundError:
+        raise _refused(name, path, f"the bucket {path.bucket} does not exist") from None
+    except OSError as error:
+        raise _refused(name, path, error.strerror or str(error)) from error
 
 
 @contextlib.contextmanager

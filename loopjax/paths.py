@@ -1,13 +1,18 @@
-"""Which paths are accepted: local ones, checked in one place for every command."""
+"""Which paths are accepted, checked in one place for every command: local ones, and gs:// URLs.
+
+A path is a `pathlib.Path`, or a `remote.Path` of the same methods for an object of a bucket.
+"""
 
 import os
 import pathlib
 import re
 
-from loopjax.errors import UserError
+from loopjax.errors import UserError, require
 
+BUCKETS = "gs://"
 # Two letters at least: "C:/runs" is a path of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/|$)")
 
 
 def local(path, name: str) -> pathlib.Path:
@@ -19,14 +24,57 @@ def local(path, name: str) -> pathlib.Path:
 
     Raises UserError for a URL, an empty text and a text that no file can have as its name.
     """
+    text = _text(path, name)
+    if _URL.match(text):
+        raise UserError(
+            f"{name} {text!r} is a URL; only local paths are supported here: mount the storage, or "
+            "copy to and from it"
+        )
+    return pathlib.Path(text)
+
+
+def location(path, name: str) -> pathlib.Path:
+    """The path, which may be one of this machine's file systems or gs://BUCKET/NAME.
+
+    Raises UserError as `local`, for URLs of other storage, and when the packages that read buckets
+    are not installed. Nothing is looked up.
+    """
+    text = _text(path, name)
+    if not _URL.match(text):
+        return pathlib.Path(text)
+    if not text.startswith(BUCKETS):
+        raise UserError(
+            f"{name} {text!r} is a URL of storage that is not supported; supported are local paths "
+            "and gs://BUCKET/NAME"
+        )
+    if not _BUCKET.match(text):
+        raise UserError(f"{name} {text!r} names no bucket; write gs://BUCKET/NAME")
+    # Before gcsfs is imported: what it would ask of each bucket needs a permission of its own, and
+    # is of use for buckets with another interface (zonal ones) only.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    require("gcsfs", "gcs", f"{name} {text!r}")
+    return of(text)
+
+
+def of(path) -> pathlib.Path:
+    """A path that was accepted, as the class of its storage."""
+    text = os.fspath(path)
+    if not text.startswith(BUCKETS):
+        return pathlib.Path(text)
+    from loopjax.remote import Path  # takes long to import
+
+    return Path(text)
+
+
+def is_remote(path) -> bool:
+    """Whether a path is that of a bucket."""
+    return os.fspath(path).startswith(BUCKETS)
+
+
+def _text(path, name: str) -> str:
     text = os.fspath(path)
     if not text:
         raise UserError(f"{name} is empty; write the path of a file or directory")
-    if _URL.match(text):
-        raise UserError(
-            f"{name} {text!r} is a URL; only local paths are supported: mount the storage, or copy "
-            "to and from it"
-        )
     if "\0" in text:
         raise UserError(f"{name} {text!r} holds a character that no path can have")
     try:
@@ -37,4 +85,4 @@ def local(path, name: str) -> pathlib.Path:
         raise UserError(
             f"{name} {text!r} is not UTF-8, or this locale has no UTF-8; rename it, or set PYTHONUTF8=1"
         ) from None
-    return pathlib.Path(text)
+    return text

@@ -21,14 +21,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
-from loopjax import curriculum, flops, optim, surgery
+from loopjax import curriculum, flops, optim, paths, surgery
 from loopjax.checkpoint import Checkpoints, load_params, newest_note, restore, versions
 from loopjax.checkpoint_files import context_of, locate, read_meta, steps_in
 from loopjax.data import pipeline
 from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
 from loopjax.files import read_rows
-from loopjax.host import say
+from loopjax.host import is_complete, say
 from loopjax.lineage import Ancestry
 from loopjax.model_config import ModelConfig
 from loopjax.run import Run
@@ -204,7 +204,8 @@ def _has_checkpoints(workdir: pathlib.Path) -> bool:
         raise UserError(
             f"{directory} has {found[0]!r}, but no checkpoint of loopjax; use another --workdir"
         )
-    return any(name.isdecimal() and (directory / name).is_dir() for name in found)
+    numbered = [directory / name for name in found if name.isdecimal()]
+    return any(path.is_dir() and is_complete(path) for path in numbered)
 
 
 def check_no_past(workdir: pathlib.Path) -> None:
@@ -219,7 +220,9 @@ def check_no_past(workdir: pathlib.Path) -> None:
         damaged: damaged.is_dir() and any(damaged.iterdir()),
         workdir / "result.json": (workdir / "result.json").is_file(),
         # Earlier versions did not note that a checkpoint was saved.
-        workdir / "metrics.jsonl": not checkpoints.is_dir() and _has_rows(workdir),
+        workdir / "metrics.jsonl": not paths.is_remote(workdir)
+        and not checkpoints.is_dir()
+        and _has_rows(workdir),
     }
     found = [str(path) for path, there in signs.items() if there]
     if found:

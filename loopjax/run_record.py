@@ -6,14 +6,13 @@
 import dataclasses
 import json
 import math
-import pathlib
 import statistics
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
-from loopjax import flops, json_shapes
+from loopjax import flops, json_shapes, paths
 from loopjax.depth import DepthPlan
 from loopjax.files import read_json, read_rows
 from loopjax.json_shapes import count, number, plan
@@ -109,7 +108,7 @@ def of_directory(directory) -> Record | None:
 
     The rows of metrics.jsonl, which may be many, are not read. Raises UserError for a damaged file.
     """
-    place = pathlib.Path(directory)
+    place = paths.of(directory)
     config, result = (read_json(place / name) or {} for name in ("config.json", "result.json"))
     if not config and not result:
         return None
@@ -124,7 +123,7 @@ def of_directory(directory) -> Record | None:
 
 def metrics_of(directory) -> list[dict]:
     """The rows of metrics.jsonl; raises UserError for a damaged one."""
-    path = pathlib.Path(directory) / "metrics.jsonl"
+    path = paths.of(directory) / "metrics.jsonl"
     rows = read_rows(path)
     json_shapes.check_file(path, rows, [ROW])
     evaluated = [{k: v for k, v in row.items() if k.startswith("eval/")} for row in rows]

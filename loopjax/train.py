@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import pathlib
+import tempfile
 
 import jax
 
@@ -21,7 +22,7 @@ from loopjax.files import write_json
 from loopjax.heldout import HeldoutEvaluation
 from loopjax.host import say
 from loopjax.ledger import Ledger
-from loopjax.lock import Lock
+from loopjax.lock import Lock, lock_of
 from loopjax.log import NoLog, RunLog, open_log
 from loopjax.processes import Processes
 from loopjax.profile import Profile
@@ -60,7 +61,7 @@ def train(
         with Signals() as signals:
             return train(config, workdir, callbacks, Processes(signals), profile_steps)
     ledger = Ledger()
-    workdir = paths.local(workdir, "--workdir").absolute()
+    workdir = paths.location(workdir, "--workdir").absolute()
     same.check_program(processes, config)
     run = plan_run(config)
     config = run.config
@@ -70,7 +71,7 @@ def train(
     processes.outlook = lambda: host.last_good(host.saved_steps(workdir))
     with (
         on_mesh(run),
-        Lock(workdir) as lock,
+        lock_of(workdir) as lock,
         host.disk_errors_explained(workdir, lock),
         contextlib.ExitStack() as stack,
     ):
@@ -95,7 +96,9 @@ def train(
             return result
         log = open_log(config, workdir, start.step, callbacks)
         stack.enter_context(contextlib.closing(log))
-        stacks = workdir / f"stacks.{processes.index}.txt"
+        # Of a process that hangs: written without the network.
+        folder = pathlib.Path(tempfile.gettempdir()) if paths.is_remote(workdir) else workdir
+        stacks = folder / f"stacks.{processes.index}.txt"
         watchdog = Watchdog(config.watchdog.medians, config.watchdog.least_s, stacks)
         stack.enter_context(watchdog)
         ahead = stack.enter_context(Ahead(functools.partial(on_mesh, run)))
@@ -243,6 +246,7 @@ class _Training:
             if step == self.checkpoints.saved_step:
                 return
             self._check_parameters(step, state)
+            self.log.settle()
             time_s = self.ledger.so_far()
             meta = resume.checkpoint_meta(self.run, self.start, step, heldout, time_s)
             self.checkpoints.save(step, state, meta)

@@ -13,6 +13,7 @@ from flax import nnx, serialization
 from orbax.checkpoint import v1
 from orbax.checkpoint._src.serialization import ocdbt_utils, tensorstore_utils
 
+from loopjax.checkpoint_files import kvstore
 from loopjax.errors import UserError
 from loopjax.weights import ocdbt
 from loopjax.weights.arrays import open_tree
@@ -122,7 +123,7 @@ def test_several_processes_write_parts_of_one_array(tmp_path):
     """As Orbax lays it out: a database per process, merged into one that points into theirs."""
     whole = np.arange(32.0).reshape(4, 8)
     for process in range(2):
-        base = ocdbt.files(tmp_path / "ckpt" / f"ocdbt.process_{process}")
+        base = kvstore(tmp_path / "ckpt" / f"ocdbt.process_{process}")
         store = {"driver": "ocdbt", "base": base, "path": "params.w/"}
         spec = {"driver": "zarr", "kvstore": store, "metadata": {"chunks": [2, 8]}}
         array = ts.open(spec, open=True, create=True, dtype=ts.float64, shape=(4, 8)).result()
@@ -138,7 +139,7 @@ def test_several_processes_write_parts_of_one_array(tmp_path):
 
 def test_large_databases_have_nodes_below_nodes(tmp_path):
     config = {"max_decoded_node_bytes": 300, "max_inline_value_bytes": 8}
-    spec = {"driver": "ocdbt", "base": ocdbt.files(tmp_path), "config": config}
+    spec = {"driver": "ocdbt", "base": kvstore(tmp_path), "config": config}
     store = ts.KvStore.open(spec).result()
     for k in range(40):
         store.write(f"params.layers.{k:02d}/.zarray", b"x" * k).result()

@@ -340,7 +340,7 @@ def test_mistakes_with_flags_are_refused(tmp_path, capsys):
         ([ckpt, "--export", "a.txt"], "--export a.txt must end in .npz or .safetensors"),
         ([ckpt, "--export", "a.npz", "--layers"], "--export writes a file only"),
         ([ckpt, "--step", "3"], f"{ckpt} is one checkpoint, not a directory with step 3"),
-        (["gs://bucket/ckpt"], "DIR[@STEP] 'gs://bucket/ckpt' is a URL; only local paths"),
+        (["s3://bucket/ckpt"], "DIR[@STEP] 's3://bucket/ckpt' is a URL of storage that is not"),
     ]  # fmt: skip
     for args, sentence in wanted:
         out, err = refused(capsys, *args)

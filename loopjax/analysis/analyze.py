@@ -9,7 +9,7 @@ import hashlib
 import json
 import pathlib
 
-from loopjax import lineage, outputs
+from loopjax import lineage, outputs, paths
 from loopjax.analysis import lens, periodicity
 from loopjax.analysis.diagnostics import DIAGNOSTICS, Diagnostic
 from loopjax.analysis.early_exit import TASKS
@@ -57,7 +57,7 @@ def analyze(
     if unknown:
         raise UserError(f"--what {unknown[0]!r} must be all or some of {', '.join(DIAGNOSTICS)}")
     outputs.check_directory(output, "--output")
-    output = pathlib.Path(output)
+    output = paths.of(output)
     options = {
         "block": block,
         "one_boundary": one_boundary,

@@ -10,10 +10,9 @@ import dataclasses
 import functools
 import io
 import itertools
-import pathlib
 from collections.abc import Sequence
 
-from loopjax import outputs
+from loopjax import outputs, paths
 from loopjax.depth import INTERVENTIONS, MOST_LAYERS, starts
 from loopjax.errors import UserError
 from loopjax.evals import suite
@@ -105,7 +104,7 @@ def intervene(
     """
     loaded = suite.load(list(tasks), data_dir, num_fewshot)["tasks"]
     metrics = {name: _metric(name, task) for name, task in loaded.items()}
-    output = pathlib.Path(output)
+    output = paths.of(output)
     E = lm.plan.n_effective
     (op,) = {one.op for one in chosen}
     settings = {"num_fewshot": num_fewshot, "limit": limit, "data_dir": data_dir}

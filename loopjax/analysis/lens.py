@@ -21,7 +21,6 @@ A lens is one .npz file, which is also the checkpoint of its training:
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import zlib
 
@@ -34,12 +33,13 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from loopjax import kernels, model
+from loopjax import kernels, model, paths
 from loopjax.analysis.lens_training import DEFAULTS, Training
 from loopjax.checkpoint import versions, weights_digest
 from loopjax.data import pipeline
 from loopjax.errors import UserError, first_line
 from loopjax.evals import nll
+from loopjax.files import opened, replaced
 from loopjax.lm.batching import default_batch_tokens
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import Progress
@@ -177,7 +177,7 @@ def train(
       batch_tokens: tokens per forward pass; by default chosen for the platform.
       progress: label of the progress line; empty for no progress line.
     """
-    path, data = pathlib.Path(path), _Windows(lm, training, mixture, data_dir)
+    path, data = paths.of(path), _Windows(lm, training, mixture, data_dir)
     how = training.settings | {"dtype": lm.cfg.dtype}
     about = json.loads(json.dumps(_identity(lm) | how | data.about))
     lens, losses = logit_lens(lm), np.zeros((training.steps, lm.plan.n_effective), np.float32)
@@ -294,7 +294,7 @@ def loss_and_gradient(params, lens: Lens, tokens_BT, *, cfg, plan, parts: int, c
 
 def load(path, lm: LanguageModel) -> Lens:
     """A trained lens; raises UserError if the file belongs to another model or plan."""
-    path = pathlib.Path(path)
+    path = paths.of(path)
     found, arrays = _read(path)
     _check(path, found, _identity(lm), lm)
     if found["step"] < found["steps"]:
@@ -311,13 +311,11 @@ def _save(path: pathlib.Path, about: dict, state: tuple, losses: np.ndarray) -> 
     """Replaces the file atomically."""
     about = json.dumps({**schema.header("lens"), **about, "versions": versions()})
     arrays = dict(zip(_names(state), jax.device_get(jax.tree.leaves(state)), strict=True))
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not `files.write_arrays`, which compresses: weights do not compress, so it is slow.
-        with open(temporary, "wb") as file:
+        with replaced(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, about=np.array(about), losses=losses, **arrays)
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"lens {path} cannot be written: {error.strerror}") from None
 
@@ -333,7 +331,7 @@ def _read(path: pathlib.Path) -> tuple[dict, dict]:
     if not path.is_file():
         raise UserError(f"lens {path} does not exist")
     try:
-        with open(path, "rb") as file, np.load(file) as stored:
+        with opened(path) as file, np.load(file) as stored:
             arrays = dict(stored)
         about = json.loads(str(arrays.pop("about")))
         identity = schema.identify(path, about | {"losses": None})

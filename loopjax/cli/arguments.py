@@ -18,7 +18,13 @@ _PATH = re.compile(r"(?<!:)\b(DIR|CHECKPOINT_DIR|FILE|PATH|OUT)\b")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports mistakes as `UserError`s, and refuses what no flag for a path can mean."""
+    """Reports mistakes as `UserError`s, and refuses what no flag for a path can mean.
+
+    Attributes:
+      buckets: whether paths may be of a bucket, gs://...
+    """
+
+    buckets = True
 
     def error(self, message):
         raise UserError(" ".join(message.split()))
@@ -31,8 +37,9 @@ class _Parser(argparse.ArgumentParser):
                 for text in value if isinstance(value, list) else [value]:
                     if text is not None:
                         name = action.option_strings[0] if action.option_strings else action.metavar
-                        labeled = "LABEL=" in action.metavar
-                        paths.local(text.rpartition("=")[2] if labeled else text, name)
+                        labeled = "LABEL=" in action.metavar and "://" not in text.partition("=")[0]
+                        accept = paths.location if self.buckets else paths.local
+                        accept(text.rpartition("=")[2] if labeled else text, name)
         return found, rest
 
 
@@ -41,11 +48,18 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32)
 
 
-def parser(command: str, text: str) -> argparse.ArgumentParser:
-    """The parser of `loopjax COMMAND`; `text` is the description in its help."""
-    return _Parser(
+def parser(command: str, text: str, *, buckets: bool = True) -> argparse.ArgumentParser:
+    """The parser of `loopjax COMMAND`.
+
+    Args:
+      text: the description in its help.
+      buckets: whether its paths may be of a bucket.
+    """
+    made = _Parser(
         prog=f"loopjax {command}", description=inspect.cleandoc(text), formatter_class=_Help
     )
+    made.buckets = buckets
+    return made
 
 
 def say(text: str) -> None:

@@ -47,7 +47,7 @@ def prepare(argv: list[str]) -> int:
 def _prepare_parser() -> argparse.ArgumentParser:
     from loopjax.data.prepare import input_files, recipes
 
-    parser = arguments.parser("prepare", prepare.__doc__)
+    parser = arguments.parser("prepare", prepare.__doc__, buckets=False)
     parser.argument_default = argparse.SUPPRESS  # options not given keep the defaults of `prepare`
 
     def add(flag, help, **kwargs):
@@ -151,7 +151,7 @@ def data(argv: list[str]) -> int:
     """Show prepared data: a table of counts, and samples of the text."""
     from loopjax.data import show
 
-    parser = arguments.parser("data", data.__doc__)
+    parser = arguments.parser("data", data.__doc__, buckets=False)
     add = parser.add_argument
     add("directory", metavar="DIR", help="output of loopjax prepare, or a folder of such outputs")
     add("--split", choices=show.SPLITS, default="train", help="split to sample (default train)")

@@ -12,7 +12,7 @@ def import_hf(argv: list[str]) -> int:
     Example:
       loopjax import-hf HuggingFaceTB/SmolLM2-135M checkpoints/smollm2
     """
-    parser = arguments.parser("import-hf", import_hf.__doc__)
+    parser = arguments.parser("import-hf", import_hf.__doc__, buckets=False)
     add = parser.add_argument
     add(
         "source",
@@ -51,7 +51,7 @@ def import_orbax(argv: list[str]) -> int:
       loopjax import-orbax maxtext/checkpoints@10000 checkpoints/mine --map maxtext --dry-run
       loopjax import-orbax other/run checkpoints/other --map other.toml --set rope_theta=500000
     """
-    parser = arguments.parser("import-orbax", import_orbax.__doc__)
+    parser = arguments.parser("import-orbax", import_orbax.__doc__, buckets=False)
     add = parser.add_argument
     add("source", metavar="DIR[@STEP]", help="checkpoint, or directory of checkpoints (the newest)")
     add("directory", metavar="CHECKPOINT_DIR", help="new directory of the checkpoint")
@@ -102,7 +102,7 @@ def export_hf(argv: list[str]) -> int:
     """
     from loopjax.model_config import DTYPES
 
-    parser = arguments.parser("export-hf", export_hf.__doc__)
+    parser = arguments.parser("export-hf", export_hf.__doc__, buckets=False)
     add = parser.add_argument
     add("checkpoint", metavar="DIR[@STEP]", help="directory of a run or of a checkpoint")
     add("directory", metavar="DIR", help="new directory of the exported model")

@@ -1,8 +1,6 @@
 """Command line of `loopjax results`."""
 
-import pathlib
-
-from loopjax import outputs
+from loopjax import outputs, paths
 from loopjax.cli import arguments
 from loopjax.errors import MissingPackage
 
@@ -30,7 +28,7 @@ def results(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     from loopjax.sweep import compare, metric, rows, table, unfinished
 
-    directory = pathlib.Path(args.directory)
+    directory = paths.of(args.directory)
     output = args.output or directory / "results"
     found = rows.rows(rows.runs_below(directory))
     for suffix in SUFFIXES:

@@ -74,7 +74,7 @@ def _status(args) -> int:
 
 
 def _sweep_parser():
-    parser = arguments.parser("sweep", sweep.__doc__)
+    parser = arguments.parser("sweep", sweep.__doc__, buckets=False)
     parser.allow_abbrev = False  # flags that start with --config. are for the config
     add = parser.add_argument
     add("--config", metavar="FILE", help="config file with a function sweep(add)")

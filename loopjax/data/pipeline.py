@@ -13,6 +13,7 @@ import zlib
 import grain
 import numpy as np
 
+from loopjax import paths
 from loopjax.data import pairs, registry, token_shards, tokenizers
 from loopjax.data.source import Source, as_packed
 from loopjax.errors import UserError
@@ -28,7 +29,7 @@ def open_sources(
     `tokenizer` and `add_bos` (as `tokenizers.load` takes them) are for pairs and text tasks if the
     mixture has no prepared source, whose tokenizer they would use; bytes by default.
     """
-    folder = pathlib.Path(config.data_dir or ".")
+    folder = paths.of(config.data_dir or ".")
     # Prepared sources first: their tokenizer is the one of all other text in the mixture.
     sources = {
         name: token_shards.TokenShards(folder / name, split, config.seq_len)

@@ -13,8 +13,8 @@ import sysconfig
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from loopjax import files
-from loopjax.data import tokenizers
+from loopjax import files, paths
+from loopjax.data import remote_shards, tokenizers
 from loopjax.data.source import Source
 from loopjax.errors import UserError, first_line
 
@@ -68,7 +68,7 @@ class TokenShards(Windows):
     """One split of a directory written by `loopjax prepare`."""
 
     def __init__(self, directory, split: str, seq_len: int):
-        self.directory = directory = pathlib.Path(directory)
+        self.directory = directory = paths.of(directory)
         manifest = read_manifest(directory)
         self.eos = manifest["eos"]
         shards = manifest["splits"][split]["shards"]
@@ -79,21 +79,30 @@ class TokenShards(Windows):
         self.vocab_size = manifest["vocab_size"]
         check_tokenizer(directory, self.tokenizer)
         self.paths = [directory / shard["file"] for shard in shards]
+        sizes = files.sizes(directory / split)
         for path, shard in zip(self.paths, shards, strict=True):
-            if not path.is_file():
+            size = sizes.get(path.name)
+            if size is None:
                 raise UserError(f"shard {path} is missing")
-            size = path.stat().st_size
             if size != shard["bytes"]:
                 raise UserError(f"shard {path} has {size} bytes, but {shard['bytes']} were written")
         super().__init__([shard["tokens"] for shard in shards], seq_len, f"{directory} ({split})")
         records = [-(-shard["tokens"] // self.record_tokens) for shard in shards]
         self.first_record = [0, *itertools.accumulate(records)]
-        self.records = _open_records(self.paths)
-        if len(self.records) != self.first_record[-1]:
-            raise UserError(
-                f"{directory} ({split}) has {len(self.records)} records, but its manifest lists "
-                f"{self.first_record[-1]}"
-            )
+        if paths.is_remote(directory):
+            width = self.dtype.itemsize
+            self.remote = [
+                remote_shards.Records(path, shard["tokens"] * width, self.record_tokens * width)
+                for path, shard in zip(self.paths, shards, strict=True)
+            ]
+        else:
+            self.remote = None
+            self.records = _open_records(self.paths)
+            if len(self.records) != self.first_record[-1]:
+                raise UserError(
+                    f"{directory} ({split}) has {len(self.records)} records, but its manifest lists "
+                    f"{self.first_record[-1]}"
+                )
         with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
             largest = list(pool.map(self._check_ends, range(len(shards)), shards))
         if "sha256" not in manifest:
@@ -114,9 +123,8 @@ class TokenShards(Windows):
         rest = shard["tokens"] - (stop - first - 1) * self.record_tokens
         lengths = (self.record_tokens if stop - first > 1 else rest, rest)
         largest = 0
-        for end, record in enumerate((first, stop - 1)):
-            with _as_user_error(self.paths[number]):
-                data = self.records[record]
+        for end, record in enumerate((0, stop - first - 1)):
+            data = self._records(number, record, record + 1)
             where = f"the {('first', 'last')[end]} record of shard {self.paths[number]}"
             size = lengths[end] * self.dtype.itemsize
             if len(data) != size:
@@ -133,11 +141,17 @@ class TokenShards(Windows):
         # Every record of a shard is full, except its last.
         begin = start // self.record_tokens
         end = -(-stop // self.record_tokens)
-        first = self.first_record[shard]
-        with _as_user_error(self.paths[shard]):
-            data = b"".join(self.records[first + r] for r in range(begin, end))
+        data = self._records(shard, begin, end)
         offset = start - begin * self.record_tokens
         return np.frombuffer(data, self.dtype)[offset : offset + stop - start]
+
+    def _records(self, shard: int, begin: int, end: int) -> bytes:
+        """The records [begin, end) of a shard, joined."""
+        first = self.first_record[shard]
+        with _as_user_error(self.paths[shard]):
+            if self.remote:
+                return self.remote[shard].read(begin, end)
+            return b"".join(self.records[first + r] for r in range(begin, end))
 
     def copy_tokenizer(self, directory: pathlib.Path) -> bool:
         if self.eos:  # bytes have no tokenizer file

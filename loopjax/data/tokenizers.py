@@ -2,15 +2,13 @@
 
 import contextlib
 import hashlib
-import os
 import pathlib
 import re
-import shutil
 import sys
 
 import numpy as np
 
-from loopjax import files
+from loopjax import files, paths
 from loopjax.errors import UserError, first_line, require
 
 FILE = "tokenizer.json"
@@ -77,11 +75,14 @@ class FileTokenizer:
 
     def __init__(self, path, eos=None, bos=None, add_bos: bool | None = None):
         tokenizers = require("tokenizers", "data", "reading a tokenizer file")
-        self.path = pathlib.Path(path)
+        self.path = paths.of(path)
         if not self.path.is_file():
             raise UserError(f"tokenizer {str(path)!r} must be 'bytes' or an existing file")
         with _as_user_error(f"tokenizer {str(path)!r} is not readable"):
-            self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            if paths.is_remote(self.path):
+                self.tokenizer = tokenizers.Tokenizer.from_buffer(self.path.read_bytes())
+            else:
+                self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self.vocab_size = max(self.tokenizer.get_vocab().values(), default=-1) + 1
             self.tokenizer.no_truncation()
             self.tokenizer.no_padding()
@@ -226,7 +227,7 @@ def load(spec: str, eos: str | None = None, add_bos: bool | None = None):
         return ByteTokenizer()
     if eos == "":
         raise UserError("--eos is empty; name a token of the tokenizer")
-    path = pathlib.Path(spec)
+    path = paths.of(spec)
     if path.is_dir():
         path = path / FILE
     elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and path.suffix != ".json":
@@ -240,9 +241,8 @@ def load(spec: str, eos: str | None = None, add_bos: bool | None = None):
 def copy(source: pathlib.Path, directory: pathlib.Path, eos: str, bos: str | None = None) -> None:
     """Copies a tokenizer file, if it exists, and writes its eos and bos tokens beside it."""
     if (source / FILE).is_file():
-        temporary = directory / f"{FILE}.tmp"
-        shutil.copyfile(source / FILE, temporary)
-        os.replace(temporary, directory / FILE)
+        with files.replaced(directory / FILE) as temporary:
+            temporary.write_bytes((source / FILE).read_bytes())
         files.write_json(
             directory / CONFIG, {"eos_token": eos} | ({"bos_token": bos} if bos else {})
         )

@@ -16,7 +16,7 @@ from importlib import metadata
 
 import numpy as np
 
-from loopjax import checkpoint, outputs
+from loopjax import checkpoint, outputs, paths
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.evals import suite
@@ -53,7 +53,7 @@ def evaluate(
     """
     models = {depth: lm.with_plan(depth) for depth in depths}
     loaded = suite.load(tasks, data_dir, num_fewshot)["tasks"]
-    output = pathlib.Path(output)
+    output = paths.of(output)
     settings = {"num_fewshot": num_fewshot, "limit": limit, "data_dir": data_dir}
     result = begin("eval", output, lm, **settings)
     plans = result.setdefault("plans", {})

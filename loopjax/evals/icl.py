@@ -5,9 +5,8 @@ et al. 2026, Figures 7 and 16).
 """
 
 import math
-import pathlib
 
-from loopjax import outputs
+from loopjax import outputs, paths
 from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, chance, metric_of, run_task
@@ -35,7 +34,7 @@ def sweep(
       shots: numbers of shots; by default 0, 1, 2, 4, 5, multiples of 8, and the limit.
       limit: number of items of each task, from the first.
     """
-    output = pathlib.Path(output)
+    output = paths.of(output)
     loaded = suite.load(tasks, data_dir)["tasks"]
     suite.check_metric(loaded, "acc")
     names = list(loaded)

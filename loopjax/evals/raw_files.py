@@ -17,6 +17,7 @@ import xml.etree.ElementTree
 import zlib
 from collections.abc import Callable
 
+from loopjax import paths
 from loopjax.errors import UserError, first_line
 
 _UNREADABLE = (
@@ -275,7 +276,7 @@ class Files:
     """The files below a directory; raises UserError if it does not exist."""
 
     def __init__(self, data_dir):
-        self.root = pathlib.Path(data_dir)
+        self.root = paths.local(data_dir, "--data-dir")
         if not self.root.is_dir():
             raise UserError(f"data_dir={str(data_dir)!r} is not a directory")
         self.paths = sorted(path for path in self.root.rglob("*") if path.is_file())

@@ -1,11 +1,11 @@
 """Pictures by matplotlib, which is an extra: axes, looks of models, marks, legends, PNG and PDF."""
 
 import io
-import pathlib
 import textwrap
 
 import numpy as np
 
+from loopjax import paths
 from loopjax.errors import UserError, require
 from loopjax.plots import roles
 from loopjax.plots.roles import Look
@@ -364,7 +364,7 @@ def png(fig) -> bytes:
 
 def save(fig, path, flag: str = "--plot") -> None:
     """Writes a PDF if the path ends in .pdf, else a PNG; raises UserError if it cannot be written."""
-    path = pathlib.Path(path)
+    path = paths.of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_image(fig, "pdf" if path.suffix == ".pdf" else "png"))

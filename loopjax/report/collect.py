@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from loopjax import json_shapes, lineage, run_record
+from loopjax import json_shapes, lineage, paths, run_record
 from loopjax.checkpoint import locate, read_meta, run_directory, weights_digest
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
@@ -114,13 +114,13 @@ class Collection(NamedTuple):
         return {e.label: e.results[kind][of] for e in self.entries if of in e.results.get(kind, {})}
 
 
-def collect(paths) -> Collection:
+def collect(texts) -> Collection:
     """The models and results at paths, each optionally "LABEL=PATH".
 
     Raises UserError for a path that is neither.
     """
     shelf, named = _Shelf(), []
-    for text in map(str, paths):
+    for text in map(str, texts):
         label, path = _label(text)
         if _is_model(path):
             shelf.add(open_model(path, label))
@@ -144,22 +144,26 @@ def _label(text: str) -> tuple[str, str]:
     label, equals, path = text.partition("=")
     place, _, step = text.rpartition("@")
     # Names of a sweep's runs have "=" too: a path that exists is no label.
-    known = any(map(os.path.exists, (text, place if step.isdecimal() else text)))
+    known = any(_exists(path) for path in (text, place if step.isdecimal() else text))
     if equals and label and "/" not in label and not known:
         return label, path
     return "", text
 
 
+def _exists(path: str) -> bool:
+    return paths.is_remote(path) or os.path.exists(path)
+
+
 def _is_model(path: str) -> bool:
     place, at, step = path.rpartition("@")
-    place = pathlib.Path(place if at and step.isdecimal() else path)
+    place = paths.of(place if at and step.isdecimal() else path)
     return place.is_dir() and (
         reader.is_run(place) or any(p.name.isdecimal() and p.is_dir() for p in place.iterdir())
     )
 
 
 def _files(path: str) -> list[pathlib.Path]:
-    place = pathlib.Path(path)
+    place = paths.of(path)
     files = [place] if place.is_file() else reader.below(place) if place.is_dir() else []
     if not files:
         raise _nothing(path)
@@ -175,7 +179,7 @@ def _nothing(path: str) -> UserError:
 
 def open_model(path: str, label: str = "") -> Model:
     """The model of a run's directory or a checkpoint; raises UserError for a damaged one."""
-    place = pathlib.Path(path)
+    place = paths.of(path)
     run = (run_record.of_directory(place) if place.is_dir() else None) or run_record.Record()
     try:
         directory, step = locate(path)
@@ -269,17 +273,17 @@ class _Shelf:
                 continue  # they differ
             if model.step == result.step and _run_of(result) == model.directory.resolve():
                 return model
-        moved = owner and not result.weights and not pathlib.Path(result.checkpoint).exists()
+        moved = owner and not result.weights and not paths.of(result.checkpoint).exists()
         return owner if moved and owner.step == result.step else None
 
     def _run_of(self, result: reader.Result, owner: Model | None) -> Model | None:
         """A model of the same run at another step."""
         same = (m for m in self.models if m.directory.resolve() == _run_of(result))
-        return next(same, None if pathlib.Path(result.checkpoint).exists() else owner)
+        return next(same, None if paths.of(result.checkpoint).exists() else owner)
 
     def _new(self, result: reader.Result, label: str) -> Model:
         """A model for results of a model that is not among the paths, as far as it is known."""
-        checkpoint = pathlib.Path(result.checkpoint)
+        checkpoint = paths.of(result.checkpoint)
         with contextlib.suppress(UserError):
             model = open_model(f"{checkpoint.parent}@{checkpoint.name}", label)
             if result.weights in (None, model.weights):
@@ -320,7 +324,7 @@ class _Shelf:
 
 
 def _run_of(result: reader.Result) -> pathlib.Path:
-    return run_directory(pathlib.Path(result.checkpoint).parent).resolve()
+    return run_directory(paths.of(result.checkpoint).parent).resolve()
 
 
 def _merged(kind: str, value: dict, more: dict) -> bool:

@@ -12,7 +12,7 @@ import json
 import math
 import pathlib
 
-from loopjax import run_record
+from loopjax import paths, run_record
 from loopjax.checkpoint import run_directory
 from loopjax.data import pairs, registry
 from loopjax.errors import UserError
@@ -215,7 +215,7 @@ def _place(text: str) -> tuple[pathlib.Path, int | None]:
     """(directory of the run, step or None) of the checkpoint that a run was initialized from."""
     place, at, step = text.rpartition("@")
     known = at and step.isdecimal()
-    return run_directory(pathlib.Path(place if known else text)), int(step) if known else None
+    return run_directory(paths.of(place if known else text)), int(step) if known else None
 
 
 def _entry_of(text: str, entries: list[Entry]) -> Entry | None:

@@ -12,7 +12,7 @@ import re
 import shlex
 from importlib import resources
 
-from loopjax import outputs
+from loopjax import outputs, paths
 from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
@@ -34,13 +34,13 @@ def write_report(path, groups: list[Group], title: str = "loopjax", lead: str = 
     Raises UserError if a path is neither a model nor a result, if the page cannot be written, or if
     matplotlib is not installed.
     """
-    path = pathlib.Path(path)
+    path = paths.of(path)
     if not figure.installed():
         raise UserError("a report needs matplotlib: pip install 'loopjax[report]'")
     outputs.check_file(path, "")
     if figures:
         outputs.check_directory(figures, "--figures")
-    page = _Page(figures and pathlib.Path(figures))
+    page = _Page(figures and paths.of(figures))
     body = [page.group(group, number) for number, group in enumerate(groups)]
     text = _fill(
         _resource("page.html"), title=html.escape(title), lead=lead and f"<p>{lead}</p>",
@@ -314,7 +314,7 @@ def _command(entry: collect.Entry, verb: str, name: str, *flags: str) -> str:
     model = entry.model
     at = "" if entry.own else f"-{entry.plan}"
     depth = [] if entry.own else ["--depth", str(entry.plan)]
-    if model.directory.resolve() != pathlib.Path(model.checkpoint).resolve():
+    if model.directory.resolve() != paths.of(model.checkpoint).resolve():
         at = f"-{model.step}{at}"
     name = re.sub(r"[^\w.]+", "-", name) + at + ("" if verb == "analyze" else ".json")
     words = ["loopjax", verb, "--checkpoint", model.checkpoint, *depth, *flags]

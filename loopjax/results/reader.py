@@ -7,12 +7,12 @@ models are needed.
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
 from loopjax import json_shapes
 from loopjax.analysis.diagnostics import DIAGNOSTICS
+from loopjax.files import walk
 from loopjax.json_shapes import count, number, plan
 from loopjax.results import schema, store
 from loopjax.results.schema import Unreadable
@@ -135,8 +135,7 @@ def evaluations(directory: pathlib.Path) -> list[Result]:
 def below(directory: pathlib.Path) -> list[pathlib.Path]:
     """JSON files in a directory and below it that may be results, except those of other runs."""
     paths = []
-    for place, folders, files in os.walk(directory):
-        here = pathlib.Path(place)
+    for here, folders, files in walk(directory):
         folders[:] = sorted(
             name
             for name in folders

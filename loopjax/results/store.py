@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from loopjax import json_shapes
+from loopjax import json_shapes, paths
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.files import read_arrays, write_arrays, write_json
@@ -38,7 +38,7 @@ class Parts:
           text: label of the progress line; empty for no progress line.
           name: the diagnostic's name, for error messages.
         """
-        self.path = pathlib.Path(path)
+        self.path = paths.of(path)
         self.about = _plain(about)
         self.text = text
         self.name = name or self.path.name.partition(".")[0]
@@ -128,7 +128,7 @@ def save(
     directory, file: str, about: dict, result, seconds: float, diagnostic: str
 ) -> pathlib.Path:
     """Writes a diagnostic's result (a dataclass of arrays and numbers); returns its JSON file."""
-    directory = pathlib.Path(directory)
+    directory = paths.of(directory)
     directory.mkdir(parents=True, exist_ok=True)
     header = schema.header("diagnostic") | {"diagnostic": diagnostic}
     fields, arrays = dataclasses.asdict(result), {}
@@ -154,7 +154,7 @@ def load(directory, file: str, diagnostic: str, kind: type, about: dict | None =
 
     Raises UserError for a file of a newer version of loopjax.
     """
-    path = pathlib.Path(directory) / f"{file}.json"
+    path = paths.of(directory) / f"{file}.json"
     try:
         content = json.loads(path.read_text())
         identity = schema.identify(path, content)

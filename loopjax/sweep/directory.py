@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import pathlib
 
+from loopjax import paths
 from loopjax.errors import UserError
 from loopjax.files import read_json, write_json
 
@@ -58,7 +59,7 @@ def read_if_complete(path: pathlib.Path) -> dict | None:
 
 def entries(directory) -> list[Entry] | None:
     """The points of a sweep; None if sweep.json is missing or damaged."""
-    directory = pathlib.Path(directory)
+    directory = paths.of(directory)
     saved = read_if_complete(directory / FILE)
     rows = saved.get("points") if isinstance(saved, dict) else None
     if not isinstance(rows, list):

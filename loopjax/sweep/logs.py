@@ -2,8 +2,9 @@
 
 import contextlib
 import json
-import os
 import pathlib
+
+from loopjax.files import read_range, size
 
 TAIL = 16_384  # bytes read from the end of a log: a few dozen rows
 
@@ -11,10 +12,11 @@ TAIL = 16_384  # bytes read from the end of a log: a few dozen rows
 def tail(path: pathlib.Path) -> list[str]:
     """The last complete lines of a file; [] if there is no file."""
     try:
-        with open(path, "rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - TAIL)
-            file.seek(start)
-            lines = file.read().decode(errors="replace").split("\n")
+        length = size(path)
+        if length is None:
+            return []
+        start = max(0, length - TAIL)
+        lines = read_range(path, start, length).decode(errors="replace").split("\n")
     except OSError:
         return []
     return lines[bool(start) : -1]

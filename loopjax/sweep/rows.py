@@ -4,9 +4,10 @@ import json
 import os
 import pathlib
 
-from loopjax import run_record
+from loopjax import paths, run_record
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
+from loopjax.files import walk
 from loopjax.results import reader
 from loopjax.sweep.directory import FILE
 from loopjax.sweep.logs import last_rows
@@ -17,12 +18,12 @@ LONGEST_CHAIN = 8  # runs that are branches of branches
 def runs_below(directory) -> list[pathlib.Path]:
     """The directories of runs at or below a directory, sorted; raises UserError if there are none."""
     runs = []
-    for folder, below, files in os.walk(directory):
+    for folder, below, files in walk(directory):
         below.sort()
         if {"config.json", "phases.json"} <= set(files):
-            runs.append(pathlib.Path(folder))
+            runs.append(folder)
             below.clear()
-    if not runs and not (pathlib.Path(directory) / FILE).is_file():
+    if not runs and not (paths.of(directory) / FILE).is_file():
         raise UserError(f"{directory} contains no runs")
     return runs
 
@@ -39,7 +40,7 @@ def rows(directories) -> list[dict]:
     `loopjax eval` and `loopjax nll` below the directory ("copying_real/acc", "bits_per_byte";
     " at PLAN" if evaluated with another plan than trained with).
     """
-    directories = [pathlib.Path(directory) for directory in directories]
+    directories = [paths.of(directory) for directory in directories]
     if not directories:
         return []
     root = os.path.commonpath([directory.absolute().parent for directory in directories])
@@ -169,10 +170,10 @@ def _source(row: dict, runs: list[dict], names: dict[str, str]) -> dict:
         step = ""
     if not path or "init_from" not in row["config"]:
         return {}
-    place = pathlib.Path(path)
+    place = paths.of(path)
     place = place.parent if place.name == "checkpoints" else place
-    same = [r for r in runs if pathlib.Path(r["directory"]).resolve() == place.resolve()]
-    same = same or [r for r in runs if pathlib.Path(r["directory"]).name == place.name]  # moved
+    same = [r for r in runs if paths.of(r["directory"]).resolve() == place.resolve()]
+    same = same or [r for r in runs if paths.of(r["directory"]).name == place.name]  # moved
     if len(same) != 1:
         return {}
     return {"init_from": names[same[0]["name"]] + (f"@{step}" if step else "")}

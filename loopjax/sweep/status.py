@@ -12,7 +12,7 @@ import json
 import pathlib
 import textwrap
 
-from loopjax import lock
+from loopjax import lock, paths
 from loopjax.errors import UserError
 from loopjax.progress import duration
 from loopjax.sweep import directory as files
@@ -34,7 +34,7 @@ def of_sweep(directory) -> dict:
     Raises UserError if there is no sweep. If sweep.json is damaged, "damaged" names it and the points
     are the runs below the directory.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.of(directory)
     file = directory / files.FILE
     if not file.exists():
         raise UserError(f"--status {directory} is not the directory of a sweep: {file} is missing")

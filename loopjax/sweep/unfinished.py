@@ -1,7 +1,6 @@
 """The runs without a result, and why they have none."""
 
-import pathlib
-
+from loopjax import paths
 from loopjax.sweep import directory as files
 from loopjax.sweep import status
 from loopjax.sweep.directory import Entry
@@ -9,13 +8,13 @@ from loopjax.sweep.directory import Entry
 
 def listed(directory, rows: list[dict]) -> list[str]:
     """A line for each run without a result, and for each point of the sweep without a run."""
-    directory = pathlib.Path(directory)
+    directory = paths.of(directory)
     is_sweep = (directory / files.FILE).is_file()
     points = status.of_sweep(directory)["points"] if is_sweep else []
     known = {(directory / point["name"]).absolute(): point for point in points}
     lines = []
     for row in rows:
-        place = pathlib.Path(row["directory"]).absolute()
+        place = paths.of(row["directory"]).absolute()
         point = known.pop(place, None)
         if not row["finished"]:
             point = point or status.of_point(Entry(name=row["name"], workdir=place), {})

@@ -14,7 +14,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import files
+from loopjax import files, paths
 from loopjax.errors import UserError
 from loopjax.progress import Progress
 from loopjax.weights.arrays import Tree
@@ -44,7 +44,7 @@ def export(path, arrays: dict[str, Array], tree: Tree) -> dict:
 
     Raises UserError when an array is damaged or cannot be read; then nothing is written.
     """
-    path = pathlib.Path(path)
+    path = paths.of(path)
     kinds = NPZ if path.suffix == ".npz" else set(SAFETENSORS)
     dtypes = {name: _dtype(array.dtype, kinds) for name, array in arrays.items()}
     total = sum(array.bytes for array in arrays.values())
@@ -65,7 +65,7 @@ def export(path, arrays: dict[str, Array], tree: Tree) -> dict:
         "file": str(path),
         "from": str(tree.path),
         "arrays": len(arrays),
-        "bytes": path.stat().st_size,
+        "bytes": files.size(path),
         "changed": changed,
     }
 

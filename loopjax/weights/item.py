@@ -8,13 +8,13 @@ import base64
 import dataclasses
 import json
 import math
-import os
 import pathlib
 
 import numpy as np
 import tensorstore as ts
 
-from loopjax.checkpoint_files import brief
+from loopjax.checkpoint_files import brief, kvstore
+from loopjax.files import size, sizes, walk
 from loopjax.weights import layout, ocdbt
 from loopjax.weights.layout import Item
 from loopjax.weights.stored import Array, Sharding
@@ -87,8 +87,7 @@ class OpenItem:
             if name is None:
                 continue
             if file is not None and file not in sizes:
-                place = self.path / file
-                sizes[file] = place.stat().st_size if place.is_file() else None
+                sizes[file] = size(self.path / file)
             array = stored.setdefault(name, Files())
             array.bytes += length
             array.chunks += parts[-1] not in layout.ZARR
@@ -99,13 +98,12 @@ class OpenItem:
     def _files(self) -> dict[str, Files]:
         """The arrays that have a directory each."""
         stored = {}
-        for folder, folders, files in os.walk(self.path):
+        for folder, folders, files in walk(self.path):
             if any(name in files for name in layout.ZARR):
-                below = pathlib.Path(folder)
-                sizes = {file: file.stat().st_size for file in below.rglob("*") if file.is_file()}
-                chunks = sum(file.name not in layout.ZARR for file in sizes)
-                name = below.relative_to(self.path).as_posix()
-                stored[name] = Files(sum(sizes.values()), chunks)
+                found = [file for below, _, _ in walk(folder) for file in sizes(below).items()]
+                chunks = sum(name not in layout.ZARR for name, _ in found)
+                name = folder.relative_to(self.path).as_posix()
+                stored[name] = Files(sum(n for _, n in found), chunks)
                 folders.clear()
         return stored
 
@@ -135,7 +133,7 @@ class OpenItem:
     def _open_arrays(self, is_database: bool) -> set[str]:
         """Opens all arrays at once; returns the names of their drivers."""
         futures = {}
-        base = {"driver": "ocdbt", "base": ocdbt.files(self.path)} if is_database else None
+        base = {"driver": "ocdbt", "base": kvstore(self.path)} if is_database else None
         for keys, kind in self._leaves.items():
             name = ".".join(keys)
             if kind in ("None", "Dict", "List", "Tuple", "NamedTuple"):
@@ -149,7 +147,7 @@ class OpenItem:
             elif self.stored[name].wrong:
                 self.unreadable[self._named(keys)] = self.stored[name].wrong
             else:
-                store = ocdbt.files(self.path / name)
+                store = kvstore(self.path / name)
                 if base is not None:
                     store = {**base, "path": f"{name}/"}
                 futures[keys] = ts.open({"driver": "auto", "kvstore": store}, read=True)

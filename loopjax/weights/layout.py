@@ -66,9 +66,9 @@ def find(source, step: int | None = None) -> tuple[pathlib.Path, int | None]:
     Raises UserError when there is none.
     """
     text, at, number = str(source).rpartition("@")
-    if at and number.isdecimal() and not pathlib.Path(source).exists():
+    if at and number.isdecimal() and not paths.location(source, "checkpoint").exists():
         source, step = text, int(number)
-    path = paths.local(source, "checkpoint").absolute()
+    path = paths.location(source, "checkpoint").absolute()
     if not path.exists():
         raise UserError(f"{path} is not a directory of checkpoints")
     if UNFINISHED in path.name:

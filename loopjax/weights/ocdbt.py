@@ -9,12 +9,9 @@ import urllib.parse
 
 import tensorstore as ts
 
+from loopjax.checkpoint_files import kvstore
+
 MANIFEST = "manifest.ocdbt"
-
-
-def files(path: pathlib.Path) -> dict:
-    """The spec of the key-value store of a directory."""
-    return {"driver": "file", "path": f"{path}/"}
 
 
 def entries(path: pathlib.Path) -> dict[str, tuple[int, str | None, int]]:
@@ -27,7 +24,7 @@ def entries(path: pathlib.Path) -> dict[str, tuple[int, str | None, int]]:
     """
     if not (path / MANIFEST).is_file():
         raise ValueError(f"the file {MANIFEST} is missing")
-    base = ts.KvStore.open(files(path)).result()
+    base = ts.KvStore.open(kvstore(path)).result()
     manifest = ts.ocdbt.dump(base).result()
     found = {}
     newest = manifest["versions"][-1:]  # none in an empty database
