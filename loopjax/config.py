@@ -224,7 +224,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={values[name]} must be finite")
     for name in _PATHS:
         if values[name]:
-            paths.location(values[name], f"config.{name}")
+            paths.check(values[name], f"config.{name}")
     if config.patience and not (config.eval_every and config.eval_batches):
         raise UserError(
             f"config.patience={config.patience} requires config.eval_every and config.eval_batches"

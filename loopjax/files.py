@@ -181,6 +181,14 @@ def size(path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
+def can_be_seen(path) -> bool:
+    """Whether a path exists and its storage answers: one that a file names may be of elsewhere."""
+    try:
+        return paths.of(path).exists()
+    except OSError:
+        return False
+
+
 def read_range(path, start: int, stop: int) -> bytes:
     """The bytes of positions [start, stop) of a file; fewer where it ends before."""
     path = paths.of(path)

@@ -36,12 +36,23 @@ def local(path, name: str) -> pathlib.Path:
 def location(path, name: str) -> pathlib.Path:
     """The path, which may be one of this machine's file systems or gs://BUCKET/NAME.
 
-    Raises UserError as `local`, for URLs of other storage, and when the packages that read buckets
-    are not installed. Nothing is looked up.
+    Raises UserError as `check`, and when the packages that read buckets are not installed. Nothing
+    is looked up.
     """
+    check(path, name)
+    if is_remote(path):
+        # Before gcsfs is imported: what it would ask of each bucket needs a permission of its own,
+        # and is of use for buckets with another interface (zonal ones) only.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        require("gcsfs", "gcs", f"{name} {os.fspath(path)!r}")
+    return of(path)
+
+
+def check(path, name: str) -> None:
+    """Raises UserError for a text that is neither a local path nor gs://BUCKET/NAME."""
     text = _text(path, name)
     if not _URL.match(text):
-        return pathlib.Path(text)
+        return
     if not text.startswith(BUCKETS):
         raise UserError(
             f"{name} {text!r} is a URL of storage that is not supported; supported are local paths "
@@ -49,11 +60,6 @@ def location(path, name: str) -> pathlib.Path:
         )
     if not _BUCKET.match(text):
         raise UserError(f"{name} {text!r} names no bucket; write gs://BUCKET/NAME")
-    # Before gcsfs is imported: what it would ask of each bucket needs a permission of its own, and
-    # is of use for buckets with another interface (zonal ones) only.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    require("gcsfs", "gcs", f"{name} {text!r}")
-    return of(text)
 
 
 def of(path) -> pathlib.Path:

@@ -27,6 +27,7 @@ class Emulator:
       served: bytes of content that were sent, by "bucket/name".
       read_only: buckets in which nothing may be written.
       forbidden: buckets of which nothing may be read or written.
+      hidden: buckets whose own properties may not be read.
     """
 
     def __init__(self, *buckets: str):
@@ -35,6 +36,7 @@ class Emulator:
         self.requests: collections.Counter[str] = collections.Counter()
         self.read_only: set[str] = set()
         self.forbidden: set[str] = set()
+        self.hidden: set[str] = set()
         self.lock = threading.RLock()
         self.uploads: dict[str, list] = {}
         # As of Google's: a number that grows with each write.
@@ -185,10 +187,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         }  # fmt: skip
 
     def bucket(self, bucket: str):
+        if bucket in self.emulator.hidden:
+            raise _Refused(403, "The caller does not have storage.buckets.get access.")
         self._json({"kind": "storage#bucket", "id": bucket, "name": bucket, "location": "US"})
-
-    def layout(self, bucket: str):
-        self._json({"kind": "storage#storageLayout", "bucket": bucket, "location": "US"})
 
     def list(self, bucket: str):
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
@@ -283,7 +284,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 _B = r"/(?:download/)?(?:storage/v1)?/?b/(?P<bucket>[^/]+)"
 _ROUTES = (
     (rf"GET {_B}", _Handler.bucket),
-    (rf"GET {_B}/storageLayout", _Handler.layout),
     (rf"GET {_B}/o/?", _Handler.list),
     (rf"POST {_B}/o/(?P<name>.+)/(?:rewriteTo|copyTo)/b/(?P<target>[^/]+)/o/(?P<new_name>.+)", _Handler.copy),
     (rf"POST {_B}/o/(?P<name>.+)/moveTo/o/(?P<new_name>.+)", _Handler.move),

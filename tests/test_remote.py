@@ -47,8 +47,8 @@ def bucket():
     """An empty bucket, "gs://bucket"; one that may not be written and one that may not be read."""
     made = emulator()
     made.objects.clear()
-    made.objects.update({"bucket": {}, "read-only": {}, "forbidden": {}})
-    made.read_only, made.forbidden = {"read-only"}, {"forbidden"}
+    made.objects.update({"bucket": {}, "read-only": {}, "forbidden": {}, "hidden": {}})
+    made.read_only, made.forbidden, made.hidden = {"read-only"}, {"forbidden"}, {"hidden"}
     made.served.clear()
     return made
 
@@ -296,6 +296,7 @@ def test_a_directory_that_was_removed_is_noticed(bucket, short):
             "gs://read-only/run",
             "cannot be written: The caller does not have storage.objects.create",
         ),
+        ("gs://hidden/run", "its bucket cannot be looked at, which deleting old checkpoints needs"),
         ("gs://forbidden/run", "cannot be read: The caller does not have storage.objects access"),
     ],
 )
@@ -411,6 +412,7 @@ def data_file(urls: list[str]) -> str:
     return max((u for u in urls if "/d/" in u), key=lambda u: len(emulator().read(u)))
 
 
+@pytest.mark.slow
 def test_a_cut_off_object_is_damage_and_the_checkpoint_before_is_used(trained, local, capsys):
     newest = data_file(trained.below("gs://bucket/run/checkpoints/12/params/"))
     trained.write(newest, trained.read(newest)[:100])
@@ -423,6 +425,7 @@ def test_a_cut_off_object_is_damage_and_the_checkpoint_before_is_used(trained, l
     assert sums("gs://bucket/run") == sums(local / "run")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_save_did_not_end_is_none(trained, local, capsys):
     del trained.objects["bucket"]["run/checkpoints/12/commit_success.txt"]
     assert cli.main(["inspect", "gs://bucket/run@12"]) == 2
@@ -456,6 +459,7 @@ def test_inspect_reads_the_parts_that_it_shows(bucket, capsys):
     assert embed < whole and served < embed / 20, f"{served:,} bytes of {whole:,}"
 
 
+@pytest.mark.slow
 def test_commands_that_read_a_run_take_one_of_a_bucket(trained, local, capsys, tmp_path):
     """They say the same as of the run on a disk."""
 
@@ -487,6 +491,7 @@ def test_results_can_be_written_to_a_bucket(trained, capsys):
     assert b"gs://bucket/run" in trained.read("gs://bucket/page.html")
 
 
+@pytest.mark.slow
 def test_a_run_branches_from_a_checkpoint_of_a_bucket(trained, tmp_path):
     config = config_with("gs://bucket/data")
     config.init_from = "gs://bucket/run@8"

@@ -90,9 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError as error:
         print_line(f"loopjax {name}: this machine has too little memory: {first_line(error)}")
         return 2
+    except BrokenPipeError:
+        if _stdout_is_read():
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return READER_GONE
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            return _reader_gone()
         if not str(error.filename).startswith(paths.BUCKETS):
             raise
         print_line(f"loopjax {name}: {error.filename} cannot be read or written: {error.strerror}")
@@ -100,14 +103,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_line(f"loopjax {name}: interrupted; files already written are kept")
         return INTERRUPTED
-
-
-def _reader_gone() -> int:
-    """The exit code of a command that failed to write, if it is for want of a reader."""
-    if _stdout_is_read():
-        raise
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    return READER_GONE
 
 
 def _stdout_is_read() -> bool:

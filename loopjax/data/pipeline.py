@@ -29,7 +29,7 @@ def open_sources(
     `tokenizer` and `add_bos` (as `tokenizers.load` takes them) are for pairs and text tasks if the
     mixture has no prepared source, whose tokenizer they would use; bytes by default.
     """
-    folder = paths.of(config.data_dir or ".")
+    folder = paths.location(config.data_dir or ".", "config.data_dir")
     # Prepared sources first: their tokenizer is the one of all other text in the mixture.
     sources = {
         name: token_shards.TokenShards(folder / name, split, config.seq_len)

@@ -227,7 +227,7 @@ def load(spec: str, eos: str | None = None, add_bos: bool | None = None):
         return ByteTokenizer()
     if eos == "":
         raise UserError("--eos is empty; name a token of the tokenizer")
-    path = paths.of(spec)
+    path = paths.location(spec, "tokenizer")
     if path.is_dir():
         path = path / FILE
     elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and path.suffix != ".json":

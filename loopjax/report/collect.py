@@ -16,7 +16,7 @@ from loopjax import json_shapes, lineage, paths, run_record
 from loopjax.checkpoint import locate, read_meta, run_directory, weights_digest
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.files import read_json
+from loopjax.files import can_be_seen, read_json
 from loopjax.model_config import ModelConfig
 from loopjax.results import reader
 
@@ -273,13 +273,13 @@ class _Shelf:
                 continue  # they differ
             if model.step == result.step and _run_of(result) == model.directory.resolve():
                 return model
-        moved = owner and not result.weights and not paths.of(result.checkpoint).exists()
+        moved = owner and not result.weights and not can_be_seen(result.checkpoint)
         return owner if moved and owner.step == result.step else None
 
     def _run_of(self, result: reader.Result, owner: Model | None) -> Model | None:
         """A model of the same run at another step."""
         same = (m for m in self.models if m.directory.resolve() == _run_of(result))
-        return next(same, None if paths.of(result.checkpoint).exists() else owner)
+        return next(same, None if can_be_seen(result.checkpoint) else owner)
 
     def _new(self, result: reader.Result, label: str) -> Model:
         """A model for results of a model that is not among the paths, as far as it is known."""

@@ -16,6 +16,7 @@ from loopjax import paths, run_record
 from loopjax.checkpoint import run_directory
 from loopjax.data import pairs, registry
 from loopjax.errors import UserError
+from loopjax.files import can_be_seen
 from loopjax.report.collect import Entry
 from loopjax.report.elements import Table, number
 
@@ -220,7 +221,7 @@ def _place(text: str) -> tuple[pathlib.Path, int | None]:
 
 def _entry_of(text: str, entries: list[Entry]) -> Entry | None:
     place, step = _place(text)
-    gone = not place.exists()  # moved, or copied from another machine
+    gone = not can_be_seen(place)  # moved, or copied from another machine
     same = [
         e for e in entries
         if step in (None, e.model.step) and (
