@@ -217,7 +217,7 @@ def _too_large(message: str) -> str:
     used = re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", message)
     if used:
         return f"the program needs {used[1]} of {used[2]} HBM"
-    return message.splitlines()[0][:200]
+    return message.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")[:200]
 
 
 def _row(placed: Placed, topology: Topology, compiled: _Compiled, model_flops: int) -> dict:

@@ -150,7 +150,7 @@ def topology(name: Name) -> Topology:
         if name.platform == "tpu":
             options = {"num_slices": name.slices} if name.slices > 1 else {}
             if name.chip == "v4":  # both cores of a chip as one device
-                options["chip_config_name"] = "megachip_tccontrol"
+                options["chip_config_name"] = "megacore"
             if math.prod(name.shape) == 1:
                 options["chips_per_host_bounds"] = (1, 1, 1)
             found = topologies.get_topology_desc(
