@@ -44,7 +44,8 @@ def compile_run(
 
     Raises UserError for a config that is invalid or does not fit the topology.
     """
-    placed = run.place(run.outline(config), topology.devices)
+    with kernels.traced_for(topology.chip.platform):
+        placed = run.place(run.outline(config), topology.devices)
     jobs = _jobs(placed, _chosen(placed.phases, phase), programs)
     if not jobs:
         raise UserError(f"--phase={phase} has no program of --programs={','.join(programs)}")
