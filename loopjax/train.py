@@ -136,7 +136,7 @@ class _Training:
         programs = Programs(run, state, self.ahead)
         bad = trailing_bad_steps(self.workdir, step) if config.skip_bad_steps else 0
         step_metrics = StepMetrics(run, self.checkpoints, self.ledger, bad)
-        update, heldout = None, None
+        update, batches, heldout = None, None, None
         for phase in run.phases:
             if step >= phase.stop:
                 continue
@@ -144,7 +144,8 @@ class _Training:
             with self.watchdog.off():
                 if step == phase.start and phase.order is not None:
                     state = self._grow(programs, phase, state)
-                batches = run.stream.batches(run.rows, step)
+                if batches is None:  # one for all phases: the next has read ahead when it begins
+                    batches = run.stream.batches(run.rows, step)
                 batch = self._next(batches)
                 if phase.plan != programs.plan:
                     update, compile_s = self._compile(programs, phase, step, batch)
