@@ -14,6 +14,7 @@ import jax
 from loopjax import run as run_lib
 from loopjax.checkpoint import versions
 from loopjax.config import default
+from loopjax.model_config import REMAT
 from loopjax.step import abstract_state, sharded_init
 
 SIZES = {  # D, F, heads, KV heads, V, sequences, T, compute type
@@ -28,7 +29,7 @@ def parser(text: str) -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description=text)
     out.add_argument("--size", choices=SIZES, default="laptop")
     out.add_argument("--rounds", type=int, default=7, help="number of alternating measurements")
-    out.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
+    out.add_argument("--remat", default="dots", choices=REMAT)
     return out
 
 

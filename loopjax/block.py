@@ -153,8 +153,9 @@ class Block(nn.Module):
         scale = 1.0 / (2 * self.cfg.init_depth) if axes[-1] == "embed" else 1.0
         init = nn.with_logical_partitioning(fan_in_normal(scale), axes)
         kernel = self.param(name, init, (x.shape[-1], features))
-        # remat="dots" saves the values with this name.
-        return checkpoint_name(sharded_weights.matmul(x, kernel, axes), "linear")
+        # The policies of `remat` save values by these names.
+        group = "mlp_product" if "mlp" in axes else "attention_product"
+        return checkpoint_name(sharded_weights.matmul(x, kernel, axes), group)
 
     def norm(self, name, x):
         init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))

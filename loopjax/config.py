@@ -147,7 +147,7 @@ def default() -> ConfigDict:
     config.model.dtype = "bfloat16"  # compute type; parameters are float32
     # Implementation: "splash" (TPU), "cudnn" (GPU), "xla", "chunks"; "auto": by platform and shape.
     config.model.attention = "auto"
-    config.model.remat = "none"  # what the backward pass recomputes: "none", "dots", "full"
+    config.model.remat = "none"  # recomputed: "none", "dots", "attention", "full", "offload"
 
     # Devices per mesh axis (one may be -1: the rest), and the mesh axes of each logical axis.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

@@ -49,11 +49,22 @@ def _cpu_matmul_fwd(x, kernel, dtype):
 
 def _cpu_matmul_bwd(dtype, residuals, dy):
     x, kernel = residuals
-    dy = jax.lax.optimization_barrier(dy.astype(x.dtype))
-    return dy @ kernel.T, weight_gradient(x, dy)
+    return matmul_gradients(x, kernel, dy, kernel.dtype)
 
 
 _cpu_matmul.defvjp(_cpu_matmul_fwd, _cpu_matmul_bwd)
+
+
+def matmul_gradients(x, kernel, dy, dtype):
+    """The gradients of `matmul`: that of x, and that of the kernel in `dtype`.
+
+    Args:
+      dy: gradient of the product, which is rounded to the type of x.
+    """
+    dy = dy.astype(x.dtype)
+    if platform() == "cpu":
+        dy = jax.lax.optimization_barrier(dy)
+    return dy @ kernel.T, weight_gradient(x, dy, dtype)
 
 
 def weight_gradient(x, dy, dtype=None):

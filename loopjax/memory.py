@@ -3,7 +3,7 @@
 The train state is in memory throughout: the parameters and, for AdamW, moments of twice their size.
 The rest of the step peaks in one of two places:
 
-    head     everything saved for the backward pass, and the gradient of the logits
+    head     everything saved for the backward pass, and the logits of a chunk of tokens
     layers   everything saved by the layers, the gradients, and the working memory of one layer
              (with `remat` including what it recomputes)
 
@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from loopjax import kernels, model, step
+from loopjax import head, kernels, model, step
 from loopjax.depth import DepthPlan
 from loopjax.surgery import n_layers
 
@@ -31,8 +31,9 @@ class StepMemory:
 
     Attributes:
       parameters, optimizer: parameters and optimizer state.
-      gradients: gradients of all parameters; with microbatches also their sum.
-      activations: values saved by the forward pass for the backward pass, logits included.
+      gradients: gradients of all parameters; those of microbatches are added in place.
+      activations: values saved on the device by the forward pass for the backward pass, and the
+        gradients that the head computes in it.
       peak: largest total at any time; less than the sum, since activations are freed while gradients
         are computed.
     """
@@ -68,11 +69,19 @@ def step_memory(
     # a fifth of their size, and copies of what it reads from the saved stacks.
     at_work = per_layer * plan.n_effective + max(6 * full // 5 - per_layer, full // 2) + cut
     at_work += weights_at_work(state.params, parts) + loop_bytes(state.params, plan, per_layer)
-    head = 4 * math.prod(shape) * local.vocab_size
+    # The sum over microbatches is there from the first one on.
     summed = parameters if microbatches > 1 else 0
-    step_peak = max(saved + head, at_work + parameters) + summed
+    step_peak = max(saved + head_bytes(local, shape) + summed, at_work + parameters)
     peak = parameters + moments + step_peak
-    return StepMemory(parameters, moments, parameters + summed, saved, peak)
+    return StepMemory(parameters, moments, parameters, saved, peak)
+
+
+def head_bytes(cfg: model.ModelConfig, shape: tuple[int, int]) -> int:
+    """Working memory of the head: exponentials and gradients of the logits of a chunk, and the head
+    in the compute type. The gradient of the head is among the values saved."""
+    n = min(math.prod(shape), head.chunk_tokens(cfg.d_model))
+    size = jnp.dtype(cfg.dtype).itemsize
+    return cfg.vocab_size * (n * (4 + size) + cfg.d_model * size)
 
 
 def weights_at_work(params, parts) -> int:
@@ -120,8 +129,8 @@ def local_config(cfg: model.ModelConfig, parts: dict[str, int]) -> model.ModelCo
 def saved_bytes(cfg: model.ModelConfig, shape: tuple[int, int], platform: str) -> tuple[int, int]:
     """Bytes saved for the gradient of the loss of a batch [B, T]: (outside the layers, per layer).
 
-    Outside the layers are embedding, head and logits; the second number is per executed layer.
-    Parameters are not counted.
+    Outside the layers are embedding and head; the second number is per executed layer. Neither
+    parameters nor what is saved in the memory of the host is counted.
     """
     with kernels.traced_for(platform):
         two, three = (_saved(cfg, DepthPlan.of([(n, 1)]), shape) for n in (2, 3))
@@ -131,7 +140,10 @@ def saved_bytes(cfg: model.ModelConfig, shape: tuple[int, int], platform: str) -
 def _saved(cfg: model.ModelConfig, plan: DepthPlan, shape: tuple[int, int]) -> int:
     def save(params, batch):
         def loss(params):
-            return jnp.sum(step.token_losses(params, batch, cfg, plan)[0])
+            segments = model.cut_segments(params, plan)
+            weights_BT = jnp.ones(shape)
+            args = batch["inputs"], batch["targets"], weights_BT, cfg, plan
+            return model.weighted_loss(segments, *args)[0]
 
         return jax.vjp(loss, params)
 
@@ -143,4 +155,5 @@ def _saved(cfg: model.ModelConfig, plan: DepthPlan, shape: tuple[int, int]) -> i
     saved = {id(v): v.aval for v in traced.outvars}
     for v in traced.invars:
         saved.pop(id(v), None)
-    return sum(a.size * a.dtype.itemsize for a in saved.values())
+    on_device = [a for a in saved.values() if a.memory_space != jax.memory.Space.Host]
+    return sum(a.size * a.dtype.itemsize for a in on_device)

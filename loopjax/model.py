@@ -45,20 +45,37 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import attention, kernels, rope, sharded_weights
+from loopjax import attention, head, kernels, rope, sharded_weights
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
 from loopjax.depth import DepthPlan, ExecutedLayer
 from loopjax.model_config import ModelConfig
 from loopjax.surgery import fitting
 
+# Of each layer the values with these names (`block.py`) are saved for the backward pass, besides the
+# layer's input, which is named here.
+_POLICIES = jax.checkpoint_policies
+
+
+def _saved(*names):
+    """The policy that saves values by name, and what flash attention computed."""
+    return _POLICIES.save_from_both_policies(
+        _POLICIES.save_only_these_names(*names), attention.is_saved
+    )
+
+
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.save_only_these_names("linear", attention.SAVED_NAME),
-        attention.is_saved,
+    "dots": _saved("attention_product", "mlp_product", attention.SAVED_NAME),
+    "attention": _saved("attention_product", attention.SAVED_NAME),
+    "full": _POLICIES.nothing_saveable,
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=("layer_input",),
+        offload_src="device",
+        offload_dst="pinned_host",
     ),
-    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -89,6 +106,26 @@ class Transformer(nn.Module):
     def __call__(self, tokens_BT, placement=None):
         return self.unembed(self.run(tokens_BT, placement))
 
+    def weighted_loss(self, tokens_BT, targets_BT, weights_BT, placement=None):
+        """See `head.weighted_loss`."""
+        x_BTD = self.run(tokens_BT, placement)
+        return self.losses(head.weighted_loss, x_BTD, targets_BT, weights_BT)
+
+    def token_losses(self, tokens_BT, targets_BT, placement=None):
+        """See `head.token_losses`."""
+        return self.losses(head.token_losses, self.run(tokens_BT, placement), targets_BT)
+
+    @jax.named_scope("head")
+    def losses(self, function, x_BTD, *tokens_BT):
+        kernel, axes = (
+            (self.embed, ("vocab", "embed"))
+            if self.cfg.tie_embeddings
+            else (self.head, ("embed", "vocab"))
+        )
+        x_BTD = self.normed(x_BTD)
+        with jax.named_scope("loss"):
+            return function(x_BTD, kernel, *tokens_BT, axes)
+
     def table(self):
         # The product needs all of D; a result sharded along D would have to be resharded along the
         # batch, which XLA does by replicating it.
@@ -110,10 +147,13 @@ class Transformer(nn.Module):
                 x_BTD = self.run_segment(i, x_BTD, context)
         return x_BTD
 
+    def normed(self, x_BTD):
+        return rms_norm(x_BTD, self.final_norm, self.cfg.norm_eps)
+
     @jax.named_scope("head")
     def unembed(self, x_BTD):
         """Final norm and head, float32 [B, T, V]."""
-        x_BTD = rms_norm(x_BTD, self.final_norm, self.cfg.norm_eps)
+        x_BTD = self.normed(x_BTD)
         head_DV = self.table().T if self.cfg.tie_embeddings else self.head.astype(self.cfg.dtype)
         # Accumulated and kept in float32: the loss is a difference of large logits.
         logits_BTV = kernels.matmul(x_BTD, head_DV, dtype=jnp.float32)
@@ -131,7 +171,7 @@ class Transformer(nn.Module):
         def layer(block, x_BTD, unique, iteration, context):
             if unique is not None:
                 context = context.replace(place=ExecutedLayer(unique, index, iteration))
-            return block(x_BTD, context)
+            return block(checkpoint_name(x_BTD, "layer_input"), context)
 
         if self.cfg.remat != "none":
             policy = REMAT_POLICIES[self.cfg.remat]
@@ -200,15 +240,47 @@ def outputs(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, placemen
     layers; the plain transformer has none.
     """
     plan = fitting(params, plan)
-    variables = {"params": cut_segments(params, plan)}
-    logits_BTV, sown = Transformer(cfg, plan).apply(
-        variables, tokens_BT, placement, mutable=["losses"]
-    )
+    return _with_losses("__call__", cut_segments(params, plan), cfg, plan, tokens_BT, placement)
+
+
+def weighted_loss(
+    segments, tokens_BT, targets_BT, weights_BT, cfg: ModelConfig, plan: DepthPlan, placement=None
+):
+    """The loss of a batch whose logits are never held whole (`head.weighted_loss`).
+
+    Args:
+      segments: `cut_segments` of the parameters. Cut by the caller, so that gradients of
+        microbatches can be accumulated by segment.
+      targets_BT: int, -1 for none.
+      weights_BT: float32 weight of each target, 0 for none.
+
+    Returns:
+      (the weighted sum of the losses of the tokens [], to be differentiated; {term: its weighted
+      sum []}, of which "nll" is the cross-entropy; {name: auxiliary loss []} as in `outputs`).
+    """
+    args = tokens_BT, targets_BT, weights_BT, placement
+    (total, terms), losses = _with_losses("weighted_loss", segments, cfg, plan, *args)
+    return total, terms, losses
+
+
+def token_losses(
+    params, tokens_BT, targets_BT, cfg: ModelConfig, plan: DepthPlan | str, placement=None
+):
+    """Negative log-likelihood of each target and whether the argmax is the target, [B, T] each."""
+    plan = fitting(params, plan)
+    args = {"params": cut_segments(params, plan)}, tokens_BT, targets_BT, placement
+    return Transformer(cfg, plan).apply(*args, method="token_losses")
+
+
+def _with_losses(method: str, segments, cfg, plan, *args):
+    """(what a method of `Transformer` returns, the auxiliary losses sown in it)."""
+    variables = {"params": segments}
+    result, sown = Transformer(cfg, plan).apply(variables, *args, method=method, mutable=["losses"])
     losses: dict[str, jax.Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
         name = next(key.key for key in reversed(path) if hasattr(key, "key"))
         losses[name] = losses.get(name, 0.0) + jnp.sum(leaf)
-    return logits_BTV, losses
+    return result, losses
 
 
 def residual(

@@ -7,7 +7,7 @@ from loopjax import attention, rope
 
 MOST = 2**31 - 1  # sizes of arrays are int32
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "attention", "full", "offload")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class ModelConfig:
       dtype: compute type; parameters are always float32.
       attention: one of `attention.IMPLEMENTATIONS`; "auto" is chosen by platform and shape.
       remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
-        "full" (all but the input of each layer).
+        "attention" (all but products with the weights of attention), "full" (all but the input of
+        each layer), "offload" (as "full", with these inputs in the memory of the host; GPU and TPU).
     """
 
     vocab_size: int

@@ -132,6 +132,11 @@ def outline(config) -> Outline:
 def place(planned: Outline, devices=None) -> Placed:
     """An outline on all available devices, or on `devices`; raises UserError if it does not fit."""
     config, cfg = planned.config, planned.cfg
+    if cfg.remat == "offload" and kernels.platform() == "cpu":
+        raise UserError(
+            "config.model.remat='offload' requires a GPU or TPU: the memory of a CPU is the host's; "
+            "'full' saves the same values"
+        )
     mesh = sharding.make_mesh(config.mesh, devices)
     rules = sharding.axis_rules(config.mesh)
     batch = config.batch_size // config.microbatches

@@ -90,21 +90,28 @@ def layout(names, shape) -> Layout | None:
     None where no mesh axis of more than one device shards the batch: there, products with it need
     no collectives, or only those that the compiler adds by itself.
     """
+    where = on_mesh(names, shape)
+    return where if where and any(where.rows) else None
+
+
+def on_mesh(names, shape) -> Layout | None:
+    """The layout of a parameter; None without a mesh of several devices, and in `jax.shard_map`."""
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
-    if mesh.empty or not rules or AxisType.Manual in mesh.axis_types:
+    if mesh.empty or mesh.size == 1 or not rules or AxisType.Manual in mesh.axis_types:
         return None
     return _layout(tuple(names), tuple(shape), mesh, tuple(rules))
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(names, shape, mesh: AbstractMesh, rules) -> Layout | None:
-    several = {axis for axis in batch_axes(rules) if mesh.shape[axis] > 1}
-    if not several:
-        return None
-    spec = parameter_spec(names, shape, mesh, rules)
-    used = [tuple(axis for axis in axes_of(axes) if axis not in several) for axes in spec]
-    rows = [[a for a in axes_of(dict(rules)[name]) if a in several] for name in ("batch", "seq")]
-    return Layout(spec, PartitionSpec(*used), tuple(map(tuple, rows)))
+def _layout(names, shape, mesh: AbstractMesh, rules) -> Layout:
+    def several(axes):
+        return tuple(axis for axis in axes if mesh.shape[axis] > 1)
+
+    of_batch = several(batch_axes(rules))
+    spec = [several(axes_of(axes)) for axes in parameter_spec(names, shape, mesh, rules)]
+    used = [tuple(axis for axis in axes if axis not in of_batch) for axes in spec]
+    rows = [several(axes_of(dict(rules)[name])) for name in ("batch", "seq")]
+    return Layout(PartitionSpec(*spec), PartitionSpec(*used), tuple(rows))
 
 
 def matmul(x_BTI, kernel, names):

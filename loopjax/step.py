@@ -80,16 +80,11 @@ def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int)
 
 def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Negative log-likelihood, whether the argmax is the target, whether there is one; each [B, T]."""
-    logits_BTV = model.forward(params, batch["inputs"], cfg, plan, _placement(batch))
-    return _token_losses(logits_BTV, batch["targets"])
-
-
-@jax.named_scope("loss")
-def _token_losses(logits_BTV, targets_BT):
+    targets_BT = batch["targets"]
     scored_BT = targets_BT >= 0
-    nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.maximum(targets_BT, 0))
-    hits_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) & scored_BT
-    return jnp.where(scored_BT, nll_BT, 0.0), hits_BT, scored_BT
+    args = params, batch["inputs"], targets_BT, cfg, plan, _placement(batch)
+    nll_BT, hits_BT = model.token_losses(*args)
+    return jnp.where(scored_BT, nll_BT, 0.0), hits_BT & scored_BT, scored_BT
 
 
 def _placement(batch) -> block.Placement | None:
@@ -119,28 +114,21 @@ def train_step(
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
 
-    def objective(params, part):
-        logits_BTV, losses = model.outputs(params, part["inputs"], cfg, plan, _placement(part))
-        loss = jnp.sum(_token_losses(logits_BTV, part["targets"])[0]) / n_targets
-        losses = {name: value / microbatches for name, value in losses.items()}
-        return sum(losses.values(), start=loss), (loss, losses)
-
-    gradient = jax.grad(objective, has_aux=True)
-
-    def add_part(carry, part):
-        return jax.tree.map(jnp.add, carry, gradient(state.params, part)), None
-
-    if microbatches == 1:
-        grads, (loss, losses) = gradient(state.params, batch)
-    else:
-        # Part m takes rows m, m + M, ...: so that no row moves between devices.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+    def objective(segments, part):
+        weights_BT = (part["targets"] >= 0) / n_targets
+        total, terms, losses = model.weighted_loss(
+            segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part)
         )
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient, state.params, first)
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        (grads, (loss, losses)), _ = jax.lax.scan(add_part, zero, parts)
+        losses = {name: value / microbatches for name, value in losses.items()}
+        objective = sum(losses.values(), start=total)
+        return objective, (terms.pop("nll"), losses | terms)
+
+    segments, joined = jax.vjp(lambda params: model.cut_segments(params, plan), state.params)
+    if microbatches == 1:
+        grads, (loss, losses) = jax.grad(objective, has_aux=True)(segments, batch)
+    else:
+        grads, (loss, losses) = _accumulated(objective, segments, batch, microbatches)
+    (grads,) = joined(grads)
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -159,6 +147,25 @@ def train_step(
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         metrics["skipped"] = ~good
     return new, metrics
+
+
+def _accumulated(objective, segments, batch, microbatches: int):
+    """The sum over the parts of a batch of gradients and auxiliary results of `objective`.
+
+    The backward pass adds to one buffer in place: the gradients of a part never exist beside the sum.
+    """
+    # Part m takes rows m, m + M, ...: so that no row moves between devices.
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    sums = jax.tree.map(lambda leaf: jax.new_ref(jnp.zeros_like(leaf)), segments)
+
+    def add_part(_, part):
+        value, pull, aux = jax.vjp(lambda s: objective(s, part), segments, has_aux=True)
+        pull.with_refs(sums)(jnp.ones_like(value))
+        return None, aux
+
+    _, aux = jax.lax.scan(add_part, None, parts)
+    grads = jax.tree.map(jax.freeze, sums)
+    return grads, jax.tree.map(lambda x: jnp.sum(x, axis=0), aux)
 
 
 def _norm(path, leaf):

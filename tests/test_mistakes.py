@@ -247,7 +247,12 @@ CONFIG = [
         ["model.n_heads=3"],
         ["model.n_heads=3", "model.d_model=16", "model.head_dim"],
     ),
-    ("an unknown policy", ["model.remat=some"], ["model.remat='some'", "none, dots, full"]),
+    (
+        "an unknown policy",
+        ["model.remat=some"],
+        ["model.remat='some'", "none, dots, attention, full, offload"],
+    ),
+    ("offloading on a CPU", ["model.remat=offload"], ["config.model.remat='offload'", "'full'"]),
     (
         "attention of another platform",
         ["model.attention=cudnn", "model.dtype=bfloat16"],

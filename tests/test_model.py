@@ -170,7 +170,7 @@ def test_the_program_does_not_grow_with_depth_or_repetitions():
     assert program_size("2-3x2-4") < 3.5 * program_size("3")
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "attention", "dots"])
 def test_rematerialization_changes_memory_and_not_gradients(remat, tokens):
     plan = DepthPlan.parse("1-2x2")
     params = params_of(CFG, 3)
@@ -262,7 +262,7 @@ def test_the_matrix_product_on_the_cpu_has_the_gradient_of_a_matrix_product():
         ({"n_heads": 8, "d_model": 24}, "even size"),
         ({"n_kv_heads": 4}, "n_kv_heads=4 must divide"),
         ({"dtype": "float16"}, "float32, bfloat16"),
-        ({"remat": "some"}, "none, dots, full"),
+        ({"remat": "some"}, "none, dots, attention, full, offload"),
         ({"attention": "flash"}, "auto, xla, chunks, splash, cudnn"),
         ({"d_ff": 0}, "d_ff=0 must be at least 1"),
     ],

@@ -435,17 +435,18 @@ def one_plan(config):
 
 def poisoned_at(monkeypatch, bad_steps):
     """Makes the loss and the gradients of these steps nan."""
-    real = model.outputs
+    real = model.weighted_loss
 
     def update(state, batch, **kwargs):
         bad = jnp.isin(state.step + 1, jnp.array(bad_steps))
 
-        def outputs(params, *args):
-            logits, losses = real(params, *args)
-            return logits * jnp.where(bad, jnp.nan, 1.0), losses
+        def weighted_loss(*args):
+            total, terms, losses = real(*args)
+            factor = jnp.where(bad, jnp.nan, 1.0)
+            return total * factor, {"nll": terms["nll"] * factor}, losses
 
         with monkeypatch.context() as patched:
-            patched.setattr(model, "outputs", outputs)
+            patched.setattr(model, "weighted_loss", weighted_loss)
             return step_lib.train_step(state, batch, **kwargs)
 
     monkeypatch.setattr("loopjax.run.train_step", update)
