@@ -137,7 +137,7 @@ def place(planned: Outline, devices=None) -> Placed:
             "config.model.remat='offload' requires a GPU or TPU: the memory of a CPU is the host's; "
             "'full' saves the same values"
         )
-    mesh = sharding.make_mesh(config.mesh, devices)
+    mesh = _mesh(config.mesh, devices)
     rules = sharding.axis_rules(config.mesh)
     batch = config.batch_size // config.microbatches
     sharding.check_divisible(cfg, batch, mesh, rules, config.seq_len)
@@ -151,6 +151,20 @@ def place(planned: Outline, devices=None) -> Placed:
         schedule=schedule,
         batch_sharding=sharding.batch_sharding(mesh, rules),
     )
+
+
+def _mesh(config_mesh, devices):
+    """The mesh; raises UserError where JAX cannot lay it out on a slice of TPUs."""
+    try:
+        return sharding.make_mesh(config_mesh, devices)
+    except NotImplementedError:
+        coordinates = zip(*(device.coords for device in devices or jax.devices()), strict=True)
+        shape = "x".join(str(1 + max(places)) for places in coordinates)
+        sizes = ", ".join(f"{axis}={config_mesh[axis]}" for axis in sharding.MESH_AXES)
+        raise UserError(
+            f"config.mesh ({sizes}) does not fit a TPU slice of {shape}: the size of each axis must "
+            "be one of these dimensions or a product of them, and each dimension is used once"
+        ) from None
 
 
 def plan_run(config) -> Run:

@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
+from loopjax import run
 from loopjax.aot import topologies
+from loopjax.config import default
+from loopjax.errors import UserError
 from tests.aot.steps import ROOT, compiled_step
 
 
@@ -33,7 +36,10 @@ def test_a_slice_has_a_device_per_chip_and_a_domain_per_slice(name, devices, dom
 
 GPUS = """
 import sys
+from loopjax import run
 from loopjax.aot import topologies
+from loopjax.config import default
+from loopjax.errors import UserError
 names = [topologies.read(name) for name in sys.argv[1:]]
 topologies.set_environment(names[0])
 found = [topologies.topology(name) for name in names]
@@ -59,6 +65,21 @@ def test_gpus_of_every_kind_can_be_compiled_for():
     assert done.returncode == 0, done.stderr
     expected = ["a100:1x8 8 1", "a100-40gb:2x4 8 2", "h100:8x8 64 8", "h200:2x8 16 2"]
     assert done.stdout.splitlines() == [*expected, "b200:1x8 8 1"]
+
+
+def test_a_mesh_that_a_slice_cannot_have_is_one_sentence():
+    pytest.importorskip("libtpu")
+    name = topologies.read("v5p:4x4x4")
+    topologies.set_environment(name)
+    config = default()
+    config.mesh.update(data=4, fsdp=16)
+    planned, devices = run.outline(config), topologies.topology(name).devices
+    assert run.place(planned, devices).mesh.shape["fsdp"] == 16
+    planned.config.mesh.update(data=8, fsdp=8)
+    with pytest.raises(
+        UserError, match=r"data=8, fsdp=8, tensor=1\) does not fit a TPU slice of 4x4x4"
+    ):
+        run.place(planned, devices)
 
 
 def test_a_program_that_does_not_fit_is_a_row_and_not_an_error(tmp_path):
