@@ -117,6 +117,16 @@ def matrix_sizes(cfg, plan) -> tuple[int, int]:
     return plan.n_effective * (2 * D * HC + 2 * D * KC + 3 * D * F), cfg.vocab_size * D
 
 
+def head_sums(tokens: int, d_model: int, tensor: int) -> dict:
+    """Bytes of the head's sums over the devices that share a vocabulary, of a device's tokens.
+
+    Of each token the sum of exponentials and the target's logit, and the gradient of its input.
+    """
+    if tensor == 1:
+        return {}
+    return {("psum", "float32"): 2 * 4 * tokens, ("psum", "bfloat16"): 2 * d_model * tokens}
+
+
 @pytest.mark.parametrize(
     "mesh, remat",
     [
@@ -137,11 +147,16 @@ def test_what_travels_is_what_zero_3_needs(mesh, remat):
     config.batch_size, config.seq_len = 256, 128
     found = traffic(config, plan)
     layers, table = (n // tensor for n in matrix_sizes(model_config(config), plan))
-    assert found.pop(("all_gather", "bfloat16")) == 2 * (2 * layers + table)
-    assert found.pop(("reduce_scatter", "float32")) == 4 * (layers + table)
+    # The table is used twice, as embedding and as head, each time gathered once.
+    assert found.pop(("all_gather", "bfloat16")) == 2 * (2 * layers + 2 * table)
+    assert found.pop(("reduce_scatter", "float32")) == 4 * (layers + 2 * table)
     # Over `data`, each device sums its own part only.
-    assert found.pop(("psum", "float32"), 0) == (4 * (layers + table) // fsdp if data > 1 else 0)
-    assert not found
+    parts = 4 * (layers + 2 * table) // fsdp if data > 1 else 0
+    tokens = config.batch_size * config.seq_len // (data * fsdp)
+    of_head = head_sums(tokens, config.model.d_model, tensor)
+    loss = 4
+    assert found.pop(("psum", "float32")) == parts + of_head.pop(("psum", "float32"), 0) + loss
+    assert found == of_head
 
 
 @pytest.mark.parametrize("n", [8, 16, 32, 64, 128, 256])
@@ -191,7 +206,7 @@ def test_one_device_and_a_mesh_of_tensor_alone_have_no_collectives_of_weights():
     config.batch_size, config.seq_len = 8, 128
     for tensor in (1, 8):
         config.mesh.update(data=1, fsdp=1, tensor=tensor)
-        assert traffic(config, plan) == {}
+        assert traffic(config, plan) == head_sums(8 * 128, config.model.d_model, tensor)
 
 
 def test_the_compiled_program_gathers_and_scatters_and_sums_no_whole_matrix():
