@@ -84,7 +84,7 @@ def compiled(directory, topology: str, row: str, phase: str, overrides: list[str
 def table(directory: pathlib.Path) -> str:
     """The results of a directory as a Markdown table."""
     head = [
-        "topology", "row", "plan", "microbatches", "peak", "HBM", "sent", "compute", "memory",
+        "topology", "row", "plan", "microbatches", "estimate", "peak", "HBM", "sent", "compute", "memory",
         "interconnect", "network", "binds", "MFU at most", "compiled in",
     ]  # fmt: skip
     results = [json.loads(path.read_text()) for path in directory.glob("*.json")]
@@ -95,7 +95,7 @@ def table(directory: pathlib.Path) -> str:
         (program,) = result["programs"]
         cells = [result["topology"], result["row"], program["plan"], result["microbatches"]]
         if "error" in program:
-            rows.append([*cells, program["error"], *[""] * (len(head) - 5)])
+            rows.append([*cells, "", program["error"], *[""] * (len(head) - 6)])
             continue
         line = program["roofline"]
         seconds = (line[key] for key in ("compute", "hbm", "interconnect", "network"))
@@ -103,6 +103,7 @@ def table(directory: pathlib.Path) -> str:
         rows.append(
             [
                 *cells,
+                quantity(program["estimate"], "B"),
                 quantity(program["peak"], "B") + ("" if program["fits"] else " (too large)"),
                 quantity(program["hbm_bytes"], "B"),
                 quantity(sent, "B"),

@@ -34,8 +34,8 @@ def flops(argv: list[str]) -> int:
 def plan(argv: list[str]) -> int:
     """Estimate sharding, memory and time of a config on devices that need not be present.
 
-    Nothing is compiled or allocated. Peaks of published models were 1.0 to 1.2 times those of the
-    compilers for TPUs; `loopjax compile` asks these.
+    Nothing is compiled or allocated. The peaks of published models are 0.8 to 1.2 times those of the
+    compilers for TPUs and GPUs, which `loopjax compile` asks.
 
     Example:
       loopjax plan --config=configs/smollm.py:1.7b,lidas --devices=64 --device=v5p
