@@ -14,6 +14,10 @@ KINDS = (
     "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all",
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
+# Attribute of what a TPU program sends to its host, for a collective between slices.
+_BETWEEN_SLICES = "_xla_megascale_transfer_type"
+# Attribute of each part of a collective that a TPU program splits over fusions.
+_SPLIT = "async_collective_fusion_config"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Collective:
       domains: domains (see `collectives`) that a group spans.
       size: bytes of the whole array: gathered, or before it is reduced and scattered.
       count: executions in a run of the program.
-      asynchronous: whether other work runs meanwhile.
+      asynchronous: whether it starts and ends in two places, so that other work may run meanwhile.
       scope: where in the model it is (`op_name`).
     """
 
@@ -57,8 +61,13 @@ class Collective:
         return self.bytes * self._share(self.devices)
 
     @property
+    def sent_within(self) -> float:
+        """Bytes that a device sends within its domain, if data travels within domains first."""
+        return self.bytes * self._share(self.devices // self.domains)
+
+    @property
     def sent_beyond(self) -> float:
-        """Bytes that a device sends beyond its domain, if data travels within domains first.
+        """Bytes that a device sends beyond its domain.
 
         Each device of a domain exchanges its part of the array with those of the other domains.
         """
@@ -81,8 +90,9 @@ def collectives(
       domains: for each device of the flattened mesh, which domain of fast links it belongs to: the
         host of a GPU, the slice of a TPU; by default all are in one.
 
-    A TPU program splits an asynchronous all-gather over the fusions with which it overlaps, and its
-    reduce-scatter is a fusion of an all-reduce and a slice; both count once, as what they do.
+    A TPU program splits an asynchronous all-gather over the fusions with which it overlaps, its
+    reduce-scatter is a fusion of an all-reduce and a slice, and between slices it sends to the host,
+    whose runtime reduces or gathers; all of them count once, as what they do.
     """
     found = []
     for name, count in module.executions.items():
@@ -91,12 +101,14 @@ def collectives(
             if kind is None:
                 continue
             groups = _groups(instruction, mesh)
+            if _BETWEEN_SLICES in instruction.attributes:
+                groups = _across(domains)
             axes, devices = _axes(groups, mesh), max(map(len, groups))
             spanned = max(len({domains[i] for i in group}) for group in groups) if domains else 1
             if devices < 2:
                 continue
             sizes: dict[str, int] = {}
-            for array in computation.types(instruction.operands):
+            for array in _data(computation, instruction):
                 sizes[array.dtype] = sizes.get(array.dtype, 0) + array.bytes
             scope = re.search(r'op_name="([^"]*)"', instruction.attributes)
             for dtype, size in sizes.items():
@@ -110,6 +122,12 @@ def collectives(
 
 def _kind(computation, instruction) -> tuple[str | None, bool]:
     """(kind of a collective, whether it is asynchronous); (None, False) for what is none."""
+    between = re.search(_BETWEEN_SLICES + r'="(\w+)"', instruction.attributes)
+    if between:
+        kind = between[1].lower().replace("_", "-")
+        if instruction.opcode != "send":
+            return None, False
+        return kind if kind in KINDS else "collective-permute", True
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS or continues(computation, instruction):
         return None, False
@@ -123,16 +141,26 @@ def _kind(computation, instruction) -> tuple[str | None, bool]:
     return kind, started
 
 
-# Of a collective that a TPU program splits over fusions, which call each part by the same name.
-_SPLIT = "async_collective_fusion_config"
-
-
 def continues(computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
     """Whether an instruction is the middle or the end of a collective that a fusion started."""
     if "AsyncCollectiveDone" in instruction.attributes:
         return True
     calls = (i.attributes for i in computation.instructions.values() if i.opcode == "custom-call")
     return _SPLIT in instruction.attributes and not any("AsyncCollectiveStart" in c for c in calls)
+
+
+def _data(computation: hlo.Computation, instruction: hlo.Instruction) -> list[hlo.Array]:
+    """The arrays of a collective on one device, before it."""
+    found = computation.types(instruction.operands)
+    return [array for array in found if array.dtype != "token"]
+
+
+def _across(domains: Sequence[int]) -> list[tuple[int, ...]]:
+    """Groups of the devices that have the same place in each domain."""
+    members: dict[int, list[int]] = {}
+    for position, domain in enumerate(domains):
+        members.setdefault(domain, []).append(position)
+    return list(zip(*members.values(), strict=True)) or [(0,)]
 
 
 def _groups(instruction: hlo.Instruction, mesh: dict[str, int]) -> list[tuple[int, ...]]:

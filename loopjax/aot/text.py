@@ -16,14 +16,12 @@ def text(result: dict) -> str:
         "memory per device, by the compiler (the estimate is that of `loopjax plan`):",
     ]
     compiled = [row for row in result["programs"] if "error" not in row]
-    rows = [["from step", "plan", "program", "arguments", "temporary", "peak", "compiled in"]]
+    sizes = ("arguments", "temporary", "peak", "estimate")
+    rows = [["from step", "plan", "program", *sizes, "compiled in"]]
     for row in result["programs"]:
         cells = [f"{row['start']:,}", row["plan"], row["program"]]
-        sizes = [
-            quantity(row[key], "B") for key in ("arguments", "temporary", "peak") if key in row
-        ]
-        seconds = [span(row["compile_s"])] if sizes else ["-"] * 4
-        rows.append([*cells, *sizes, *seconds])
+        cells += [quantity(row[key], "B") if key in row else "-" for key in sizes]
+        rows.append([*cells, span(row["compile_s"]) if "compile_s" in row else "-"])
     lines += [*aligned(rows, left=3), ""]
     if compiled:
         lines += [*_roofline(compiled), ""]
@@ -33,18 +31,8 @@ def text(result: dict) -> str:
 
 
 def _roofline(programs: list[dict]) -> list[str]:
-    head = [
-        "from step",
-        "plan",
-        "program",
-        "model",
-        "products",
-        "HBM",
-        *RESOURCES,
-        "binds",
-        "MFU <=",
-    ]
-    rows = [head]
+    figures = ("model", "products", "HBM", *RESOURCES, "binds", "MFU <=")
+    rows = [["from step", "plan", "program", *figures]]
     for row in programs:
         line = row["roofline"]
         rows.append(
