@@ -520,3 +520,18 @@ def test_a_killed_run_of_a_bucket_resumes_with_the_same_bits(bucket, tmp_path, m
     assert f"resuming from step {last} of gs://bucket/run" in err
     assert rows("gs://bucket/run") == rows(tmp_path / "whole")
     assert sums("gs://bucket/run") == sums(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_train_in_a_bucket(bucket, tmp_path):
+    cluster = runs.Cluster(tmp_path / "cache")
+
+    def trained_by_two(workdir):
+        flags = [f"--coordinator=localhost:{runs.free_port()}", "--num_processes=2"]
+        both = [cluster.start(workdir, *flags, f"--process_id={i}", devices=1) for i in range(2)]
+        ends = [runs.end(process, 500) for process in both]
+        assert [code for code, _ in ends] == [0, 0], ends
+        return rows(workdir), sums(workdir)
+
+    assert trained_by_two("gs://bucket/run") == trained_by_two(tmp_path / "run")
+    assert "gs://bucket/run/lock" not in bucket.below("gs://bucket/run/")
