@@ -62,18 +62,18 @@ def main() -> None:
 
 def compiled(directory, topology: str, row: str, phase: str, overrides: list[str]) -> None:
     """Compiles the update of a row for a topology, unless its result is in the directory."""
-    out = directory / (re.sub(r"[^\w.-]", "_", f"{topology}-{row}") + ".json")
+    out = directory.resolve() / (re.sub(r"[^\w.-]", "_", f"{topology}-{row}") + ".json")
     if out.exists():
         return
     microbatches = TOPOLOGIES[topology][row.partition(",")[0]]
     temporary = out.with_suffix(".partial")
     command = [
         sys.executable, "-m", "loopjax.cli.main", "compile",
-        f"--config={ROOT / 'configs' / 'smollm.py'}:{row}", f"--topology={topology}",
+        f"--config=configs/smollm.py:{row}", f"--topology={topology}",
         f"--phase={phase}", "--programs=update", f"--config.microbatches={microbatches}",
         *overrides, f"--json={temporary}",
     ]  # fmt: skip
-    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+    if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT).returncode:
         sys.exit(f"failed: {' '.join(command)}")
     result = {"row": row, "command": command[2:-1], **json.loads(temporary.read_text())}
     temporary.unlink()

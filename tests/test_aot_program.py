@@ -191,6 +191,28 @@ def test_what_a_tpu_program_splits_over_fusions_counts_once(start, trips):
     assert program.kernels == {"tpu_custom_call": trips}
 
 
+def test_transfers_between_slices_are_the_collectives_that_they_are_part_of():
+    """2 slices of 4: each device reduces its array with the one in the other slice."""
+    text = """HloModule slices
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %t = token[] after-all()
+  %s = (f32[8,128]{1,0}, u32[], token[]) send(%a, %t), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %r = (f32[8,128]{1,0}, u32[], token[]) recv(%t), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %d = (f32[8,128]{1,0}, token[]) recv-done(%r), channel_id=1
+  %e = token[] send-done(%s), channel_id=2
+  ROOT %o = f32[8,128]{1,0} get-tuple-element(%d), index=0
+}
+"""
+    mesh = {"data": 2, "fsdp": 4, "tensor": 1}
+    program = Program.of(text, mesh, "tpu", domains=[0, 0, 0, 0, 1, 1, 1, 1])
+    assert only(program) == {
+        "kind": "all-reduce", "axes": ["data"], "devices": 2, "count": 1, "bytes": 4096, "sent": 4096,
+    }  # fmt: skip
+    (found,) = program.collectives
+    assert (found.sent_within, found.sent_beyond) == (0, 4096)
+
+
 def test_a_loop_without_a_constant_limit_is_reported():
     program = Program.of(TPU.replace("constant(6)", "parameter(1)"), {"fsdp": 4}, "tpu")
     assert program.unknown_loops == ["loop"]
@@ -269,6 +291,16 @@ def test_square_buffers_and_logits_in_float32_are_found():
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no entry computation"):
         hlo.parse("HloModule empty")
+
+
+def test_the_attributes_of_a_kernel_may_hold_line_breaks():
+    broken = 'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n"a":"{1}"\n}}'
+    text = TPU.replace("START", "0").replace('custom_call_target="tpu_custom_call"', broken)
+    whole = Program.of(TPU.replace("START", "0"), {"fsdp": 4}, "tpu")
+    assert broken in text and Program.of(text, {"fsdp": 4}, "tpu") == whole
+    cut = text.replace("  ROOT %new", "  %new")
+    with pytest.raises(ValueError, match="body has no root"):
+        hlo.parse(cut)
 
 
 def test_types_are_read_with_their_memory_space():

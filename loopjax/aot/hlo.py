@@ -13,6 +13,7 @@ from collections.abc import Iterator
 BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<= ]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([^ ]+) \(.*\) -> .* \{$")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _INSTRUCTION = re.compile(r"^  (ROOT )?%?([^ ]+) = ")
 _BRANCHES = re.compile(r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=([^, ]+))")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -224,22 +225,34 @@ def arrays(type_text: str) -> tuple[Array, ...]:
 def parse(text: str) -> Module:
     """The program of `compiled.as_text()`; raises ValueError if the text is no program."""
     computations, entry = {}, ""
-    name, instructions, root = "", {}, ""
+    name, lines = "", []
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:
-            name, instructions, root = header[2], {}, ""
+            name, lines = header[2], []
             entry = name if header[1] else entry
-        elif line.startswith("}") and name:
-            computations[name] = Computation(name, instructions, root)
+        elif _END.match(line) and name:
+            computations[name] = _computation(name, lines)
             name = ""
-        elif name and (start := _INSTRUCTION.match(line)):
-            instruction = _instruction(start[2], line[start.end() :])
-            instructions[instruction.name] = instruction
-            root = instruction.name if start[1] else root
+        elif _INSTRUCTION.match(line):
+            lines.append(line)
+        elif name and lines:
+            lines[-1] += line  # the attributes of a kernel may hold line breaks
     if not entry:
         raise ValueError("the text has no entry computation")
     return Module(computations, entry)
+
+
+def _computation(name: str, lines: list[str]) -> Computation:
+    instructions, root = {}, ""
+    for line in lines:
+        start = _INSTRUCTION.match(line)
+        instruction = _instruction(start[2], line[start.end() :])
+        instructions[instruction.name] = instruction
+        root = instruction.name if start[1] else root
+    if not root:
+        raise ValueError(f"the computation {name} has no root")
+    return Computation(name, instructions, root)
 
 
 def _instruction(name: str, text: str) -> Instruction:

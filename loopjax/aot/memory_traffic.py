@@ -59,6 +59,8 @@ def _moved(module, computation, instruction: hlo.Instruction, platform: str) -> 
         fused = module.computations[instruction.called]
         return _fusion(module, computation, instruction, fused, platform)
     source = computation.instructions[instruction.operands[0]] if instruction.operands else None
+    if opcode == "send":  # the operand, a token
+        return _size(source.arrays, platform)
     if opcode == "copy-start":
         return _size([*source.arrays, instruction.arrays[0]], platform)
     if opcode == "slice-start":  # ((operand), result, context)

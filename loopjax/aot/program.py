@@ -1,6 +1,7 @@
 """Summary of a compiled program: collectives, kernels, bytes through memory, buffers."""
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from loopjax.aot.collectives import Collective
 _INTERNAL_CALLS = {
     "AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked",
     "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding", "SPMDFullToShardShape",
-    "SPMDShardToFullShape", "annotate_device_placement", "xla.sdy.FuncResultSharding",
+    "SPMDShardToFullShape", "SliceId", "ZeroCrop", "annotate_device_placement", "xla.sdy.FuncResultSharding",
 }  # fmt: skip
 
 
@@ -106,10 +107,14 @@ class Program:
         return self._where(lambda dims: dims[-2:] == (T, T) or dims[:2] == (T, T))
 
     def float32_logits(self, tokens: int, vocab: int) -> list[hlo.Array]:
-        """Buffers in float32 with an entry for each of `tokens` tokens and `vocab` entries."""
-        found = self._where(lambda dims: vocab in dims)
-        size = 4 * tokens * vocab
-        return [array for array in found if array.dtype == "f32" and array.bytes >= size]
+        """Buffers in float32 with `vocab` entries for each of `tokens` tokens, or of several times
+        as many."""
+
+        def fits(dims):
+            rest = math.prod(dims) // vocab
+            return vocab in dims and rest >= tokens and rest % tokens == 0
+
+        return [array for array in self._where(fits) if array.dtype == "f32"]
 
     def _where(self, condition) -> list[hlo.Array]:
         # Without its memory space: a buffer that moves between memories is one.

@@ -53,7 +53,7 @@ def roofline(program: Program, chip: Chip, model_flops: float) -> Roofline:
       model_flops: FLOPs of a device by formula. What the program computes in products besides (a
         recomputation) counts too; within kernels (attention) only the formula's.
     """
-    within = sum(found.sent for found in program.collectives)
+    within = sum(found.sent_within for found in program.collectives)
     beyond = sum(found.sent_beyond for found in program.collectives)
     return Roofline(
         compute=max(model_flops, program.product_flops) / chip.peak_flops,
