@@ -55,6 +55,7 @@ LAYERS = [
     "sweep.table", "sweep.draw", "sweep.unfinished", "cli.results", "cli.sweep", "resume",
     "finetune", "early_stopping", "compilation", "heldout", "step_metrics", "same", "profile",
     "train", "cli.training", "weights.compare", "weights.tree_compare", "weights.tree_numbers",
+    "scaling.fits", "scaling.recurrence", "scaling.multipliers", "scaling.ladder", "cli.scaling",
     "weights.export", "weights.numbers", "weights.plot", "weights.terminal",
     "weights.tree_terminal", "cli.weights", "config_variants", "evals.answers", "evals.metrics",
     "plots.diagnostics",

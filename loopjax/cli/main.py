@@ -42,6 +42,7 @@ GROUPS = {
         "finetune": Command("training:finetune", "fine-tune a checkpoint on prompts and answers"),
         "sweep": Command("sweep:sweep", "train every run of a sweep, locally or on a cluster"),
         "results": Command("results:results", "collect runs in a table and plot trade-offs"),
+        "scaling": Command("scaling:scaling", "fit scaling laws: worth of loops, of compute"),
     },
     "Plan": {
         "flops": Command("planning:flops", "count parameters and FLOPs of a config"),

@@ -53,6 +53,7 @@ def place(tmp_path_factory):
 NEEDED = {
     "sweep": [f"--config={ROOT / 'configs' / 'mini.py'}", "--workdir=sweep"],
     "results": ["run"],
+    "scaling": ["run"],
     "prepare": ["--input=in.jsonl", "--output=out"],
     "data": ["run"],
     "eval": ["--checkpoint=run", "--tasks=lambada_openai", "--output=eval.json"],
