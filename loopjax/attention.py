@@ -225,13 +225,19 @@ def _splash(q_BTHC, k_BTKC, v_BTKC, segments_BT):
 
 
 def _block_sizes(T: int, C: int, splash):
-    """Blocks of queries and keys: the largest multiple of 128, up to 512, that divides T."""
+    """Blocks of queries and keys: the largest multiple of 128, up to 512, that divides T.
+
+    A TPU pads the last dimension of an array to 128. Keys of smaller heads are therefore stored with
+    T last, which is also the order that the product with the queries needs.
+    """
     block = max(b for b in range(_LANES, _MAX_BLOCK + 1, _LANES) if T % b == 0)
     names = (
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv",
         "block_kv_dkv_compute", "block_q_dq", "block_kv_dq",
     )  # fmt: skip
-    return splash.BlockSizes(**dict.fromkeys(names, block))
+    layout = splash.QKVLayout
+    k_layout = layout.SEQ_MINOR if C < _LANES else layout.HEAD_DIM_MINOR
+    return splash.BlockSizes(**dict.fromkeys(names, block), k_layout=k_layout)
 
 
 def _cudnn(q_BTHC, k_BTKC, v_BTKC):

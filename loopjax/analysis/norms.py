@@ -58,7 +58,8 @@ def norms(lm: LanguageModel, prompts: Sequence[Sequence[int]], each=map) -> Norm
     measure = _program(lm.cfg, lm.plan)
 
     def of_prompt(prompt):
-        return jax.device_get(measure(lm.params, padded(prompt), len(prompt)))
+        with jax.set_mesh(lm.mesh):  # the attention kernel of a TPU runs on each device of a mesh
+            return jax.device_get(measure(lm.params, padded(prompt), len(prompt)))
 
     for part in each(of_prompt, prompts):
         for name, (total, most) in part.items():
