@@ -75,7 +75,8 @@ weighted_loss.defvjp(_weighted_loss_fwd, _weighted_loss_bwd)
 def token_losses(x_BTD, head, targets_BT, axes):
     """Negative log-likelihood of each target and whether the argmax is the target, [B, T] each.
 
-    Both are meaningless where the target is -1. Not for gradients, which `weighted_loss` has.
+    Both are meaningless where the target is -1. Its gradient keeps all logits; that of
+    `weighted_loss` does not.
     """
     return _on_mesh(x_BTD, head, (targets_BT,), axes, _local_token_losses)[0]
 
@@ -164,11 +165,11 @@ def _local_loss_and_gradients(x_BTD, head, targets_BT, weights_BT, *, place):
     def chunk(carry, inputs):
         sums, dhead_DV = carry
         x_nD, targets_n, weights_n = inputs
-        exp_nV, sum_n, own_n, *of_token = _logits(x_nD, head_DV, targets_n, place.vocab)
+        logits_nV, most_n, sum_n, own_n, *of_token = _logits(x_nD, head_DV, targets_n, place.vocab)
         terms, pull = jax.vjp(token_terms, *of_token)
         d_log_sum_n, d_target_n = pull({name: weights_n for name in terms})
-        is_target_nV = jnp.arange(exp_nV.shape[-1]) == own_n[:, None]
-        dlogits_nV = exp_nV * (d_log_sum_n / sum_n)[:, None]
+        is_target_nV = jnp.arange(logits_nV.shape[-1]) == own_n[:, None]
+        dlogits_nV = jnp.exp(logits_nV - most_n[:, None]) * (d_log_sum_n / sum_n)[:, None]
         dlogits_nV += jnp.where(is_target_nV, d_target_n[:, None], 0.0)
         dx_nD, more_DV = kernels.matmul_gradients(x_nD, head_DV, dlogits_nV, jnp.float32)
         return (_added(sums, terms, weights_n), dhead_DV + more_DV), dx_nD
@@ -185,10 +186,10 @@ def _local_token_losses(x_BTD, head, targets_BT, *, place):
 
     def chunk(_, inputs):
         x_nD, targets_n = inputs
-        exp_nV, _, own_n, *of_token = _logits(x_nD, head_DV, targets_n, place.vocab)
-        # The largest logit is the one whose exponential is 1. The first of several counts.
-        first_n = jnp.argmax(exp_nV, axis=-1)
-        first_n = jnp.where(jnp.max(exp_nV, axis=-1) == 1.0, first_n, V)
+        logits_nV, most_n, _, own_n, *of_token = _logits(x_nD, head_DV, targets_n, place.vocab)
+        # The first of several largest logits counts, as in jnp.argmax.
+        first_n = jnp.argmax(logits_nV, axis=-1)
+        first_n = jnp.where(jnp.max(logits_nV, axis=-1) == most_n, first_n, V)
         if place.vocab:
             offset = targets_n - own_n
             most = V * jax.lax.axis_size(place.vocab)
@@ -199,11 +200,12 @@ def _local_token_losses(x_BTD, head, targets_BT, *, place):
 
 
 def _logits(x_nD, head_DV, targets_n, vocab_axes):
-    """What a chunk's logits say, the vocabulary being sharded over `vocab_axes`.
+    """The logits of a chunk, the vocabulary being sharded over `vocab_axes`.
 
     Returns:
-      exponentials of the logits minus the largest [n, V], of this device's part of the vocabulary;
-      their sum [n], over all parts; the target's position in this part [n], which may be outside;
+      logits [n, V] of this device's part of the vocabulary;
+      the largest logit [n] and the sum of the exponentials of logits minus it [n], of all parts;
+      the target's position in this part [n], which may be outside;
       the log-sum-exp [n]; the target's logit [n].
     """
     logits_nV = kernels.matmul(x_nD, head_DV, dtype=jnp.float32)
@@ -213,11 +215,11 @@ def _logits(x_nD, head_DV, targets_n, vocab_axes):
     if vocab_axes:
         most_n = jax.lax.pmax(most_n, vocab_axes)
         own_n = targets_n - V * jax.lax.axis_index(vocab_axes)
-    exp_nV = jnp.exp(logits_nV - most_n[:, None])
+    sum_n = jnp.sum(jnp.exp(logits_nV - most_n[:, None]), axis=-1)
     target_n = jnp.take_along_axis(logits_nV, jnp.clip(own_n, 0, V - 1)[:, None], axis=-1)[:, 0]
     target_n = jnp.where((own_n >= 0) & (own_n < V), target_n, 0.0)
-    sum_n, target_n = _summed(jnp.stack([jnp.sum(exp_nV, axis=-1), target_n]), vocab_axes)
-    return exp_nV, sum_n, own_n, most_n + jnp.log(sum_n), target_n
+    sum_n, target_n = _summed(jnp.stack([sum_n, target_n]), vocab_axes)
+    return logits_nV, most_n, sum_n, own_n, most_n + jnp.log(sum_n), target_n
 
 
 def _no_terms():

@@ -105,8 +105,9 @@ def train_step(
 
     The loss is the mean over all targets of the batch. With microbatches, the loss of each part is
     divided by the number of targets of the whole batch and gradients are summed, which gives the
-    same mean. Training minimizes the loss plus the auxiliary losses (`model.outputs`; none in the
-    plain model), which are averaged over the microbatches.
+    same mean. Training minimizes the loss plus other terms of the losses of tokens
+    (`head.token_terms`) and the auxiliary losses (`model.outputs`), which are averaged over the
+    microbatches; the plain model has neither.
 
     With `skip_bad`, an update with a loss, a gradient or a new parameter that is nan or infinite
     leaves parameters and moments as they were, bit by bit; the step and the schedule advance. The
@@ -120,8 +121,7 @@ def train_step(
             segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part)
         )
         losses = {name: value / microbatches for name, value in losses.items()}
-        objective = sum(losses.values(), start=total)
-        return objective, (terms.pop("nll"), losses | terms)
+        return sum(losses.values(), start=total), (terms.pop("nll"), losses | terms)
 
     segments, joined = jax.vjp(lambda params: model.cut_segments(params, plan), state.params)
     if microbatches == 1:
