@@ -150,6 +150,16 @@ def test_what_is_saved_grows_by_the_same_for_every_layer_executed(plan):
     assert whole == pytest.approx(outside + n * per_layer, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("remat", "widths"), [("dots", 5 + 2 * 4), ("attention", 5), ("full", 1), ("offload", 0)]
+)
+def test_a_layer_saves_what_its_remat_policy_says(remat, widths):
+    """Numbers per token, in widths; the FFN is four widths."""
+    cfg = dataclasses.replace(run.outline(load("1.7b,baseline")).cfg, **SMALL, remat=remat)
+    per_layer = memory.saved_bytes(cfg, (2, 64), "tpu")[1]
+    assert per_layer == 2 * 64 * widths * cfg.d_model * 2  # bytes of bfloat16
+
+
 def test_what_the_plan_says_of_each_parameter_is_what_the_run_does():
     flags = ["--config.mesh.fsdp=2", "--config.mesh.tensor=4", "--config.depth=4-4x4-4"]
     config = load("1.7b,baseline", *flags)
