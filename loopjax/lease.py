@@ -1,7 +1,7 @@
 """At most one training process per directory of a bucket: an object with an owner that expires.
 
 `flock` is of one machine's kernel. Here DIR/lock is an object that names its owner and the time
-until which it is his; the owner renews it every RENEW_S. Each write says which generation of the
+at which the lease expires; the owner renews it every RENEW_S. Each write says which generation of the
 object it replaces, and the storage refuses it when another process was faster.
 """
 
