@@ -1,6 +1,7 @@
 """The collectives of a compiled step against those that ZeRO-3 needs."""
 
 import pytest
+
 from tests.aot.steps import SMALL, compiled_step
 
 VOCABULARY = 2048
