@@ -80,10 +80,14 @@ def sharded_state():
     with jax.set_mesh(mesh):
         abstract = abstract_state(cfg, 4, optimizer, mesh, rules)
         state = sharded_init(cfg, abstract, 4, optimizer, seed=0)
-        grads = jax.tree.map(lambda p: p + 0.1, state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        yield TrainState(state.step + 1, params, opt_state)
+
+        @jax.jit  # one program: dozens of small ones at once can make XLA's CPU client abort
+        def updated(state):
+            grads = jax.tree.map(lambda p: p + 0.1, state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+
+        yield updated(state)
 
 
 @pytest.mark.parametrize("operator", [midas, lidas])

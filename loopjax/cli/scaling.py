@@ -128,8 +128,14 @@ def _parser():
         metavar="N",
         type=arguments.positive,
         default=500,
-        help="of the bootstrap (default 500)",
+        help="number of draws of the bootstrap (default 500)",
     )
-    add("--seed", metavar="N", type=arguments.seed, default=0, help="of the bootstrap (default 0)")
+    add(
+        "--seed",
+        metavar="N",
+        type=arguments.seed,
+        default=0,
+        help="seed of the bootstrap (default 0)",
+    )
     add("--json", action="store_true", help="output as one JSON object")
     return parser
