@@ -3,9 +3,12 @@
 A path is a `pathlib.Path`, or a `remote.Path` of the same methods for an object of a bucket.
 """
 
+import functools
 import os
 import pathlib
 import re
+import socket
+import urllib.parse
 
 from loopjax.errors import UserError, require
 
@@ -36,8 +39,8 @@ def local(path, name: str) -> pathlib.Path:
 def location(path, name: str) -> pathlib.Path:
     """The path, which may be one of this machine's file systems or gs://BUCKET/NAME.
 
-    Raises UserError as `check`, and when the packages that read buckets are not installed. Nothing
-    is looked up.
+    Raises UserError as `check`, when the packages that read buckets are not installed, and when the
+    storage's host is not known here. Nothing else is looked up.
     """
     check(path, name)
     if is_remote(path):
@@ -45,7 +48,21 @@ def location(path, name: str) -> pathlib.Path:
         # and is of use for buckets with another interface (zonal ones) only.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         require("gcsfs", "gcs", f"{name} {os.fspath(path)!r}")
+        try:
+            _find_host()
+        except OSError as error:  # which gcsfs would try again for a minute and a half
+            raise UserError(
+                f"{name} {os.fspath(path)!r}: the storage cannot be reached: {error.strerror}"
+            ) from None
     return of(path)
+
+
+@functools.cache
+def _find_host() -> None:
+    """Raises OSError if the name of the storage's host cannot be resolved."""
+    other = os.environ.get("STORAGE_EMULATOR_HOST", "")  # with or without "http://"
+    url = urllib.parse.urlsplit(other if "//" in other else f"//{other}")
+    socket.getaddrinfo(url.hostname or "storage.googleapis.com", None)
 
 
 def check(path, name: str) -> None:

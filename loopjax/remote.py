@@ -8,6 +8,7 @@ written as a whole and seen when it is complete; it cannot be appended to.
 import contextlib
 import errno
 import functools
+import logging
 import os
 import pathlib
 
@@ -23,6 +24,8 @@ def _storage() -> fsspec.AbstractFileSystem:
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
+# It prints the traceback of each error, which is raised, too.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 # Without it, what other processes write is not seen.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 

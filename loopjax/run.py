@@ -19,7 +19,7 @@ from loopjax import attention, curriculum, flops, kernels, model, sharding
 from loopjax import config as config_lib
 from loopjax.checkpoint import locate, read_meta, tokenizer_of
 from loopjax.curriculum import Phase
-from loopjax.data import pipeline
+from loopjax.data import pipeline, tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.optim import make_optimizer
@@ -214,6 +214,8 @@ def _tokenizer(config) -> tuple[str, bool | None]:
 
     Also whether that checkpoint was trained with the BOS of the tokenizer's template.
     """
+    if config.tokenizer:
+        tokenizers.load(config.tokenizer)  # also where no source is going to use it
     if config.tokenizer or not config.init_from:
         return config.tokenizer, None
     try:

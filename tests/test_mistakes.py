@@ -326,6 +326,11 @@ OTHER = [
         for steps in ("0:5", "5:3", "a:b", "10", "10:13")
     ),
     (
+        "a tokenizer that is not there, though no source uses it",
+        [*TRAIN, "--workdir=new", P_HOP, "--config.tokenizer=none.json"],
+        ["tokenizer", "'none.json'"],
+    ),
+    (
         "a cache on a bucket",
         [*TRAIN, "--workdir=new", P_HOP, "--compilation_cache=gs://programs"],
         ["--compilation_cache", "gs://programs"],

@@ -535,3 +535,11 @@ def test_two_processes_train_in_a_bucket(bucket, tmp_path):
 
     assert trained_by_two("gs://bucket/run") == trained_by_two(tmp_path / "run")
     assert "gs://bucket/run/lock" not in bucket.below("gs://bucket/run/")
+
+
+def test_storage_that_is_not_there_is_one_sentence_at_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(paths, "_find_host", paths._find_host.__wrapped__)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://no-such-host.invalid:80")
+    flags = ["--config=configs/tiny.py:lidas", "--workdir=gs://bucket/run"]
+    assert cli.main(["train", *flags]) == 2
+    assert "--workdir 'gs://bucket/run': the storage cannot be reached: " in capsys.readouterr().err
