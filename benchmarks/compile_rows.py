@@ -32,12 +32,19 @@ ROWS = {
     "1.7b,lidas,nemotron,12-4x2-8": "last",
     "1.7b,loop-4-4x4-4,nemotron,4-4x5-4": "last",
 }
-# Microbatches by size: as many as leave 8 sequences of 2,048 tokens to a GPU, 16 to a v5p.
+# Settings by size. GPUs get 8 sequences of 2,048 tokens at a time, and gather weights within a host;
+# a width of 960 does not divide by 256 devices.
 TOPOLOGIES = {
-    "v5e:16x16": {"360m": 1, "1.7b": 1},
-    "v5p:4x4x4": {"360m": 1, "1.7b": 1},
-    "h100:1x8": {"360m": 8, "1.7b": 16},
-    "h100:8x8": {"360m": 1, "1.7b": 2},
+    "v5e:16x16": {
+        "360m": {"mesh.data": 32, "mesh.fsdp": 8},
+        "1.7b": {"model.remat": "full"},
+    },
+    "v5p:4x4x4": {"360m": {}, "1.7b": {}},
+    "h100:1x8": {"360m": {"microbatches": 8}, "1.7b": {"microbatches": 16}},
+    "h100:8x8": {
+        "360m": {"mesh.data": 8, "mesh.fsdp": 8},
+        "1.7b": {"mesh.data": 8, "mesh.fsdp": 8, "microbatches": 2},
+    },
 }
 
 
@@ -65,12 +72,12 @@ def compiled(directory, topology: str, row: str, phase: str, overrides: list[str
     out = directory.resolve() / (re.sub(r"[^\w.-]", "_", f"{topology}-{row}") + ".json")
     if out.exists():
         return
-    microbatches = TOPOLOGIES[topology][row.partition(",")[0]]
+    settings = TOPOLOGIES[topology][row.partition(",")[0]]
     temporary = out.with_suffix(".partial")
     command = [
         sys.executable, "-m", "loopjax.cli.main", "compile",
         f"--config=configs/smollm.py:{row}", f"--topology={topology}",
-        f"--phase={phase}", "--programs=update", f"--config.microbatches={microbatches}",
+        f"--phase={phase}", "--programs=update", *(f"--config.{key}={value}" for key, value in settings.items()),
         *overrides, f"--json={temporary}",
     ]  # fmt: skip
     if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT).returncode:
