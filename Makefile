@@ -5,12 +5,13 @@
 #             plug-in is installed; no device is needed;
 #             make test-base: every command without any extra installed; make test-faults: every
 #             fault of which test-slow tries a sample: kills, damage, full disks, odd command lines)
-# Each makes the environment it needs (.venv; .venv-base for test-base); PYTHON=python3.13 chooses
-# another Python.
+# Each makes the environment it needs (.venv; .venv-base and .venv-aot for test-base and test-aot);
+# PYTHON=python3.13 chooses another Python.
 
 PYTHON ?= python3
 VENV ?= .venv
 VENV_BASE ?= .venv-base
+VENV_AOT ?= .venv-aot
 
 .PHONY: demo test test-slow test-hf test-aot test-base test-faults clean
 
@@ -40,12 +41,13 @@ test-faults: $(VENV)/installed
 test-hf: $(VENV)/installed-hf
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow" tests/test_interop.py tests/test_harness.py
 
-$(VENV)/installed-aot: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,aot]'
+$(VENV_AOT)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV_AOT)
+	$(VENV_AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,aot]'
 	touch $@
 
-test-aot: $(VENV)/installed-aot
-	$(VENV)/bin/python -m pytest -rs -m aot tests/aot
+test-aot: $(VENV_AOT)/installed
+	$(VENV_AOT)/bin/python -m pytest -rs -m aot tests/aot
 
 test-base:
 	$(PYTHON) -m venv --clear $(VENV_BASE)
@@ -53,4 +55,4 @@ test-base:
 	$(VENV_BASE)/bin/python tests/base/check.py
 
 clean:
-	rm -rf $(VENV) $(VENV_BASE) demo build *.egg-info
+	rm -rf $(VENV) $(VENV_BASE) $(VENV_AOT) demo build *.egg-info
