@@ -34,7 +34,7 @@ def flops(argv: list[str]) -> int:
 def plan(argv: list[str]) -> int:
     """Estimate sharding, memory and time of a config on devices that need not be present.
 
-    Nothing is compiled or allocated. The peaks of published models are 0.8 to 1.2 times those of the
+    Nothing is compiled or allocated. The peaks of published models are 0.9 to 1.1 times those of the
     compilers for TPUs and GPUs, which `loopjax compile` asks.
 
     Example:
