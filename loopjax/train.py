@@ -66,7 +66,9 @@ def train(
     run = plan_run(config)
     config = run.config
     callbacks_lib.check(config)
-    profile = Profile(profile_steps, config.steps, workdir / "profile")
+    # What is written without the network: traces, and the stacks of a process that hangs.
+    folder = pathlib.Path(tempfile.gettempdir()) if paths.is_remote(workdir) else workdir
+    profile = Profile(profile_steps, config.steps, folder / "profile")
     processes.silence_s = config.watchdog.silence_s
     processes.outlook = lambda: host.last_good(host.saved_steps(workdir))
     with (
@@ -96,8 +98,6 @@ def train(
             return result
         log = open_log(config, workdir, start.step, callbacks)
         stack.enter_context(contextlib.closing(log))
-        # Of a process that hangs: written without the network.
-        folder = pathlib.Path(tempfile.gettempdir()) if paths.is_remote(workdir) else workdir
         stacks = folder / f"stacks.{processes.index}.txt"
         watchdog = Watchdog(config.watchdog.medians, config.watchdog.least_s, stacks)
         stack.enter_context(watchdog)

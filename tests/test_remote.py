@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import tempfile
 import time
 
 import jax
@@ -537,9 +538,21 @@ def test_two_processes_train_in_a_bucket(bucket, tmp_path):
     assert "gs://bucket/run/lock" not in bucket.below("gs://bucket/run/")
 
 
-def test_storage_that_is_not_there_is_one_sentence_at_once(monkeypatch, tmp_path, capsys):
+def test_storage_that_is_not_there_is_one_sentence_at_once(monkeypatch, capsys):
     monkeypatch.setattr(paths, "_find_host", paths._find_host.__wrapped__)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://no-such-host.invalid:80")
     flags = ["--config=configs/tiny.py:lidas", "--workdir=gs://bucket/run"]
     assert cli.main(["train", *flags]) == 2
     assert "--workdir 'gs://bucket/run': the storage cannot be reached: " in capsys.readouterr().err
+
+
+def test_a_trace_of_a_run_in_a_bucket_is_on_this_machine(bucket, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    config = get_config()
+    config.steps, config.cooldown.steps, config.growth.operator, config.eval_batches = 3, 1, "", 0
+    train(config, "gs://bucket/run", profile_steps="2:2")
+    place = tmp_path / "temporary" / "profile"
+    assert f"the trace is in {place}" in capsys.readouterr().err
+    assert list(place.rglob("*.xplane.pb")) and not (tmp_path / "gs:").exists()
