@@ -70,4 +70,5 @@ class Programs:
         return self.run.jitted_update(plan, state).lower(state, batch).compile()
 
     def _growth(self, phase: Phase, state) -> Callable:
-        return growth.compiled(state, phase, self.run.optimizer, self.run.config.seed)
+        run = self.run
+        return growth.compiled(state, phase, run.optimizer, run.config.seed, run.cfg)

@@ -42,6 +42,7 @@ _WHOLE = {
     "log_every": (1, _MOST),
     "growth.block": (1, _MOST),
     "growth.steps": (0, _MOST),
+    "growth.rewarm_steps": (0, _MOST),
     "cooldown.steps": (0, _MOST),
     "model.init_depth": (0, _MOST),
     "warmup_steps": (0, _MOST),
@@ -58,7 +59,9 @@ _WHOLE = {
 _FINITE = ("growth.alpha", "growth.noise")
 _PATHS = ("init_from", "data_dir", "tokenizer")
 # Current names of the fields of earlier versions.
-MOVED = {name: f"optimizer.{name}" for name in ("weight_decay", "beta1", "beta2", "eps")}
+MOVED = {name: f"optimizer.{name}" for name in ("weight_decay", "beta1", "beta2", "eps")} | {
+    "growth.depths": "growth.plans"
+}
 
 
 def default() -> ConfigDict:
@@ -79,14 +82,22 @@ def default() -> ConfigDict:
     config.microbatches = 1  # gradient accumulation steps per batch
     config.depth = "24"  # depth plan at the end of growth: "24", "4x6", "4-4x4-4", ...
     config.growth = ConfigDict()
-    config.growth.operator = ""  # "midas", "lidas", "stack", "gstack"; empty: no growth
+    config.growth.operator = ""  # "midas", "lidas", "stack", "gstack"; empty: no new layers
     config.growth.block = 4  # layers added per stage
-    config.growth.depths = ""  # layers of each stage, "4,8,24"; empty: one block more per stage
+    # Plan of each stage, "4,8,24" or "2-2x2-2,2-2x4-2"; empty: one block more per stage.
+    config.growth.plans = ""
     config.growth.alpha = 1.0  # PROP-alpha: stage i gets steps in proportion to i^alpha
     config.growth.steps = 0  # steps of all stages together; 0: all steps before the cooldown
-    config.growth.transform = ""  # change of new layers: "zero_output", "noise"; empty: none
+    # Start of each stage but the first, in steps or as a fraction of all, "0.8"; empty: PROP-alpha.
+    config.growth.starts = ""
+    config.growth.transform = (
+        ""  # change of new layers: "zero_output", "noise", "random"; empty: none
+    )
     config.growth.noise = 0.01  # standard deviation of "noise", relative to each matrix's RMS
-    config.growth.moments = "copy"  # optimizer moments at a growth step: "copy", "reset"
+    config.growth.moments = (
+        "copy"  # moments at growth: "copy", "zero" (of new layers), "reset" (all)
+    )
+    config.growth.rewarm_steps = 0  # updates of a linear warm-up after each growth step; 0: none
     config.cooldown = ConfigDict()
     config.cooldown.steps = 30_000  # last steps, with a decaying learning rate; -1: 15% of all
     config.cooldown.depth = ""  # plan in the cooldown (retrofitted recurrence); empty: unchanged
@@ -326,7 +337,9 @@ def unused(values: dict) -> set[str]:
 
     For example `growth.block` without growth, or `optimizer.beta1` of an optimizer without it.
     """
-    grows = bool(values["growth.operator"])
+    adds = bool(values["growth.operator"])  # layers
+    grows = adds or bool(values["growth.plans"])
+    spread = grows and not values["growth.starts"]  # by PROP-alpha
     optimizer = optim.OPTIMIZERS.get(values["optimizer.name"])
     changes = any(  # of the plan or the data in the cooldown
         value for name, value in values.items()
@@ -343,14 +356,19 @@ def unused(values: dict) -> set[str]:
         "loop.residual_lambda": loops and values["loop.residual_scale"] == "loops",
         "growth": grows,
         "growth.operator": True,
-        "growth.block": grows and not values["growth.depths"],
-        "growth.noise": grows and values["growth.transform"] == "noise",
+        "growth.plans": True,
+        "growth.block": adds and not values["growth.plans"],
+        "growth.alpha": spread,
+        "growth.steps": spread,
+        "growth.transform": adds,
+        "growth.noise": adds and values["growth.transform"] == "noise",
+        "growth.moments": adds,
         "init": bool(values["init_from"]),
         "init_operator": bool(values["init_from"]),
         # Also where growth ends by default, and what the trapezoid decays over.
         "cooldown.steps": changes
         or values["schedule"] == "trapezoid"
-        or (grows and not values["growth.steps"]),
+        or (spread and not values["growth.steps"]),
         **{
             f"optimizer.{name}": True for name in ("name", *(optimizer.fields if optimizer else ()))
         },
@@ -379,10 +397,14 @@ def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[
 
 def upgraded(saved: dict) -> dict:
     """A saved config (nested dicts) in which fields of earlier versions have their current names."""
-    out = {key: value for key, value in saved.items() if key not in MOVED}
-    for key in saved.keys() & MOVED.keys():
-        group, _, name = MOVED[key].partition(".")
-        out[group] = {**out.get(group, {}), name: saved[key]}
+    out = {key: dict(value) if isinstance(value, dict) else value for key, value in saved.items()}
+    for old, new in MOVED.items():
+        above, _, name = old.rpartition(".")
+        holder = out.get(above, {}) if above else out
+        if name in holder:
+            group, _, current = new.partition(".")
+            value = holder.pop(name)
+            out[group] = {**out.get(group, {}), current: value}
     return out
 
 

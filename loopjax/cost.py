@@ -36,7 +36,7 @@ def flops_of(config) -> dict:
         }
         for phase in phases
     ]
-    total = sum((row["stop"] - row["start"]) * row["training_flops_per_step"] for row in rows)
+    total, causal = _training_flops(outline), _training_flops(outline, causal=True)
     alone = config.steps * flops.training_flops(cfg, standard, config)
     return {
         "plan": str(plan),
@@ -46,6 +46,7 @@ def flops_of(config) -> dict:
         "steps": config.steps,
         "tokens": config.steps * config.batch_size * config.seq_len,
         "training_flops": total,
+        "training_flops_causal": causal,
         "training_pflops": total / 1e15,
         "phases": rows,
         "standard": {
@@ -56,6 +57,21 @@ def flops_of(config) -> dict:
         },
         "training_flops_ratio": total / alone,
     }
+
+
+def _training_flops(outline: run.Outline, *, causal: bool = False) -> int:
+    """Training FLOPs of all phases; with `causal`, attention to earlier tokens only."""
+    return sum(
+        (phase.stop - phase.start)
+        * flops.training_flops(outline.cfg, phase.plan, outline.config, causal=causal)
+        for phase in outline.phases
+    )
+
+
+def _convention(cost: dict) -> str:
+    """Both counts of the training FLOPs in words."""
+    full, causal = (quantity(cost[f"training_flops{end}"], "FLOPs") for end in ("", "_causal"))
+    return f"{full}, or {causal} with attention counted half, as it is causal"
 
 
 def standard_plan(plan: DepthPlan) -> DepthPlan:
@@ -82,7 +98,7 @@ def flops_text(cost: dict) -> str:
     lines = [
         *aligned([head, *rows], left=3),
         "",
-        f"training      {quantity(cost['training_flops'], 'FLOPs')} over {cost['tokens']:,} tokens",
+        f"training      {_convention(cost)}, over {cost['tokens']:,} tokens",
         f"inference     {quantity(cost['inference_flops_per_token'], 'FLOPs')} per token",
         f"parameters    {cost['params_unique']:,} unique, {cost['params_effective']:,} executed",
         f"standard {standard['plan']:<4} {quantity(standard['training_flops'], 'FLOPs')}, "
@@ -120,8 +136,13 @@ class Machine:
         return cls(n, device.lower(), chip.memory, chip.peak_flops, mfu, chip.platform)
 
 
-def plan_of(config, machine: Machine) -> dict:
-    """Sharding, bytes per device and time of a config on a machine, phase by phase."""
+def plan_of(config, machine: Machine, *, causal: bool = False) -> dict:
+    """Sharding, bytes per device and time of a config on a machine, phase by phase.
+
+    Args:
+      causal: whether the FLOPs that take the time are those with causal attention, half of that to
+        all tokens; `machine.mfu` has to be of the same convention.
+    """
     outline = run.outline(config)
     config, phases, cfg = outline.config, outline.phases, outline.cfg
     mesh = sharding.abstract_mesh(config.mesh, machine.devices)
@@ -139,7 +160,7 @@ def plan_of(config, machine: Machine) -> dict:
 
     def cost(plan: DepthPlan, steps: int) -> dict:
         size = size_of(plan, config.microbatches)
-        seconds = flops.training_flops(cfg, plan, config) / speed
+        seconds = flops.training_flops(cfg, plan, config, causal=causal) / speed
         row = {"plan": str(plan), "steps": steps, **dataclasses.asdict(size)}
         return {**row, "step_s": seconds, "hours": steps * seconds / 3600}
 
@@ -166,6 +187,9 @@ def plan_of(config, machine: Machine) -> dict:
             ),
             None,
         ),
+        "training_flops": _training_flops(outline),
+        "training_flops_causal": _training_flops(outline, causal=True),
+        "causal": causal,
         "hours": sum(row["hours"] for row in rows),
         "tokens": config.steps * config.batch_size * config.seq_len,
         "standard": cost(standard_plan(outline.plan), config.steps),
@@ -219,6 +243,7 @@ def plan_text(plan: dict) -> str:
         f"{span(3600 * plan['hours'])} for {plan['tokens']:,} tokens, at {plan['mfu']:.0%} of "
         f"{quantity(plan['peak_flops'], 'FLOP/s')} per device: {plan['hours'] / standard['hours']:.1%} "
         f"of the standard model's time, {plan['peak'] / standard['peak']:.1%} of its memory",
+        f"FLOPs: {_convention(plan)}; the time is by the {'second' if plan['causal'] else 'first'}",
     ]
     if plan["memory"]:
         peak = f"the peak is {quantity(plan['peak'], 'B')} of {quantity(plan['memory'], 'B')}"

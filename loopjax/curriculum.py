@@ -4,7 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from loopjax.depth import GROWTH_OPERATORS, DepthPlan, prop_schedule, restack
+from loopjax import growth_schedule
+from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError, field
 from loopjax.growth import MOMENTS, TRANSFORMS
 
@@ -18,12 +19,15 @@ class Phase:
       stop: updates done when it ends.
       plan: order in which the layers run.
       operator: how the plan was reached: "init"; a growth operator, "untie" or "tie" (the stack is
-        gathered by `order`); "retrofit" (other plan, same stack); "data" (only the mixture changes).
+        gathered by `order`); "loops" (growth to another plan, same stack), "retrofit" (the same in the
+        cooldown); "data" (only the mixture changes).
       order: old index of each unique layer if the stack is gathered; else None.
       mixture: sampling weight of each data source.
       transform: change of new layers after the gather, a key of `growth.TRANSFORMS`; "" for none.
       noise: relative standard deviation of the transform "noise".
-      moments: optimizer moments at a growth step: "copy" (along with the layers) or "reset".
+      moments: optimizer moments at a growth step: "copy" (along with the layers), "zero" (those of
+        the new layers) or "reset" (all).
+      rewarm_steps: updates from `start` on over which the learning rate rises again; 0 for none.
     """
 
     start: int
@@ -35,13 +39,14 @@ class Phase:
     transform: str = ""
     noise: float = 0.0
     moments: str = "copy"
+    rewarm_steps: int = 0
 
     def to_json(self) -> dict:
         out = {"start": self.start, "stop": self.stop, "plan": str(self.plan)}
         order = None if self.order is None else list(self.order)
         out |= {"operator": self.operator, "order": order, "mixture": dict(self.mixture)}
         # Only if they are set: phases are compared with those saved by earlier versions.
-        defaults = {"transform": "", "noise": 0.0, "moments": "copy"}
+        defaults = {"transform": "", "noise": 0.0, "moments": "copy", "rewarm_steps": 0}
         return out | {k: v for k in defaults if (v := getattr(self, k)) != defaults[k]}
 
 
@@ -58,24 +63,15 @@ def build(config) -> list[Phase]:
         plan = DepthPlan.parse(config.depth)
     mixture = _mixture("mixture", config.mixture)
     cooldown_start = config.steps - config.cooldown.steps
-    if config.growth.operator:
-        phases = _growth_phases(config, plan, mixture, cooldown_start)
+    if growth_schedule.grows(config):
+        phases = _growth_phases(config, mixture)
     else:
         phases = [Phase(0, config.steps, plan, "init", None, mixture)]
     return _with_cooldown(config, phases, cooldown_start)
 
 
-def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
-    growth = config.growth
-    if growth.operator not in GROWTH_OPERATORS:
-        raise UserError(
-            f"config.growth.operator={growth.operator!r} must be one of "
-            f"{', '.join(GROWTH_OPERATORS)}, or empty for no growth"
-        )
-    if plan.is_looped:
-        raise UserError(
-            f"config.depth={config.depth!r} is looped; growth requires a plan without loops"
-        )
+def _growth_phases(config, mixture) -> list[Phase]:
+    growth, steps = config.growth, config.steps
     for name, allowed in (("transform", ("", *TRANSFORMS)), ("moments", MOMENTS)):
         if growth[name] not in allowed:
             raise UserError(
@@ -83,53 +79,24 @@ def _growth_phases(config, plan, mixture, cooldown_start) -> list[Phase]:
             )
     if not 0 < growth.noise < math.inf:
         raise UserError(f"config.growth.noise={growth.noise} must be positive")
-    depths = _stage_depths(growth, plan.n_unique)
-    total = growth.steps or cooldown_start
-    if not 1 <= total <= cooldown_start:
+    if growth.transform == "random" and growth.moments == "copy":
         raise UserError(
-            f"config.growth.steps={growth.steps} must lie within 1..{cooldown_start}, the steps "
-            "before the cooldown (0: all of them)"
+            "config.growth.moments='copy' must be 'zero' or 'reset' with config.growth.transform="
+            "'random': new layers that are initialized afresh have no moments to copy"
         )
-    with field("growth.alpha"):
-        lengths = prop_schedule(total, len(depths), growth.alpha)
-    if min(lengths) < 1:
-        raise UserError(
-            f"config.growth.steps={growth.steps} leaves too few steps for {len(depths)} stages: they "
-            f"would get {lengths}"
-        )
-    plans = [DepthPlan.of([(depth, 1)]) for depth in depths]
-    phases = [Phase(0, lengths[0], plans[0], "init", None, mixture)]
-    for before, after, length in zip(plans, plans[1:], lengths[1:], strict=False):
-        start = phases[-1].stop
-        with field("growth.depths" if growth.depths else "growth.block"):
-            order = restack(growth.operator, before, after)
-        phases.append(
-            Phase(
-                start, start + length, after, growth.operator, order, mixture, growth.transform,
-                growth.noise if growth.transform == "noise" else 0.0, growth.moments,
-            )
-        )  # fmt: skip
-    phases[-1] = dataclasses.replace(phases[-1], stop=config.steps)
+    stages = growth_schedule.stages(config)
+    phases = []
+    for stage, stop in zip(stages, [*(s.start for s in stages[1:]), steps], strict=True):
+        phase = Phase(stage.start, stop, stage.plan, stage.operator, stage.order, mixture)
+        if phases:
+            phase = dataclasses.replace(phase, rewarm_steps=growth.rewarm_steps)
+        if stage.order is not None:
+            phase = dataclasses.replace(
+                phase, transform=growth.transform, moments=growth.moments,
+                noise=growth.noise if growth.transform == "noise" else 0.0,
+            )  # fmt: skip
+        phases.append(phase)
     return phases
-
-
-def _stage_depths(growth, depth: int) -> list[int]:
-    """Layers of each stage: `growth.depths`, or one `growth.block` more per stage."""
-    if not growth.depths:
-        if growth.block < 1 or depth % growth.block:
-            raise UserError(
-                f"config.growth.block={growth.block} does not divide config.depth={depth}"
-            )
-        return list(range(growth.block, depth + 1, growth.block))
-    parts = [part.strip() for part in growth.depths.split(",")]
-    depths = [int(part) for part in parts if part.isdecimal()]
-    growing = all(a < b for a, b in zip([0, *depths], depths, strict=False))
-    if len(depths) < len(parts) or not growing or depths[-1] != depth:
-        raise UserError(
-            f"config.growth.depths={growth.depths!r} must be increasing whole numbers ending in "
-            f"config.depth={depth}, like '4,8,{depth}'"
-        )
-    return depths
 
 
 def _with_cooldown(config, phases, start) -> list[Phase]:
@@ -149,9 +116,10 @@ def _with_cooldown(config, phases, start) -> list[Phase]:
         raise UserError(
             "config.cooldown.steps=0 must be positive: the cooldown changes the depth or the mixture"
         )
-    if start == last.start:
+    if start <= last.start:
+        grown = f"between the last growth step, {last.start}, and" if last.start else "before"
         raise UserError(
-            f"config.cooldown.steps={cooldown.steps} leaves no step before the cooldown"
+            f"config.cooldown.steps={cooldown.steps} leaves no step {grown} the cooldown"
         )
     operator = cooldown.operator or ("data" if plan == last.plan else "retrofit")
     changed = Phase(start, config.steps, plan, operator, order, mixture)
@@ -185,7 +153,7 @@ def mixture_at(phases: list[Phase], step: int) -> Mapping[str, float]:
 
 def lineage(phases: list[Phase], step: int) -> list[dict]:
     """Changes of the plan, the stack or the data up to `step`, oldest first."""
-    keys = ("start", "operator", "plan", "order", "transform", "moments")
+    keys = ("start", "operator", "plan", "order", "transform", "moments", "rewarm_steps")
     events = [
         {key: phase[key] for key in keys if key in phase} for phase in past(phases, max(step, 1))
     ]

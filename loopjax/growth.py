@@ -6,11 +6,12 @@ transform, write a function and add it to `TRANSFORMS`.
 
 import zlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import optim, surgery
+from loopjax import model, optim, surgery
 
 # The matrices that write into the residual stream.
 OUTPUTS = ("output", "down")
@@ -21,7 +22,7 @@ def new_layers(order) -> np.ndarray:
     return np.array([layer in order[:i] for i, layer in enumerate(order)])
 
 
-def zero_output(params, new_U, key, noise: float):
+def zero_output(params, new_U, key, noise: float, cfg):
     """Zeroes the output matrices of new layers, so that the grown model computes the same function.
 
     The zeroed matrices receive gradients from the first step on, the other matrices of these layers
@@ -36,7 +37,7 @@ def zero_output(params, new_U, key, noise: float):
     return jax.tree_util.tree_map_with_path(zeroed, params)
 
 
-def add_noise(params, new_U, key, noise: float):
+def add_noise(params, new_U, key, noise: float, cfg):
     """Adds normal noise, `noise` times the RMS of each matrix, so that copied layers differ."""
 
     def noisy(path, leaf):
@@ -51,32 +52,47 @@ def add_noise(params, new_U, key, noise: float):
     return jax.tree_util.tree_map_with_path(noisy, params)
 
 
+def initialize(params, new_U, key, noise: float, cfg):
+    """Initializes new layers afresh, as those of a new model with this key.
+
+    Random layers instead of copies: one-shot growth from one layer (2511.04981).
+    """
+    fresh = nn.meta.unbox(model.init_params(cfg, len(new_U), key))["layers"]
+    layers = jax.tree.map(
+        lambda leaf, new: jnp.where(_along(new_U, leaf), new, leaf), params["layers"], fresh
+    )
+    return {**params, "layers": layers}
+
+
 def _along(new_U, leaf):
     return jnp.reshape(new_U, (-1,) + (1,) * (leaf.ndim - 1))
 
 
-TRANSFORMS = {"zero_output": zero_output, "noise": add_noise}
-MOMENTS = ("copy", "reset")
+TRANSFORMS = {"zero_output": zero_output, "noise": add_noise, "random": initialize}
+MOMENTS = ("copy", "zero", "reset")
 
 
-def grow(state, phase, optimizer, seed: int):
+def grow(state, phase, optimizer, seed: int, cfg):
     """The train state at the start of a growth phase, computed on the devices; `state` is donated.
 
     Args:
       phase: a `curriculum.Phase` with an order.
-      optimizer: optimizer of the run. Moments are copied with their layers, or all set to zero if
-        `phase.moments` is "reset"; the learning rate continues its schedule either way.
-      seed: seed of the run; the noise depends only on it and on the first step of the phase.
+      optimizer: optimizer of the run. Moments are copied with their layers; `phase.moments` "zero"
+        then sets those of new layers to zero, "reset" all of them and the count of their updates. The
+        learning rate continues its schedule.
+      seed: seed of the run; noise and fresh layers depend only on it and on the first step of the
+        phase.
+      cfg: architecture.
     """
-    return compiled(state, phase, optimizer, seed)(state)
+    return compiled(state, phase, optimizer, seed, cfg)(state)
 
 
-def compiled(shapes, phase, optimizer, seed: int):
+def compiled(shapes, phase, optimizer, seed: int, cfg):
     """The function that grows states of these shapes and shardings as `grow` does, compiled."""
     surgery.compile_growth(shapes, phase.order)
     change = None
-    if phase.transform or phase.moments == "reset":
-        change = _change(surgery.grown_shapes(shapes, phase.order), phase, optimizer, seed)
+    if phase.transform or phase.moments != "copy":
+        change = _change(surgery.grown_shapes(shapes, phase.order), phase, optimizer, seed, cfg)
 
     def grown(state):
         state = surgery.grow(state, phase.order, donate=True)
@@ -85,18 +101,27 @@ def compiled(shapes, phase, optimizer, seed: int):
     return grown
 
 
-def _change(shapes, phase, optimizer, seed: int):
-    """The compiled change of a grown state: a transform of its new layers, a reset of moments."""
+def _change(shapes, phase, optimizer, seed: int, cfg):
+    """The compiled change of a grown state: a transform of its new layers, moments set to zero."""
     new_U = new_layers(phase.order)
 
+    def transformed(params):
+        key = jax.random.fold_in(jax.random.key(seed), phase.start)
+        return TRANSFORMS[phase.transform](params, new_U, key, phase.noise, cfg)
+
     def changed(state):
-        params, opt_state = state.params, state.opt_state
         if phase.transform:
-            key = jax.random.fold_in(jax.random.key(seed), phase.start)
-            params = TRANSFORMS[phase.transform](params, new_U, key, phase.noise)
+            state = state.replace(params=transformed(state.params))
+        if phase.moments == "zero":
+            moments = surgery.map_stack(
+                lambda leaf: jnp.where(_along(new_U, leaf), jnp.zeros_like(leaf), leaf),
+                state.opt_state,
+            )
+            state = state.replace(opt_state=moments)
         if phase.moments == "reset":
-            opt_state = optim.reset(optimizer, params, opt_state)
-        return state.replace(params=params, opt_state=opt_state)
+            moments = optim.reset(optimizer, state.params, state.opt_state)
+            state = state.replace(opt_state=moments)
+        return state
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     return jax.jit(changed, out_shardings=shardings, donate_argnums=0).lower(shapes).compile()

@@ -38,6 +38,16 @@ def stages(events) -> list[Stage]:
     ]
 
 
+def loops(events) -> list[dict]:
+    """The events by which growth let the last stack run by another plan, oldest first.
+
+    The event that made the stack comes before them; empty if the stack ran by one plan.
+    """
+    made = max(i for i, e in enumerate(events) if not i or e["order"] is not None)
+    found = [e for e in events[made + 1 :] if e["operator"] == "loops"]
+    return [events[made], *found] if found else []
+
+
 @dataclasses.dataclass(frozen=True)
 class Ancestry:
     """What a run inherits from the checkpoint it started from, and saves with its own checkpoints.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from loopjax import growth_schedule
 from loopjax.errors import UserError
 from loopjax.surgery import on_stack
 
@@ -24,7 +25,7 @@ def trapezoid(peak: float, steps: int, warmup_steps: int, decay_steps: int):
 
     Warm-up reaches `peak` at update `warmup_steps - 1`; over the last `decay_steps` the rate is
     peak (1 - sqrt((t - t0) / decay_steps)) with t0 = steps - decay_steps (Kapl et al. 2025,
-    Appendix A). Growth does not change the schedule.
+    Appendix A).
     """
     start = steps - decay_steps
 
@@ -63,6 +64,23 @@ def constant(peak: float, steps: int, warmup_steps: int, decay_steps: int):
         return peak * jnp.minimum(1.0, (t + 1.0) / max(warmup_steps, 1))
 
     return schedule
+
+
+def rewarmed(schedule, starts, rewarm_steps: int):
+    """The schedule times min(1, (t - s + 1) / rewarm_steps), s the last of `starts` up to update t.
+
+    It rises anew from each growth step on; before the first one it is the schedule.
+    """
+
+    def risen(t):
+        t = jnp.asarray(t, jnp.float32)
+        factor = jnp.float32(1.0)
+        for start in starts:  # ascending, so a later one has the smaller factor
+            again = jnp.minimum(1.0, (t - start + 1.0) / rewarm_steps)
+            factor = jnp.where(t >= start, again, factor)
+        return factor * schedule(t)
+
+    return risen
 
 
 SCHEDULES = {"trapezoid": trapezoid, "cosine": cosine, "constant": constant}
@@ -176,10 +194,15 @@ def check(config, default) -> None:
 
 
 def make_optimizer(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer of a config, after clipping by the global norm, and its schedule."""
+    """The optimizer of a config, after clipping by the global norm, and its schedule.
+
+    Both depend on the step alone; with `growth.rewarm_steps` on the steps at which the run grows too.
+    """
     schedule = SCHEDULES[config.schedule](
         config.learning_rate, config.steps, config.warmup_steps, config.cooldown.steps
     )
+    if config.growth.rewarm_steps:
+        schedule = rewarmed(schedule, growth_schedule.switches(config), config.growth.rewarm_steps)
     optimizer = OPTIMIZERS[config.optimizer.name].make(schedule, config.optimizer)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer), schedule
 

@@ -240,3 +240,57 @@ def test_sizes_are_read_with_their_unit():
     for text in ("80", "GB", "-1GB", "nanGB"):
         with pytest.raises(argparse.ArgumentTypeError, match="invalid size .*80GB"):
             arguments.size(text)
+
+
+# --- The ladders of 2609.19107 -------------------------------------------------------------------
+
+# Steps, and FLOPs with causal attention, of the authors' runs d6, d8, ...
+LADDERS = {
+    "vanilla": (
+        (1142, 1962, 3166, 4714, 6926, 9805, 13146, 17581),
+        (3.2527e17, 1.0558e18, 2.9258e18, 6.7438e18, 1.4978e19, 3.0605e19, 5.5724e19, 1.0064e20),
+    ),
+    "loop": (
+        (1370, 2355, 3799, 5656, 8311, 11766, 15775),
+        (4.6478e17, 1.5993e18, 4.6074e18, 1.0330e19, 2.3550e19, 4.9068e19, 8.7240e19),
+    ),
+    "loop-grow": (
+        (1488, 2563, 4160, 6202, 9098, 12950, 17355),
+        (5.4530e17, 1.8709e18, 5.3817e18, 1.2065e19, 2.7490e19, 5.7266e19, 1.0181e20),
+    ),
+    "untied-grow": (
+        (1826, 3341, 5647, 8311, 12633, 18289, 24068),
+        (6.9905e17, 2.5422e18, 7.6637e18, 1.6956e19, 3.9867e19, 8.5097e19, 1.4864e20),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", LADDERS)
+def test_the_ladders_have_the_steps_and_the_flops_of_the_authors_runs(arm):
+    file = CONFIGS / "scaling_exponents.py"
+    for k, (steps, expected) in enumerate(zip(*LADDERS[arm], strict=True)):
+        config = parse("flops", "", [f"--config={file}:{arm},d{6 + 2 * k}"])[0]
+        found = cost.flops_of(config)
+        assert found["steps"] == steps
+        # Within a thousandth: they count T + 1 tokens of attention, here it is T.
+        assert found["training_flops_causal"] == pytest.approx(expected, rel=1e-3)
+        assert found["training_flops"] > 1.02 * found["training_flops_causal"]
+
+
+def test_both_conventions_are_printed_and_the_time_is_by_the_one_asked_for(capsys):
+    line = ["plan", f"--config={CONFIGS / 'scaling_exponents.py'}:loop-grow,d6"]
+    full, causal = (_json_of(capsys, [*line, "--json", *more]) for more in ([], ["--causal"]))
+    assert full["training_flops"] == causal["training_flops"] > causal["training_flops_causal"]
+    ratio = causal["training_flops_causal"] / causal["training_flops"]
+    assert causal["hours"] / full["hours"] == pytest.approx(ratio, rel=1e-6)
+    assert [row["plan"] for row in full["phases"]] == ["2-2x2-2", "2-2x4-2"]
+    assert cli.main([*line, "--causal"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "or 545 PFLOPs with attention counted half" in text and "the time is by the second" in text
+    )
+
+
+def _json_of(capsys, argv):
+    assert cli.main(argv) == 0
+    return json.loads(capsys.readouterr().out)

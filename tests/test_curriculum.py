@@ -138,9 +138,9 @@ def grown(**growth):
     return curriculum.build(config)
 
 
-def test_depths_name_the_stages_and_the_block_is_their_shorthand():
-    assert grown(depths="6,12,18,24") == grown(block=6)
-    unequal = grown(depths="4, 8,24", operator="gstack")
+def test_plans_name_the_stages_and_the_block_is_their_shorthand():
+    assert grown(plans="6,12,18,24") == grown(block=6)
+    unequal = grown(plans="4, 8,24", operator="gstack")
     assert [str(phase.plan) for phase in unequal] == ["4", "8", "24"]
     assert unequal[2].order == (*range(8),) * 3
     assert [phase.stop - phase.start for phase in unequal] == [150, 300, 550]  # PROP-1, cooldown
@@ -149,16 +149,35 @@ def test_depths_name_the_stages_and_the_block_is_their_shorthand():
 @pytest.mark.parametrize(
     ("growth", "sentence"),
     [
-        ({"depths": "8,4,24"}, "config.growth.depths='8,4,24' must be increasing whole numbers"),
-        ({"depths": "8,16"}, "config.growth.depths='8,16' .* ending in config.depth=24"),
-        ({"depths": "8,x,24"}, "config.growth.depths='8,x,24' must be increasing whole numbers"),
-        ({"depths": "5,24"}, "config.growth.depths: block=19 does not divide the depth of 5"),
+        ({"plans": "8,4,24"}, "config.growth.plans: plan 4 has fewer layers than plan 8"),
+        ({"plans": "8,16"}, "growth.plans='8,16' must be .* the last of them config.depth='24'"),
+        ({"plans": "24"}, "growth.plans='24' must be at least two plans"),
+        ({"plans": "8,8,24"}, "has two stages of one plan in a row: 8, 8"),
+        ({"plans": "8,x,24"}, "config.growth.plans: invalid depth plan 'x'"),
+        ({"plans": "5,24"}, "config.growth.plans: block=19 does not divide the depth of 5"),
         (
-            {"depths": "16,24", "operator": "gstack"},
+            {"plans": "8,24", "operator": ""},
+            "plan 24 has more layers .* a growth operator is needed",
+        ),
+        ({"plans": "12x2,24x1", "operator": ""}, "growth operator is needed"),
+        ({"plans": "4x2,12-12"}, "the loop of plan 4x2 has no counterpart in plan 12-12"),
+        ({"plans": "8-4,4-20"}, "a segment of plan 8-4 has fewer layers in plan 4-20"),
+        ({"plans": "24x2,24"}, "config.growth.operator='lidas' must be empty"),
+        ({"starts": "x"}, "config.growth.starts='x' must be steps or fractions"),
+        ({"starts": "1.5"}, "config.growth.starts='1.5' must be steps or fractions"),
+        ({"starts": "-5"}, "config.growth.starts='-5' must be steps or fractions"),
+        ({"starts": "5,6"}, "must name the start of every stage but the first, 5 in all"),
+        ({"starts": "9", "block": 12, "steps": 3}, "config.growth.steps=3 must be 0"),
+        ({"starts": "0", "block": 12}, "the steps 0, which must ascend within 1..999"),
+        ({"starts": "1000", "block": 12}, "the steps 1000, which must ascend within 1..999"),
+        ({"starts": ".9,900,950", "block": 6}, "the steps 900, 900, 950, which must ascend"),
+        ({"transform": "random"}, "config.growth.moments='copy' must be 'zero' or 'reset'"),
+        (
+            {"plans": "16,24", "operator": "gstack"},
             "added=8 must be a positive multiple of the depth",
         ),
         ({"transform": "zero"}, "config.growth.transform='zero' must be one of '', 'zero_output'"),
-        ({"moments": "zero"}, "config.growth.moments='zero' must be one of 'copy', 'reset'"),
+        ({"moments": "no"}, "growth.moments='no' must be one of 'copy', 'zero', 'reset'"),
         ({"transform": "noise", "noise": 0.0}, "config.growth.noise=0.0 must be positive"),
     ],
 )
@@ -169,7 +188,7 @@ def test_impossible_growth_is_refused(growth, sentence):
 
 def test_a_phase_says_its_transform_and_moments_only_where_they_are_set():
     plain, changed = grown(block=12)[1], grown(block=12, transform="noise", moments="reset")[1]
-    assert not {"transform", "noise", "moments"} & plain.to_json().keys()
+    assert not {"transform", "noise", "moments", "rewarm_steps"} & plain.to_json().keys()
     assert changed.to_json().items() >= {"transform": "noise", "noise": 0.01}.items()
     events = curriculum.lineage([grown(block=12)[0], changed], 900)
     assert events[-1]["moments"] == "reset"

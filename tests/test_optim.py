@@ -159,9 +159,9 @@ def test_growth_copies_the_moments_with_their_layers_or_resets_them(name):
     _, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     state = state.replace(opt_state=opt_state)
     expected = surgery.reorder(state, lidas(4, 2))
-    copied = growth.grow(jax.tree.map(jnp.copy, state), phase_of(), optimizer, 0)
+    copied = growth.grow(jax.tree.map(jnp.copy, state), phase_of(), optimizer, 0, CFG)
     jax.tree.map(np.testing.assert_array_equal, copied, expected)
-    fresh = growth.grow(jax.tree.map(jnp.copy, state), phase_of(moments="reset"), optimizer, 0)
+    fresh = growth.grow(jax.tree.map(jnp.copy, state), phase_of(moments="reset"), optimizer, 0, CFG)
     jax.tree.map(np.testing.assert_array_equal, fresh.params, expected.params)
     counts = {"moments": 0, "schedule": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(fresh.opt_state):
@@ -179,7 +179,9 @@ def test_zeroed_outputs_keep_the_function_and_noise_touches_new_layers_alone():
     before = model.forward(state.params, tokens_BT, CFG, DepthPlan.parse("4"))
 
     def grown(**fields):
-        return growth.grow(jax.tree.map(jnp.copy, state), phase_of(**fields), optimizer, 0).params
+        return growth.grow(
+            jax.tree.map(jnp.copy, state), phase_of(**fields), optimizer, 0, CFG
+        ).params
 
     same = model.forward(grown(transform="zero_output"), tokens_BT, CFG, DepthPlan.parse("6"))
     np.testing.assert_allclose(same, before, rtol=1e-5, atol=1e-5)

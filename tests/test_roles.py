@@ -94,6 +94,8 @@ CASES = [
     ({"growth": {"operator": "gstack", "block": 4}}, Kind("other")),
     ({"growth": GROWN, "cooldown": MATH}, Kind("lidas", "cooldown")),
     ({"growth": GROWN, "cooldown": {**MATH, "depth": "2-2x2-4"}}, Kind("lidas", "retrofit")),
+    ({"depth": "2x4", "growth": {"plans": "2x2,2x4"}}, Kind("loop")),
+    ({"depth": "1-2x3-1", "growth": {"plans": "4,1-2x3-1"}}, Kind("middle loop")),
     ({"depth": "2x4", "cooldown": {"steps": 20, "operator": "untie", "depth": "8"}},
      Kind("loop", "untied")),
 ]  # fmt: skip

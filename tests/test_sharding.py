@@ -302,7 +302,7 @@ def test_growth_keeps_the_layout(state):
     phase = types.SimpleNamespace(
         order=(0, 1, 1, 2), transform="zero_output", moments="reset", noise=0.0, start=1
     )
-    grown = growth.grow(state, phase, run.optimizer, 0)
+    grown = growth.grow(state, phase, run.optimizer, 0, run.cfg)
     assert_placed(grown, step.abstract_state(run.cfg, 4, run.optimizer, run.mesh, run.rules))
     down = grown.params["layers"]["down"].sharding
     assert down.spec == PartitionSpec(None, ("tensor", "fsdp"), None)

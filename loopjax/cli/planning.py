@@ -63,6 +63,9 @@ def plan(argv: list[str]) -> int:
             1.0,
             **one,
         )
+        flags.DEFINE_bool(
+            "causal", False, "half of the FLOPs of attention, in the time and in --mfu", **one
+        )
         flags.DEFINE_bool("json", False, "output as one JSON object", **one)
 
     config, values = parse("plan", plan.__doc__, argv, define)
@@ -81,6 +84,7 @@ def plan(argv: list[str]) -> int:
             raise UserError(f"--{name}={value} must be finite")
     if peak is not None:
         changes["peak_flops"] = 1e12 * peak
-    result = cost.plan_of(config, dataclasses.replace(machine, **changes))
+    machine = dataclasses.replace(machine, **changes)
+    result = cost.plan_of(config, machine, causal=values.causal)
     print(json.dumps(result) if values.json else cost.plan_text(result))
     return 0

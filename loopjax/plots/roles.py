@@ -150,7 +150,9 @@ def role_of(events: Sequence[Mapping], depth: int | None = None) -> str:
     grown = [name for name in grown if name not in ("untie", "tie")]
     if grown:
         return grown[-1] if grown[-1] in ROLES else "other"
-    plan = DepthPlan.parse(events[0]["plan"])
+    # Growth of the loops leads to the plan that counts; a retrofit is an adaptation.
+    grown_to = [e["plan"] for e in events if e["operator"] == "loops"]
+    plan = DepthPlan.parse((grown_to or [events[0]["plan"]])[-1])
     repeats = [segment.repeats for segment in plan.segments]
     if plan.is_looped:
         if len(repeats) > 1:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from loopjax import run_record
+from loopjax import lineage, run_record
 from loopjax.analysis import periodicity
 from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.data import floors
+from loopjax.depth import DepthPlan
 from loopjax.plots import accuracy, ancestry, figure, runs
 from loopjax.report import cuts, diagnostic_findings, findings, finetune_curves, tables, tradeoffs
 from loopjax.report.collect import Collection
@@ -74,7 +75,8 @@ def lineage_section(context: Context) -> list:
             by_model.setdefault(id(entry.model), []).append((family, entry))
     for group in by_model.values():
         family, entry = group[0]
-        plans = [e.plan for _, e in group]
+        grown = [DepthPlan.parse(event["plan"]) for event in lineage.loops(entry.model.events)]
+        plans = [*grown, *(e.plan for _, e in group)]
         title = family.title if len(family.entries) > 1 else entry.label
         lineages[title] = ancestry.Ancestry(entry.model.stages, plans)
     if not lineages:

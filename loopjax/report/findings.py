@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from loopjax import lineage as lineage_of
 from loopjax.report import families as same
 from loopjax.report.context import Context
 from loopjax.report.estimates import MINUS, SHARE, Estimate, Measure, compared, listed, over, series
@@ -70,13 +71,19 @@ def lineage(context: Context) -> list[str]:
         if not entry.own or not entry.model.events:
             continue
         stages = entry.model.stages
+        loops = lineage_of.loops(entry.model.events)
+        runs = "".join(f", from step {e['step']:,} on by {e['plan']}" for e in loops[1:])
+        runs = f", run by {loops[0]['plan']}{runs}" if loops else ""
+        if len(stages) == 1 and loops:
+            grown.append(f"{family.label}: one stack{runs}.")
+            continue
         if len(stages) == 1:
             fixed.append(family.label)
             continue
         sizes = " → ".join(str(len(stage.order)) for stage in stages)
         steps = series([f"{stage.step:,}" for stage in stages[1:]])
         made = series(list(dict.fromkeys(stage.operator for stage in stages[1:])))
-        grown.append(f"{family.label}: {sizes} layers by {made}, at step {steps}.")
+        grown.append(f"{family.label}: {sizes} layers by {made}, at step {steps}{runs}.")
     if fixed:
         grown.append(f"{series(fixed)}: one stack from the first step on.")
     return [" ".join(grown)] if grown else []

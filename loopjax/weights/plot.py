@@ -13,7 +13,9 @@ from loopjax.plots.figure import COLORS, INK, PALE
 def write(path, result: dict) -> None:
     """Writes a PNG of a result of `numbers.inspect` with `layers=True`."""
     plan = DepthPlan.parse(result["plan"]["text"])
-    family = ancestry.Ancestry(lineage.stages(result["lineage"]["events"]), [plan])
+    events = result["lineage"]["events"]
+    plans = [DepthPlan.parse(event["plan"]) for event in lineage.loops(events)]
+    family = ancestry.Ancestry(lineage.stages(events), [*plans, plan])
     width = max(5.0, 0.3 * family.columns + 1.6)
     fig = figure.new(5.6 + width, max(4.6, 0.9 * family.rows + 1.4))
     left, right = fig.subplots(1, 2, width_ratios=(5.6, width))

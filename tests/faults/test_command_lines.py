@@ -163,7 +163,8 @@ def of_absl():
 
 TEXTS = {
     "init": ("no",), "init_operator": ("no",), "depth": ("x", "0", HUGE, "999999", "4x999999", "-1"),
-    "growth.operator": ("no",), "growth.depths": ("x", "4,2", HUGE, "1,,8"),
+    "growth.operator": ("no",), "growth.plans": ("x", "4,2", HUGE, "1,,8", "4x2,12"),
+    "growth.starts": ("x", "0", "-1", "1.5", HUGE, "0.1,,0.5", "nan", "0.5,0.2"),
     "growth.transform": ("no",), "growth.moments": ("no",), "cooldown.depth": ("x", HUGE),
     "cooldown.operator": ("no",), "schedule": ("no", ""), "optimizer.name": ("no", ""),
     "model.rope_scaling": ("x", "llama3:0:1:4:8192", "llama3:8:4:4:8192", "llama3:8:0:4:0"),
