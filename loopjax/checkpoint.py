@@ -42,6 +42,7 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
 from loopjax.host import COMMITTED, last_good
+from loopjax.step_grid import KEEP_ALL, Kept
 
 # Arrays are stored in pieces of this many bytes, so that a reader never holds a whole array.
 PIECE = 2**26
@@ -78,20 +79,18 @@ class Checkpoints:
 
     Args:
       directory: parent of the step directories; created.
-      keep_last: number of newest checkpoints to keep; 0 keeps all.
-      keep_every: checkpoints at multiples of this step are kept permanently; 0 for none.
+      kept: which checkpoints to keep; all by default.
 
     Attributes:
       saved_step: step of the newest checkpoint saved or restored here; None before that.
     """
 
-    def __init__(self, directory, keep_last: int = 0, keep_every: int = 0):
+    def __init__(self, directory, kept: Kept = KEEP_ALL):
         self.directory = paths.of(directory).absolute()
         if paths.is_remote(self.directory):
             _check_bucket(self.directory)
         self.options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last or None,
-            keep_period=keep_every or None,
+            preservation_policy=kept,
             cleanup_tmp_directories=True,
             create=True,
             save_interval_steps=1,

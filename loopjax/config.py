@@ -20,14 +20,18 @@ from loopjax.model_config import ModelConfig
 
 # Fields that a resumed run may change.
 RUNTIME_FIELDS = (
-    "checkpoint_every", "keep_last", "keep_every", "eval_every", "eval_batches", "log_every",
+    "checkpoint_every", "keep_last", "keep_every", "keep_per_decade", "eval_every",
+    "eval_per_decade", "eval_batches", "eval_train", "log_every",
     "data_dir", "tokenizer", "data_threads", "microbatches", "mesh", "model.attention", "model.remat",
     "wandb", "watchdog",
 )  # fmt: skip
 # Fields that may change if phases and learning rates agree on the steps already done.
 FUTURE_FIELDS = (
-    "steps", "patience", "depth", "growth", "cooldown", "mixture", "skip_bad_steps",
+    "steps", "patience", "depth", "growth", "cooldown", "mixture", "mixture_update",
+    "skip_bad_steps",
 )  # fmt: skip
+# Dictionaries whose keys are names of data sources, not fields.
+BY_SOURCE = ("mixture", "cooldown.mixture", "mixture_update.bounds")
 INIT_FIELDS = ("init_from", "init", "init_operator")  # what a run was initialized from
 INITS = ("state", "weights", "moments")
 MOST_PARAMETERS = 10**13
@@ -49,7 +53,9 @@ _WHOLE = {
     "checkpoint_every": (0, _MOST),
     "keep_last": (0, _MOST),
     "keep_every": (0, _MOST),
+    "keep_per_decade": (0, 1000),
     "eval_every": (0, _MOST),
+    "eval_per_decade": (0, 1000),
     "eval_batches": (0, _MOST),
     "patience": (0, _MOST),
     "skip_bad_steps": (0, _MOST),
@@ -106,6 +112,13 @@ def default() -> ConfigDict:
 
     # Data: weights of built-in sources and of folders in data_dir (`loopjax prepare`).
     config.mixture = ConfigDict({"stdlib": 1.0})
+    # Weights that follow the held-out evaluations: w_i is multiplied by exp(rate x gap_i).
+    config.mixture_update = ConfigDict()
+    config.mixture_update.rate = 0.0  # step size of the weights' logarithms; 0: weights stay
+    config.mixture_update.metric = "nll"  # gap: "nll" above its bound, or "accuracy" below it
+    config.mixture_update.bounds = ConfigDict()  # bound of each source: {"web": 2.9, "math": 1.8}
+    config.mixture_update.smoothing = 0.0  # share of the gap before in an average over evaluations
+    config.mixture_update.floor = 0.01  # smallest share of a source
     config.data_dir = ""  # directory of prepared data, and of files of prompts and completions
     config.tokenizer = ""  # tokenizer of raw text; empty: the data's or init_from's, else bytes
     config.data_threads = 4  # threads that read examples ahead, per process
@@ -129,7 +142,10 @@ def default() -> ConfigDict:
     config.checkpoint_every = 1000  # steps between checkpoints; 0: only at the end
     config.keep_last = 3  # newest checkpoints to keep; 0: all
     config.keep_every = 0  # checkpoints at multiples of this step are kept permanently; 0: none
+    config.keep_per_decade = 0  # log-spaced checkpoints per factor of 10, kept permanently; 0: none
     config.eval_every = 0  # steps between held-out evaluations; 0: only at the end
+    config.eval_per_decade = 0  # log-spaced evaluations per factor of 10 in steps; 0: none
+    config.eval_train = False  # evaluate a fixed sample of the training data as well
     config.eval_batches = 16  # batches per source and evaluation; 0: no evaluation
     config.patience = 0  # evaluations without improvement that end the run; 0: no early stopping
     # Steps between rows in TensorBoard and W&B, and between norms by layer in metrics.jsonl.
@@ -299,6 +315,8 @@ def check(config: ConfigDict) -> None:
     for name in _PATHS:
         if values[name]:
             paths.check(values[name], f"config.{name}")
+    if config.eval_train and not config.eval_batches:
+        raise UserError("config.eval_train=True requires config.eval_batches, its size")
     if config.patience and not (config.eval_every and config.eval_batches):
         raise UserError(
             f"config.patience={config.patience} requires config.eval_every and config.eval_batches"
@@ -363,6 +381,8 @@ def unused(values: dict) -> set[str]:
         "growth.transform": adds,
         "growth.noise": adds and values["growth.transform"] == "noise",
         "growth.moments": adds,
+        "mixture_update": bool(values["mixture_update.rate"]),
+        "mixture_update.rate": True,
         "init": bool(values["init_from"]),
         "init_operator": bool(values["init_from"]),
         # Also where growth ends by default, and what the trapezoid decays over.
@@ -416,11 +436,17 @@ def from_saved(saved: dict) -> ConfigDict:
         for key, value in known.items():
             if key not in given:
                 out[key] = value
-            elif isinstance(value, dict) and key != "mixture":
+            elif isinstance(value, dict) and key not in by_source:
                 out[key] = filled(value, given[key])
         return out
 
+    by_source = {name.rpartition(".")[2] for name in BY_SOURCE}
     return ConfigDict(filled(default().to_dict(), upgraded(saved)))
+
+
+def is_by_source(field: str) -> bool:
+    """Whether a flattened field is one of a source, such as "mixture.web", and not of every config."""
+    return any(field.startswith(f"{name}.") for name in BY_SOURCE)
 
 
 def unknown_field(config: ConfigDict, name: str) -> str:

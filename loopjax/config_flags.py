@@ -67,7 +67,7 @@ def _check_fields(config: ConfigDict, known: ConfigDict, prefix: str = "") -> No
         name = f"{prefix}{key}"
         if key not in known:
             raise UserError(config_lib.unknown_field(config_lib.default(), name))
-        if isinstance(value, ConfigDict) and name not in _FREE:
+        if isinstance(value, ConfigDict) and name not in config_lib.BY_SOURCE:
             _check_fields(value, known[key], f"{name}.")
 
 
@@ -100,7 +100,6 @@ def _usage(required) -> str:
     return "write " + " ".join(f"--{name}={VALUES[name]}" for name in required)
 
 
-_FREE = ("mixture", "cooldown.mixture")  # dictionaries whose keys are not fields
 _KINDS = {
     int: "a whole number",
     float: "a number",

@@ -151,6 +151,27 @@ def mixture_at(phases: list[Phase], step: int) -> Mapping[str, float]:
     return next((p.mixture for p in phases if step < p.stop), phases[-1].mixture)
 
 
+def mixtures(phases: list[Phase], changes=()) -> list[tuple[int, Mapping[str, float]]]:
+    """(number of the first batch, mixture) wherever the mixture changes, the first one included.
+
+    Args:
+      changes: those made after evaluations (`mixture_update.History`), each for the mixture of the
+        batch before it; a phase with another mixture begins with its own.
+    """
+    by_phase = [(p.start, p.mixture) for p in phases]
+    made = []
+    for start, weights in changes:
+        evaluated, first = (mixture_at(phases, max(batch, 0)) for batch in (start - 2, start))
+        if evaluated == first:
+            made.append((start, weights))
+    out = []
+    for start, mixture in by_phase:
+        if not out or mixture != out[-1][1]:
+            out.append((start, mixture))
+    both = sorted([*out, *made], key=lambda change: change[0])
+    return [c for i, c in enumerate(both) if i == 0 or c[1] != both[i - 1][1]]
+
+
 def lineage(phases: list[Phase], step: int) -> list[dict]:
     """Changes of the plan, the stack or the data up to `step`, oldest first."""
     keys = ("start", "operator", "plan", "order", "transform", "moments", "rewarm_steps")

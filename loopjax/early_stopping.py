@@ -2,6 +2,8 @@
 
 import math
 
+from loopjax.step_grid import due, log_spaced
+
 
 class EarlyStopping:
     """Decides after each step whether to evaluate, to save and to stop.
@@ -31,11 +33,21 @@ class EarlyStopping:
 
     def evaluates(self, step: int) -> bool:
         """Whether to evaluate after `step` updates."""
-        return step == self.config.steps or _due(step, self.config.eval_every)
+        return step == self.config.steps or self.scheduled(step)
+
+    def scheduled(self, step: int) -> bool:
+        """Whether an evaluation after `step` updates is one of a run of any length."""
+        config = self.config
+        return due(step, config.eval_every) or log_spaced(step, config.eval_per_decade)
 
     def saves(self, step: int, stopping: bool) -> bool:
         """Whether to save after `step` updates, whatever their evaluation."""
-        return not self.enabled and (stopping or _due(step, self.config.checkpoint_every))
+        config = self.config
+        return not self.enabled and (
+            stopping
+            or due(step, config.checkpoint_every)
+            or log_spaced(step, config.keep_per_decade)
+        )
 
     def improves(self, step: int, heldout: dict) -> bool:
         """Whether an evaluation is the best one so far, which is then to be saved."""
@@ -62,7 +74,3 @@ class EarlyStopping:
     def _steps(self) -> int:
         """Patience in steps."""
         return self.config.patience * self.config.eval_every
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

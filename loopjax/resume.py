@@ -30,12 +30,15 @@ from loopjax.errors import UserError
 from loopjax.files import read_rows
 from loopjax.host import is_complete, say
 from loopjax.lineage import Ancestry
+from loopjax.mixture_update import History
 from loopjax.model_config import ModelConfig
 from loopjax.run import Run
 from loopjax.step import TrainState, abstract_state, sharded_init
 
 # Fields of the architecture in which a run may differ from the checkpoint it is initialized from.
 FREE = ("init_depth", "dtype", "attention", "remat", "rope_theta", "rope_scaling")
+
+NO_CHANGES = History().to_json()  # of the weights, in a checkpoint that records none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +145,13 @@ def checkpoint_meta(run: Run, begin: Start, step: int, heldout: dict, time_s: di
       heldout: evaluation of this state; {} if there is none.
       time_s: wall-clock seconds of the run so far by kind.
     """
+    history = run.stream.history
     return {
         "plan": str(run.phase_of(step).plan),
         "lineage": begin.ancestry.lineage(run.phases, step),
         "phases": curriculum.past(run.phases, step),
         "data": run.stream.fingerprint(step),
+        **({"mixture_history": history.to_json()} if history.changes else {}),
         "tokenizer": run.stream.tokenizer,
         "add_bos": run.stream.add_bos,
         "model": dataclasses.asdict(run.cfg),
@@ -280,6 +285,7 @@ def check_same_run(run: Run, meta: dict, workdir: pathlib.Path | None = None) ->
     that the run branches from.
     """
     step, branch = meta["step"], workdir is None
+    run.stream.follow(History.of_json(meta.get("mixture_history", NO_CHANGES)))
     problems = config_lib.contradictions(meta["config"], run.config.to_dict(), branch=branch)
     if step > run.config.steps:
         problems.append(f"config.steps={run.config.steps} (the run is at step {step})")

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from loopjax import attention, curriculum, flops, kernels, model, sharding
+from loopjax import attention, curriculum, flops, kernels, mixture_update, model, sharding
 from loopjax import config as config_lib
 from loopjax.checkpoint import locate, read_meta, tokenizer_of
 from loopjax.curriculum import Phase
@@ -126,6 +126,7 @@ def outline(config) -> Outline:
     config = config_lib.resolved(config)
     config_lib.check(config)
     phases = curriculum.build(config)
+    mixture_update.check(config, [phase.mixture for phase in phases])
     cfg = config_lib.model_config(config, [phase.plan for phase in phases])
     config_lib.check_loop(config, cfg, phases)
     return Outline(config=config, phases=phases, cfg=cfg, plan=DepthPlan.parse(config.depth))
@@ -173,6 +174,11 @@ def plan_run(config) -> Run:
     """The run of a config; raises UserError, one sentence about what is wrong with the config."""
     planned = outline(config)
     config, phases = planned.config, planned.phases
+    if config.patience and config.keep_per_decade:
+        raise UserError(
+            f"config.patience={config.patience} keeps the checkpoints of the best evaluations only, "
+            f"and config.keep_per_decade={config.keep_per_decade} is for others"
+        )
     if config.patience and len(phases) > 1:
         raise UserError(
             f"config.patience={config.patience} requires a run of one plan and one mixture; this "

@@ -167,7 +167,7 @@ def fields(config: dict) -> dict:
     """
     known = config_lib.flatten(config_lib.default().to_dict())
     saved = config_lib.flatten(config_lib.upgraded(config))
-    values = {f: v for f, v in known.items() if "mixture." not in f} | saved
+    values = {f: v for f, v in known.items() if not config_lib.is_by_source(f)} | saved
     unused = config_lib.unused(values)
     return {field: value for field, value in values.items() if field not in unused}
 
@@ -182,7 +182,7 @@ def differing(configs: Iterable[dict]) -> list[str]:
     free = config_lib.RUNTIME_FIELDS
 
     def values(field: str) -> set[str]:
-        having = [c for c in configs if field in c or "mixture." in field]
+        having = [c for c in configs if field in c or config_lib.is_by_source(field)]
         return {json.dumps(config.get(field)) for config in having}
 
     return [

@@ -29,6 +29,7 @@ from loopjax.profile import Profile
 from loopjax.progress import duration
 from loopjax.run import Run, on_mesh, plan_run
 from loopjax.signals import Signals
+from loopjax.step_grid import Kept
 from loopjax.step_metrics import StepMetrics, all_finite, trailing_bad_steps, utilization
 from loopjax.text_table import quantity, span
 from loopjax.watchdog import Watchdog
@@ -84,7 +85,8 @@ def train(
             lock.take()
         same.check_data(processes, run)
         same.check_workdir(processes, lock)
-        checkpoints = Checkpoints(workdir / "checkpoints", config.keep_last, config.keep_every)
+        kept = Kept(config.keep_last, config.keep_every, config.keep_per_decade)
+        checkpoints = Checkpoints(workdir / "checkpoints", kept)
         stack.enter_context(contextlib.closing(checkpoints))
         start = resume.start(run, workdir, checkpoints, source)
         say(start.message)
@@ -177,11 +179,13 @@ class _Training:
                     if profile.stops(step):
                         with self._aside("log"):
                             profile.stop()
-                    heldout = {}
+                    heldout, besides = {}, {}
                     if evaluating:
                         with self._aside("evaluation"):
                             heldout = evaluate(state.params, phase.plan)
-                    self._log({**row, **heldout})
+                            besides = evaluate.of_training(state.params, phase.plan)
+                            besides |= self._reweigh(step, heldout)
+                    self._log({**row, **heldout, **besides})
                     self._check_heldout(step, heldout, state)
                     if saving or early.improves(step, heldout):
                         self._save(step, state, heldout)
@@ -199,6 +203,20 @@ class _Training:
                 self._check_heldout(step, heldout, state)
             self._save(step, state, heldout)
         return self._finish(step, heldout)
+
+    def _reweigh(self, step: int, heldout: dict) -> dict[str, float]:
+        """Lets the mixture follow an evaluation; its weights as columns of the row, {} without any."""
+        config, stream = self.run.config, self.run.stream
+        # The evaluation at the end is not one of a longer run; a loss that is nan ends this one.
+        finite = all(map(math.isfinite, heldout.values()))
+        if not (config.mixture_update.rate and finite and self.early.scheduled(step)):
+            return {}
+        mixture, update = self.run.phases[0].mixture, config.mixture_update
+        change = stream.history.next(step, mixture, heldout, update)
+        # Machines may round exponentials differently: all take the weights of process 0.
+        change = self.processes.exchange(f"weights after step {step}", change)[0]
+        stream.follow(stream.history.plus(*change))
+        return stream.history.columns()
 
     @contextlib.contextmanager
     def _aside(self, kind: str):

@@ -21,6 +21,7 @@ from loopjax.data.addition import Addition
 from loopjax.data.hops import ALPHABET, FIRST_LETTER, Chain, HopText, PHop, Sanford, p_hop
 from loopjax.data.igsm import DIGIT, IGSM, MODULUS
 from loopjax.data.instances import Instances, instance_rng
+from loopjax.data.modular import ModularAddition
 
 ITEMS = 4000  # simulated items of a task; the standard error is at most 0.8 points
 # Length of the rows that are simulated, if it is not given: that of the evaluation items or the papers.
@@ -55,12 +56,15 @@ def floors(task: str, seq_len: int | None = None) -> Floors | None:
       seq_len: tokens of a row of the source, which some rules depend on a little; by default that of
         the evaluation items, or of the papers.
     """
+    task, _ = registry.limited(task)
     row = registry.find(task)
     if row is None:
         return None
     made, arguments = row[0].source, row[1]
     if made is Addition:
         return _addition(*arguments)
+    if made is ModularAddition:  # every answer is as frequent as any other
+        return Floors(1 / arguments[0])
     if made is IGSM:
         return _simulated(_igsm_rules, _instances(IGSM, arguments, seq_len), 1 / MODULUS)
     if made in (PHop, HopText, Sanford, Chain):

@@ -9,9 +9,11 @@ import zlib
 import numpy as np
 
 from loopjax.data.source import Source
+from loopjax.errors import UserError
 
 LENGTH = 2**31 - 1  # examples of a source that never repeats
 HELDOUT_EVERY = 16  # one instance in 16 is held out
+TRIES = 20  # draws for each different instance of a limited source
 
 
 def instance_rng(seed: int, split: str, index: int, attempt: int) -> np.random.Generator:
@@ -54,6 +56,48 @@ class Instances(Source):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return draw(self.make, self.split, self.seed, index)
+
+
+class Limited(Source):
+    """The first n different training instances of a task, read in epochs.
+
+    The held-out split of the task is not limited.
+
+    Args:
+      source: the training split of a task.
+      n: number of instances.
+      name: name of the source, for messages.
+    """
+
+    def __init__(self, source: Instances, n: int, name: str):
+        self.source = source
+        self.tokenizer, self.vocab_size = source.tokenizer, source.vocab_size
+        self.one_answer = source.one_answer
+        self.fingerprint = {**source.fingerprint, "instances": n}
+        self.numbers = self._different(n)
+        if len(self.numbers) < n:
+            raise UserError(
+                f"config.mixture: {name} asks for more than the {len(self.numbers)} different "
+                "instances that were found"
+            )
+
+    def _different(self, n: int) -> list[int]:
+        """Numbers of the first n different instances; fewer where new ones have become rare."""
+        seen, numbers = set(), []
+        for number in range(max(1000, TRIES * n)):
+            content = self.source[number]["inputs"].tobytes()
+            if content not in seen:
+                seen.add(content)
+                numbers.append(number)
+            if len(numbers) == n:
+                break
+        return numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.source[self.numbers[index]]
 
 
 def question(prompt, answer, seq_len: int, padding: int) -> dict[str, np.ndarray]:

@@ -7,16 +7,19 @@ cannot change the data; a process reads only the rows that its devices hold.
 
 import dataclasses
 import functools
+import itertools
+import math
 import pathlib
 import zlib
 
 import grain
 import numpy as np
 
-from loopjax import paths
+from loopjax import curriculum, paths
 from loopjax.data import pairs, registry, token_shards, tokenizers
 from loopjax.data.source import Source, as_packed
 from loopjax.errors import UserError
+from loopjax.mixture_update import History
 
 BLOCK = 10_000  # examples over which the mixture is exact: enough for weights of four decimals
 
@@ -97,6 +100,15 @@ def _block(seed: int, phase: int, number: int, counts: tuple[int, ...]):
     return labels, ranks
 
 
+@functools.lru_cache(maxsize=10_000)  # weights that follow evaluations add a phase for each
+def _consumed(seed: int, phase: int, counts: tuple[int, ...], n: int) -> tuple[int, ...]:
+    """Number of examples of each source among the first n of a phase."""
+    blocks, rest = divmod(n, BLOCK)
+    labels, _ = _block(seed, phase, blocks, counts)
+    partial = np.bincount(labels[:rest], minlength=len(counts))
+    return tuple((blocks * np.array(counts) + partial).tolist())
+
+
 class Mixing:
     """Example number -> (source, position in it), for a curriculum of mixtures.
 
@@ -107,23 +119,27 @@ class Mixing:
 
     def __init__(self, phases, names: list[str], batch_size: int, seed: int):
         self.seed = seed
+        self.batch_size = batch_size
         self.starts = []  # per phase: number of its first example
         self.counts = []  # per phase: examples of each source in a block
         self.bases = []  # per phase: examples of each source before it
         base = np.zeros(len(names), np.int64)
         for number, (start, mixture) in enumerate(phases):
             if self.starts:
-                base = base + self._consumed(number - 1, start * batch_size - self.starts[-1])
+                n = start * batch_size - self.starts[-1]
+                base = base + np.array(_consumed(seed, number - 1, self.counts[-1], n))
             self.starts.append(start * batch_size)
             self.counts.append(_proportions([mixture.get(name, 0.0) for name in names]))
             self.bases.append(base)
 
-    def _consumed(self, phase: int, n: int) -> np.ndarray:
-        """Number of examples of each source among the first n of a phase."""
-        blocks, rest = divmod(n, BLOCK)
-        labels, _ = _block(self.seed, phase, blocks, self.counts[phase])
-        partial = np.bincount(labels[:rest], minlength=len(self.counts[phase]))
-        return blocks * np.array(self.counts[phase]) + partial
+    def same_until(self, other: "Mixing") -> float:
+        """Number of the first batch that may differ between two curricula of one run."""
+        mine, theirs = (list(zip(m.starts, m.counts, strict=True)) for m in (self, other))
+        if mine == theirs:
+            return math.inf
+        pairs = itertools.zip_longest(mine, theirs, fillvalue=(math.inf, ()))
+        first = next(min(a, b) for a, b in pairs if a != b)
+        return first[0] / self.batch_size
 
     def __getitem__(self, i: int) -> tuple[int, int]:
         phase = int(np.searchsorted(self.starts, i, side="right")) - 1
@@ -181,19 +197,27 @@ class _Batches:
 
 
 class TrainStream:
-    """The batches of a run, starting at any step."""
+    """The batches of a run, starting at any step.
+
+    Attributes:
+      history: changes of the weights after evaluations; set it with `follow`.
+    """
 
     def __init__(self, config, phases, tokenizer: str = "", add_bos: bool | None = None):
-        mixtures = [(p.start, dict(p.mixture)) for p in phases]
-        changes = [m for i, m in enumerate(mixtures) if i == 0 or m[1] != mixtures[i - 1][1]]
-        names = sorted({name for _, mixture in changes for name in mixture})
+        names = sorted({name for phase in phases for name in phase.mixture})
         self.config = config
         self.phases = phases
         self.sources = open_sources(config, names, "train", tokenizer, add_bos)
-        self.mixing = Mixing(changes, names, config.batch_size, config.seed)
+        self.follow(History())
         self.parents = [shuffled(self.sources[name], f"{config.seed} {name}") for name in names]
         self.packed = any(source.packed for source in self.sources.values())
         self.tokenizer = next(iter(self.sources.values())).tokenizer
+
+    def follow(self, history: History) -> None:
+        """From now on, batches are those of a run with this history of weights."""
+        mixtures = curriculum.mixtures(self.phases, history.changes)
+        self.history = history
+        self.mixing = Mixing(mixtures, [*self.sources], self.config.batch_size, self.config.seed)
 
     def _batches(self, rows: np.ndarray) -> _Batches:
         # One step more than the run has, so that `fingerprint` can read the batch after its end.
@@ -203,7 +227,23 @@ class TrainStream:
         return _Batches(sources, self.parents, self.mixing, rows, size, steps, self.packed)
 
     def batches(self, rows: np.ndarray, step: int):
-        """Iterator of batches of examples (`data.source`), int32 [rows, T], starting at `step`."""
+        """Iterator of batches of examples (`data.source`), int32 [rows, T], starting at `step`.
+
+        It goes on with another history as soon as `follow` has set one; batches that were read
+        ahead are kept up to the first change that they do not know.
+        """
+        while True:
+            mixing = self.mixing
+            iterator = self._read_ahead(rows, step)
+            while self.mixing is mixing or step < self.mixing.same_until(mixing):
+                batch = next(iterator, None)
+                if batch is None:
+                    return
+                yield batch
+                step += 1
+            iterator.close()
+
+    def _read_ahead(self, rows: np.ndarray, step: int):
         threads = self.config.data_threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         dataset = grain.MapDataset.source(self._batches(rows)).to_iter_dataset(options)
@@ -274,6 +314,22 @@ def check_fingerprint(saved: dict, current: dict, *, probe: bool) -> None:
                 "probe": "the next example differs from the one recorded",
             }.get(key, f"config.{key}={current[key]} was {saved[key]}")
             raise UserError(f"the data stream does not match the checkpoint: {reason}")
+
+
+class Sample(Source):
+    """A fixed sample of at most n examples of a source, spread evenly; the first ones if it never ends."""
+
+    def __init__(self, source: Source, n: int):
+        self.source = source
+        self.size = min(n, len(source))
+        self.stride = len(source) if source.finite else self.size
+        self.name, self.limit = source.name, source.limit
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return self.source[i * self.stride // self.size]
 
 
 def heldout_batches(source, batch_size: int, n_batches: int, rows: np.ndarray):

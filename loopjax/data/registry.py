@@ -12,7 +12,9 @@ from loopjax.data import items as items_lib
 from loopjax.data.addition import Addition
 from loopjax.data.hops import Chain, HopText, PHop, Sanford, hop_item
 from loopjax.data.igsm import IGSM
+from loopjax.data.instances import Limited
 from loopjax.data.items import Item, Items
+from loopjax.data.modular import ModularAddition
 from loopjax.data.source import Source
 from loopjax.data.text_tasks import copying, variable_assignment
 from loopjax.data.token_shards import StandardLibrary
@@ -48,6 +50,7 @@ TASKS = (
     Task("hops_<1..32>x<letters>", r"hops_(\d+)x(\d+)", Chain),
     Task("sanford_<0..16>", r"sanford_(\d+)", Sanford),
     Task("addition_<2..32>", r"addition_(\d+)", Addition),
+    Task("mod_addition_<p>", r"mod_addition_(\d+)", ModularAddition),
     Task("igsm_<1..21>", r"igsm_(\d+)", IGSM),
     Task("copying_<random|real>", r"copying_(random|real)", item=copying),
     Task(
@@ -71,12 +74,32 @@ def find(name: str) -> tuple[Task, list] | None:
     return None
 
 
+def limited(name: str) -> tuple[str, int]:
+    """("sanford_2", 500) of "sanford_2:500"; (name, 0) of any other source.
+
+    Text tasks with a number are pairs (`data.pairs`), packed without the text in between.
+    """
+    task, _, number = name.partition(":")
+    row = find(task)
+    if not re.fullmatch(r"[1-9]\d{0,8}", number) or row is None or row[0].item:
+        return name, 0
+    made = row[0].source
+    return (task, int(number)) if isinstance(made, type) else (name, 0)
+
+
 def open_source(name: str, split: str, seq_len: int, seed: int, codec) -> Source | None:
-    """The built-in source of this name, or None; `codec()` returns the tokenizer of text tasks."""
+    """The built-in source of this name, or None; `codec()` returns the tokenizer of text tasks.
+
+    "sanford_2:500" is a training set of 500 instances of a synthetic task.
+    """
+    name, n = limited(name)
     row = find(name)
     if row is None:
         return None
     task, arguments = row
+    if n:
+        source = task.source(*arguments, split=split, seq_len=seq_len, seed=seed)
+        return source if split == "heldout" else Limited(source, n, f"{name}:{n}")
     if task.source:
         return task.source(*arguments, split=split, seq_len=seq_len, seed=seed)
     return Items(name, _maker(name), split, seq_len, seed, codec())

@@ -11,6 +11,7 @@ import os
 import pathlib
 
 from loopjax.errors import UserError
+from loopjax.step_grid import due, log_steps
 
 FIELD = "init_from"
 
@@ -130,12 +131,14 @@ def _check_step(one, base) -> None:
         return
     every = config.checkpoint_every
     saved = {config.steps} | (set(range(every, config.steps, every)) if every else set())
+    kept = {s for s in log_steps(config.keep_per_decade, config.steps) if s < config.steps}
+    saved |= kept
     start = f"point {one.name}: {FIELD} is step {step} of {base.name}, which"
     if step not in saved:
         raise UserError(
             f"{start} saves no such step (config.checkpoint_every={every}, config.steps={config.steps})"
         )
-    permanent = config.keep_every and step % config.keep_every == 0
+    permanent = due(step, config.keep_every) or step in kept
     later = sum(other > step for other in saved)
     if config.keep_last and later >= config.keep_last and not permanent:
         raise UserError(
