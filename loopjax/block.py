@@ -71,7 +71,8 @@ class Context:
     Attributes:
       angles: `rope.tables` of the positions of the tokens.
       placement: None for positions 0..T-1 that attend to all before them.
-      gates: factors of the sublayers' outputs, {"attention", "mlp"}, [B, T] each; None for 1.
+      gates: factors of the sublayers' outputs, {"attention", "mlp"}, [B, T] or [] each;
+        None for 1.
       place: executed layer of the plan; None unless `Block.reads` names it.
       embedded_BTD: embeddings of the tokens; None unless `Block.reads` names them.
       repetition: None outside of loops, and where layers do not depend on it.

@@ -60,7 +60,7 @@ def build(config) -> list[Phase]:
             f"{config.steps}"
         )
     with field("depth"):
-        plan = DepthPlan.parse(config.depth)
+        plan = DepthPlan.parse(config.depth).trainable()
     mixture = _mixture("mixture", config.mixture)
     cooldown_start = config.steps - config.cooldown.steps
     if growth_schedule.grows(config):
@@ -105,7 +105,7 @@ def _with_cooldown(config, phases, start) -> list[Phase]:
     plan, mixture = last.plan, last.mixture
     if cooldown.depth:
         with field("cooldown.depth"):
-            plan = DepthPlan.parse(cooldown.depth)
+            plan = DepthPlan.parse(cooldown.depth).trainable()
     with field("cooldown.operator" if cooldown.operator else "cooldown.depth"):
         order = restack(cooldown.operator, last.plan, plan)
     if cooldown.mixture:

@@ -10,6 +10,9 @@ in a row):
     4-4x4-4    12         24            0..3, (4..7) four times, 8..11
     8-4x2-12   24         28            0..7, 8..11, 8..11, 12..23
 
+A segment that a trained model repeats may be a *window*, whose passes are damped or repeat one kind of
+sublayer only (`Window`): "8-4x3:damped-12", "8-4x3:damped0.5-12", "8-4x3:mlp-12", "8-4x3:damped:mlp-12".
+
 A growth operator (MIDAS, LIDAS) is an *order* too: for each layer of the grown stack, the index of
 the old layer that it copies. An intervention (swap, skip, reverse, repeat) is an order of *executed*
 layers, which replaces 0 .. E - 1.
@@ -21,7 +24,12 @@ import re
 from fractions import Fraction
 
 MOST_LAYERS = 10_000
-_SEGMENT = re.compile(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?")
+LEAST_DAMPING = 0.001
+SUBLAYERS = ("attention", "mlp")
+_PASSES = r"(?P<damped>:damped(?P<damping>[0-9]*\.?[0-9]+)?)?(?::(?P<sublayer>attention|mlp))?"
+_SEGMENT = re.compile(
+    rf"(?P<layers>[1-9][0-9]*)(?:x(?P<repeats>[1-9][0-9]*)(?P<passes>{_PASSES}))?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +46,75 @@ class Segment:
 
     def __str__(self) -> str:
         return str(self.layers) if self.repeats == 1 else f"{self.layers}x{self.repeats}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """How the R passes of a repeated segment are applied to the residual stream x; see `Window`.
+
+    Attributes:
+      damping: factor of the update of a pass, 0.001..1; None for 1/R.
+      sublayer: what the passes after the first run, a name of `SUBLAYERS`; "" for whole layers.
+    """
+
+    damping: float | None = 1.0
+    sublayer: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Passes":
+        """Reads "plain", "damped", "damped0.5", "mlp", "damped:mlp", ...; else ValueError."""
+        match = re.fullmatch(_PASSES, "" if text == "plain" else f":{text}")
+        if not match:
+            raise ValueError(
+                f"{text!r} must be plain, damped (by 1 / passes) or damped0.5 (by that factor), attention "
+                "or mlp (only these sublayers after the first pass), or both, like damped:mlp"
+            )
+        return _passes(match)
+
+    def factor(self, repeats: int) -> float:
+        """The damping factor of `repeats` passes."""
+        return 1 / repeats if self.damping is None else self.damping
+
+    def plain(self, repeats: int) -> bool:
+        """Whether `repeats` passes are those of a plain loop."""
+        return self.factor(repeats) == 1 and (repeats == 1 or not self.sublayer)
+
+    def __str__(self) -> str:
+        factor = "" if self.damping is None else repr(self.damping)
+        damped = "" if self.damping == 1 else f"damped{factor}"
+        return ":".join(filter(None, (damped, self.sublayer))) or "plain"
+
+
+def _passes(match: re.Match) -> Passes:
+    """The passes in a match of `_PASSES`; raises ValueError for a factor out of bounds."""
+    damping = None if match["damped"] else 1.0
+    if match["damping"]:
+        damping = float(match["damping"])
+        if not LEAST_DAMPING <= damping <= 1:
+            raise ValueError(
+                f"the damping factor {match['damping']} must lie within {LEAST_DAMPING}..1"
+            )
+    return Passes(damping, match["sublayer"] or "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Segment):
+    """A segment whose repetitions are a change at inference: damped, or of one kind of sublayer.
+
+    With F the layers of the window and d the damping factor, each of the R passes is one smaller step
+    of the same update, x <- x + d (F(x) - x); d = 1/R takes as far as a single pass (training-free
+    looping, arXiv 2605.23872: Euler's method with R steps). If only one kind of sublayer is repeated,
+    each of its outputs is multiplied by d, and the other kind runs in the first pass alone, unchanged.
+    """
+
+    passes: Passes = Passes(None)
+
+    @property
+    def damping(self) -> float:
+        return self.passes.factor(self.repeats)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}:{self.passes}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +154,11 @@ class DepthPlan:
                 'whole numbers, joined by "-", like "24", "4x6" or "4-4x4-4"'
             )
         # Too long for `int` or not, such numbers are too many layers.
-        longest = max(len(number or "") for m in matches for number in m.groups())
-        plan = cls.of((int(m[1]), int(m[2] or 1)) for m in matches) if longest < 10 else None
+        longest = max(len(m[name] or "") for m in matches for name in ("layers", "repeats"))
+        parts = [
+            (int(m["layers"]), int(m["repeats"] or 1), _passes(m)) for m in matches if longest < 10
+        ]
+        plan = cls.of(parts) if parts else None
         if plan is None or plan.n_effective > MOST_LAYERS:
             raise ValueError(
                 f"depth plan {text[:40]!r} executes more than {MOST_LAYERS:,} layers, the most that are "
@@ -88,14 +168,23 @@ class DepthPlan:
 
     @classmethod
     def of(cls, parts) -> "DepthPlan":
-        """The plan of `(layers, repeats)` pairs."""
+        """The plan of `(layers, repeats)`, or `(layers, repeats, Passes)` where these are not plain.
+
+        One pass is a plain one, unless it is damped: then ValueError.
+        """
         segments: list[Segment] = []
-        for layers, repeats in parts:
-            if segments and repeats == segments[-1].repeats == 1:
+        for layers, repeats, *passes in parts:
+            start = segments[-1].stop if segments else 0
+            changed = passes and not passes[0].plain(repeats)
+            if changed and repeats == 1:
+                raise ValueError(f"{layers} layers that run once cannot be {passes[0]}")
+            if changed:
+                segments.append(Window(start, layers, repeats, *passes))
+            elif segments and repeats == segments[-1].repeats == 1:
                 last = segments.pop()
                 segments.append(Segment(last.start, last.layers + layers, 1))
             else:
-                segments.append(Segment(segments[-1].stop if segments else 0, layers, repeats))
+                segments.append(Segment(start, layers, repeats))
         return cls(tuple(segments))
 
     @property
@@ -136,6 +225,19 @@ class DepthPlan:
     @property
     def is_looped(self) -> bool:
         return self.n_effective > self.n_unique
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The segments that repeat only at inference; other plans can be trained."""
+        return tuple(s for s in self.segments if isinstance(s, Window))
+
+    def trainable(self) -> "DepthPlan":
+        """The plan itself; raises ValueError if it has windows."""
+        if self.windows:
+            raise ValueError(
+                f"plan {self} repeats {self.windows[0]} at inference only; training needs plain loops"
+            )
+        return self
 
     def __str__(self) -> str:
         return "-".join(map(str, self.segments))
@@ -220,7 +322,7 @@ def restack(operator: str, before: DepthPlan, after: DepthPlan) -> tuple[int, ..
     in `after`. An empty operator leaves the stack unchanged and returns None. Raises ValueError if
     the plans do not fit.
     """
-    old, new = before.n_unique, after.n_unique
+    old, new = before.trainable().n_unique, after.trainable().n_unique
     if operator and operator not in OPERATORS:
         raise ValueError(f"{operator!r} must be one of {', '.join(OPERATORS)}, or empty for none")
     if operator in GROWTH_OPERATORS:
@@ -339,6 +441,14 @@ def reverse(n_layers: int, start: int, size: int) -> tuple[int, ...]:
     _check_start("reverse", n_layers, start, size)
     stop = start + size
     return (*range(start), *reversed(range(start, stop)), *range(stop, n_layers))
+
+
+def window(n_layers: int, start: int, size: int, repeats: int, passes: Passes) -> DepthPlan:
+    """The plan of an untied stack in which `size` layers from `start` run `repeats` times."""
+    _check_start("repeat", n_layers, start, size)
+    stop = start + size
+    parts = (start, 1), (size, repeats, passes), (n_layers - stop, 1)
+    return DepthPlan.of(part for part in parts if part[0])
 
 
 def repeat(n_layers: int, start: int, size: int, times: int) -> tuple[int, ...]:

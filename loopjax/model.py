@@ -48,9 +48,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import head, kernels, loop, rope, sharded_weights
+from loopjax import head, kernels, loop, rope, sharded_weights, windows
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
-from loopjax.depth import DepthPlan, ExecutedLayer
+from loopjax.depth import DepthPlan, ExecutedLayer, Window
 from loopjax.model_config import ModelConfig
 from loopjax.remat import POLICIES
 from loopjax.surgery import fitting
@@ -117,11 +117,15 @@ class Transformer(nn.Module):
 
     def run(self, tokens_BT, placement=None, passes=None):
         """The residual stream after the last executed layer, [B, T, D]."""
-        weights = self.loop()  # here, so that every plan initializes them
         x_BTD = self.embedded(tokens_BT)
         positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
         context = context_of(self.cfg, positions, x_BTD, placement)
-        for i, segment in enumerate(self.plan.segments):
+        return self.run_from(0, x_BTD, context, passes)
+
+    def run_from(self, first, x_BTD, context, passes=None):
+        """The residual stream after the last segment, from that before segment `first`."""
+        weights = self.loop()  # here, so that every plan initializes them
+        for i, segment in enumerate(self.plan.segments[first:], first):
             with jax.named_scope(f"segment_{i}_x{segment.repeats}"):
                 carried = loop.Carried.start(self.cfg.loop, weights, x_BTD)
                 context = context.replace(loop=carried)
@@ -147,6 +151,7 @@ class Transformer(nn.Module):
         unique_L = iteration_R = None
         if "place" in block.reads:
             unique_L = jnp.arange(segment.start, segment.stop)
+        if "place" in block.reads or isinstance(segment, Window):
             iteration_R = jnp.arange(segment.repeats)
 
         def layer(block, x_BTD, unique, iteration, context):
@@ -165,11 +170,13 @@ class Transformer(nn.Module):
             length=segment.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        if segment.repeats > 1 and (passes is not None or self.cfg.loop.is_active):
+        looped = segment.repeats > 1 and not isinstance(segment, Window)
+        if looped and (passes is not None or self.cfg.loop.is_active):
             return self.run_loop(block, segment, stack, unique_L, x_BTD, context, passes)
         if segment.repeats > 1:
+            one_pass = _window_pass(stack, segment) if isinstance(segment, Window) else stack
             stack = nn.scan(
-                stack,
+                one_pass,
                 variable_broadcast="params",
                 variable_axes={"intermediates": 0, "losses": 0},
                 split_rngs={"params": False},
@@ -215,6 +222,18 @@ class Transformer(nn.Module):
         for name, value in sums_of(sown).items():
             self.sow("losses", name, value)
         return loop.leave_loop(x_BTD, cfg)
+
+
+def _window_pass(stack, window: Window):
+    """A pass of a window as a function like `stack`, the scan over its layers."""
+
+    def one_pass(block, x_BTD, unique_L, iteration, context):
+        if (gates := windows.gates(window, iteration)) is not None:
+            context = context.replace(gates=gates)
+        left_BTD, nothing = stack(block, x_BTD, unique_L, iteration, context)
+        return windows.stepped(window, x_BTD, left_BTD), nothing
+
+    return one_pass
 
 
 def angles_of(cfg: ModelConfig, positions):
@@ -315,6 +334,22 @@ def residual(
     plan = fitting(params, plan)
     args = {"params": cut_segments(params, plan)}, tokens_BT, placement
     return Transformer(cfg, plan).apply(*args, method="run")
+
+
+def residual_from(
+    params, first: int, x_BTD, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str
+) -> jax.Array:
+    """The residual stream before the final norm, [B, T, D], from that before segment `first`."""
+    plan = fitting(params, plan)
+
+    def run(module, tokens_BT, x_BTD):
+        embedded_BTD = module.embedded(tokens_BT)
+        positions = jnp.arange(tokens_BT.shape[1])
+        context = context_of(cfg, positions, embedded_BTD)
+        return module.run_from(first, x_BTD, context)
+
+    variables = {"params": cut_segments(params, plan)}
+    return Transformer(cfg, plan).apply(variables, tokens_BT, x_BTD, method=run)
 
 
 def intermediates(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import block, model
+from loopjax import block, model, windows
 from loopjax.errors import UserError
 from loopjax.lm.batching import bucket
 from loopjax.lm.loaded_model import LanguageModel
@@ -215,9 +215,16 @@ def decode_step(params, layers, tokens_BT, cfg, plan, placement: block.Placement
     x_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
     context = model.context_of(cfg, placement.positions_BT, x_BTD, placement)
     written = []
-    for e, cache in enumerate(caches):
-        x_BTD, cache, _ = model.run_layer(layers, e, x_BTD, context, cfg, plan, cache)
-        written.append(cache)
+    for segment in plan.segments:
+        for iteration in range(segment.repeats):
+            entered_BTD, here = x_BTD, context
+            if (gates := windows.gates(segment, iteration)) is not None:
+                here = context.replace(gates=gates)
+            for _ in range(segment.layers):
+                e = len(written)
+                x_BTD, cache, _ = model.run_layer(layers, e, x_BTD, here, cfg, plan, caches[e])
+                written.append(cache)
+            x_BTD = windows.stepped(segment, entered_BTD, x_BTD)
     return x_BTD, tuple(written)
 
 
