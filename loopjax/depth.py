@@ -23,12 +23,11 @@ import math
 import re
 from fractions import Fraction
 
+from loopjax.passes import DAMPED, PATTERN, Passes, of_match
+
 MOST_LAYERS = 10_000
-LEAST_DAMPING = 0.001
-SUBLAYERS = ("attention", "mlp")
-_PASSES = r"(?P<damped>:damped(?P<damping>[0-9]*\.?[0-9]+)?)?(?::(?P<sublayer>attention|mlp))?"
 _SEGMENT = re.compile(
-    rf"(?P<layers>[1-9][0-9]*)(?:x(?P<repeats>[1-9][0-9]*)(?P<passes>{_PASSES}))?"
+    rf"(?P<layers>[1-9][0-9]*)(?:x(?P<repeats>[1-9][0-9]*)(?P<passes>{PATTERN}))?"
 )
 
 
@@ -49,55 +48,6 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Passes:
-    """How the R passes of a repeated segment are applied to the residual stream x; see `Window`.
-
-    Attributes:
-      damping: factor of the update of a pass, 0.001..1; None for 1/R.
-      sublayer: what the passes after the first run, a name of `SUBLAYERS`; "" for whole layers.
-    """
-
-    damping: float | None = 1.0
-    sublayer: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> "Passes":
-        """Reads "plain", "damped", "damped0.5", "mlp", "damped:mlp", ...; else ValueError."""
-        match = re.fullmatch(_PASSES, "" if text == "plain" else f":{text}")
-        if not match:
-            raise ValueError(
-                f"{text!r} must be plain, damped (by 1 / passes) or damped0.5 (by that factor), attention "
-                "or mlp (only these sublayers after the first pass), or both, like damped:mlp"
-            )
-        return _passes(match)
-
-    def factor(self, repeats: int) -> float:
-        """The damping factor of `repeats` passes."""
-        return 1 / repeats if self.damping is None else self.damping
-
-    def plain(self, repeats: int) -> bool:
-        """Whether `repeats` passes are those of a plain loop."""
-        return self.factor(repeats) == 1 and (repeats == 1 or not self.sublayer)
-
-    def __str__(self) -> str:
-        factor = "" if self.damping is None else repr(self.damping)
-        damped = "" if self.damping == 1 else f"damped{factor}"
-        return ":".join(filter(None, (damped, self.sublayer))) or "plain"
-
-
-def _passes(match: re.Match) -> Passes:
-    """The passes in a match of `_PASSES`; raises ValueError for a factor out of bounds."""
-    damping = None if match["damped"] else 1.0
-    if match["damping"]:
-        damping = float(match["damping"])
-        if not LEAST_DAMPING <= damping <= 1:
-            raise ValueError(
-                f"the damping factor {match['damping']} must lie within {LEAST_DAMPING}..1"
-            )
-    return Passes(damping, match["sublayer"] or "")
-
-
-@dataclasses.dataclass(frozen=True)
 class Window(Segment):
     """A segment whose repetitions are a change at inference: damped, or of one kind of sublayer.
 
@@ -107,7 +57,7 @@ class Window(Segment):
     each of its outputs is multiplied by d, and the other kind runs in the first pass alone, unchanged.
     """
 
-    passes: Passes = Passes(None)
+    passes: Passes = DAMPED
 
     @property
     def damping(self) -> float:
@@ -156,7 +106,7 @@ class DepthPlan:
         # Too long for `int` or not, such numbers are too many layers.
         longest = max(len(m[name] or "") for m in matches for name in ("layers", "repeats"))
         parts = [
-            (int(m["layers"]), int(m["repeats"] or 1), _passes(m)) for m in matches if longest < 10
+            (int(m["layers"]), int(m["repeats"] or 1), of_match(m)) for m in matches if longest < 10
         ]
         plan = cls.of(parts) if parts else None
         if plan is None or plan.n_effective > MOST_LAYERS:

@@ -174,7 +174,7 @@ class Transformer(nn.Module):
         if looped and (passes is not None or self.cfg.loop.is_active):
             return self.run_loop(block, segment, stack, unique_L, x_BTD, context, passes)
         if segment.repeats > 1:
-            one_pass = _window_pass(stack, segment) if isinstance(segment, Window) else stack
+            one_pass = windows.one_pass(stack, segment) if isinstance(segment, Window) else stack
             stack = nn.scan(
                 one_pass,
                 variable_broadcast="params",
@@ -222,18 +222,6 @@ class Transformer(nn.Module):
         for name, value in sums_of(sown).items():
             self.sow("losses", name, value)
         return loop.leave_loop(x_BTD, cfg)
-
-
-def _window_pass(stack, window: Window):
-    """A pass of a window as a function like `stack`, the scan over its layers."""
-
-    def one_pass(block, x_BTD, unique_L, iteration, context):
-        if (gates := windows.gates(window, iteration)) is not None:
-            context = context.replace(gates=gates)
-        left_BTD, nothing = stack(block, x_BTD, unique_L, iteration, context)
-        return windows.stepped(window, x_BTD, left_BTD), nothing
-
-    return one_pass
 
 
 def angles_of(cfg: ModelConfig, positions):

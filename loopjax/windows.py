@@ -1,11 +1,13 @@
 """One pass of a window (`depth.Window`): what it adds to a plain pass over the window's layers.
 
-The compiled scan (`model.py`) and decoding, which runs layer by layer, both use these two functions.
+Decoding runs layer by layer with `gates` and `stepped`; the compiled scan (`model.py`) with `one_pass`, which
+is made of them.
 """
 
 import jax.numpy as jnp
 
-from loopjax.depth import SUBLAYERS, Segment, Window
+from loopjax.depth import Segment, Window
+from loopjax.passes import SUBLAYERS
 
 
 def gates(segment: Segment, iteration) -> dict | None:
@@ -31,3 +33,15 @@ def stepped(segment: Segment, entered_BTD, left_BTD):
     x_BTD = entered_BTD.astype(jnp.float32)
     x_BTD = x_BTD + segment.damping * (left_BTD.astype(jnp.float32) - x_BTD)
     return x_BTD.astype(left_BTD.dtype)
+
+
+def one_pass(stack, window: Window):
+    """A pass of a window as a function like `stack`, the scan over its layers in `model.run_segment`."""
+
+    def run(block, x_BTD, unique_L, iteration, context):
+        if (factors := gates(window, iteration)) is not None:
+            context = context.replace(gates=factors)
+        left_BTD, nothing = stack(block, x_BTD, unique_L, iteration, context)
+        return stepped(window, x_BTD, left_BTD), nothing
+
+    return run

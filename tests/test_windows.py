@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from loopjax import block, model, step
-from loopjax.depth import DepthPlan, Passes, restack
+from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
 from loopjax.lm import decode, score
+from loopjax.passes import PLAIN
 from tests.test_analysis import Plain
 from tests.test_layer import CFG, TOKENS_BT, params_of
 from tests.test_score import forward_logits, language_model
@@ -43,7 +44,7 @@ class Stepped(Plain):
     def residual(self, plan, tokens):
         x, e = self.params["embed"][tokens], 0
         for segment in plan.segments:
-            passes = getattr(segment, "passes", Passes())
+            passes = getattr(segment, "passes", PLAIN)
             d = passes.factor(segment.repeats)
             for r in range(segment.repeats):
                 y = x

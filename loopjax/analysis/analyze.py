@@ -31,6 +31,7 @@ def analyze(
     prompts: dict,
     block: int = 4,
     one_boundary: bool = False,
+    repetitions: int | None = None,
     training: Training = DEFAULTS,
     lens_data: dict | None = None,
     tasks=TASKS,
@@ -47,6 +48,7 @@ def analyze(
       prompts: description of the prompts, for the record; "name" becomes part of the file names.
       block: layers of a block, for the similarity of blocks.
       one_boundary: whether the depth score uses the start of the answer as the only boundary.
+      repetitions: repetitions of a loop that trajectories follow; by default as `trajectories` says.
       training: how the lens that early exits need is trained; it is OUTPUT/lens.npz, trained once.
       lens_data: data of that training, {"mixture": ..., "data_dir": ...} as for `lens.train`.
       tasks, limit, data_dir: tasks of exit_accuracy, items of each, and where their files are.
@@ -61,6 +63,7 @@ def analyze(
     options = {
         "block": block,
         "one_boundary": one_boundary,
+        "repetitions": repetitions,
         "training": training.settings,
         "lens_data": lens_data or {},
         "tasks": list(tasks),
@@ -89,6 +92,7 @@ def analyze(
             parts.remove()
         if result is None:
             try:
+                row.check_plan(lm.plan)
                 if row.needs_lens and "lens" not in options:
                     path = output / "lens.npz"
                     options["lens"] = lens.train(path, lm, training, **options["lens_data"])

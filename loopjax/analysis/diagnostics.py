@@ -21,7 +21,8 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 
-from loopjax.errors import require
+from loopjax.depth import DepthPlan
+from loopjax.errors import UserError, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Diagnostic:
       look: how to read the figures, likewise; both must be true for any numbers.
       finding: ({label: result}, families) -> sentences below a figure, computed from its results.
       marks_blocks: whether its figure marks where blocks begin.
+      windows: whether it is defined for plans with windows (`depth.Window`), whose residual stream is not
+        the sum of the updates of its layers.
       tables: (`report.collect.Collection`) -> list of tables below the figures.
     """
 
@@ -67,6 +70,7 @@ class Diagnostic:
     finding: str = ""
     tables: str = ""
     marks_blocks: bool = False
+    windows: bool = False
 
     def result_type(self) -> type:
         return _imported(self.result)
@@ -75,6 +79,11 @@ class Diagnostic:
         """`run`; raises MissingPackage if its optional package is not installed."""
         self.check_installed()
         return _imported(self.run)
+
+    def check_plan(self, plan: DepthPlan) -> None:
+        """Raises UserError for a plan with windows unless the diagnostic is defined for it."""
+        if plan.windows and not self.windows:
+            raise UserError(f"{self.name} needs a plan without windows, not {plan} (see --depth)")
 
     def check_installed(self) -> None:
         """Raises MissingPackage if the optional package of `run` is not installed."""
@@ -136,6 +145,7 @@ _ROWS = (
         prompts=20,
         settings=("training", "lens_data"),
         needs_lens=True,
+        windows=True,
     ),
     Diagnostic(
         name="exit_accuracy",
@@ -150,6 +160,7 @@ _ROWS = (
         prompts=0,
         settings=("training", "lens_data", "tasks", "limit", "data_dir"),
         needs_lens=True,
+        windows=True,
         needs=("lm_eval", "eval"),
     ),
     Diagnostic(
@@ -169,6 +180,26 @@ _ROWS = (
         finding="loopjax.report.diagnostic_findings:norms",
         tables="loopjax.report.tables:cycles_of_norms",
         prompts=20,
+    ),
+    Diagnostic(
+        name="trajectories",
+        title="whether the state of a loop settles, drifts or rotates, and which answers change",
+        section="Trajectories of loops",
+        shows="The state after each repetition of a loop, also beyond those of its plan (vertical line): its "
+        "distance to the state before, the angle between successive updates, and the answers if the "
+        "loop ended there and the rest of the model ran.",
+        look="A distance that falls to 0 is a fixed point, which attracts if the spectral radius is below "
+        "1. A constant distance with an angle near 0 is a drift, with a larger angle an orbit. Where the "
+        "answers no longer change, further repetitions are of no use; where they change and fewer are "
+        "right, they do harm.",
+        caption="The loop over its repetitions, means over tokens ({of}).",
+        result="loopjax.analysis.trajectories:Trajectories",
+        run="loopjax.analysis.trajectories:run",
+        plot="loopjax.plots.trajectories:plot",
+        finding="loopjax.report.diagnostic_findings:trajectories",
+        prompts=20,
+        settings=("repetitions",),
+        windows=True,
     ),
     Diagnostic(
         name="future_local",
@@ -227,6 +258,7 @@ _ROWS = (
         finding="loopjax.report.diagnostic_findings:similarity",
         prompts=0,
         settings=("block",),
+        windows=True,
     ),
 )
 DIAGNOSTICS = {row.name: row for row in _ROWS}

@@ -2,7 +2,8 @@
 
 An intervention is an order over the executed layers, at all positions and all steps of decoding
 (`depth.INTERVENTIONS`). It is evaluated at every start (Kapl et al. 2025, Figures 3, 6, 9-11; Kapl
-et al. 2026, Figures 5, 6, 11, 12), and compared with the unmodified model.
+et al. 2026, Figures 5, 6, 11, 12), and compared with the unmodified model. Repetitions may also be
+damped, or of one kind of sublayer (`depth.Window`).
 """
 
 import contextlib
@@ -13,12 +14,14 @@ import itertools
 from collections.abc import Sequence
 
 from loopjax import outputs, paths
+from loopjax.analysis import choice
 from loopjax.depth import INTERVENTIONS, MOST_LAYERS, starts
 from loopjax.errors import UserError
 from loopjax.evals import suite
 from loopjax.evals.evaluate import begin, chance, metric_of, run_task
 from loopjax.evals.harness import LoopjaxLM
 from loopjax.lm.loaded_model import LanguageModel
+from loopjax.passes import PLAIN, Passes
 from loopjax.progress import duration
 
 TASKS = ("lambada_openai", "var_assign_math_0")
@@ -27,21 +30,34 @@ ACCURACIES = ("acc", "exact_match")  # metrics that are shares of items; the fir
 
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """`op` on a sub-block of `size` executed layers from `start`; `times` is only for repeat."""
+    """`op` on a sub-block of `size` executed layers from `start`; the rest is only for repeat.
+
+    Attributes:
+      times: passes after the first.
+      passes: how the passes are applied.
+    """
 
     op: str
     size: int
     start: int
     times: int | None = None
+    passes: Passes = PLAIN
 
     def order(self, n_layers: int) -> tuple[int, ...]:
         """The executed layers, in their new order."""
         more = () if self.times is None else (self.times,)
         return INTERVENTIONS[self.op](n_layers, self.start, self.size, *more)
 
+    def edited(self, lm: LanguageModel) -> LanguageModel:
+        """The model with the intervention. Plain ones of one length share compiled programs."""
+        if self.passes == PLAIN:
+            return lm.with_order(self.order(lm.plan.n_effective))
+        return lm.with_window(self.start, self.size, self.times + 1, self.passes)
+
     def __str__(self) -> str:
         times = "" if self.times is None else f", {self.times} more"
-        return f"{self.op} {self.size} at {self.start}{times}"
+        passes = "" if self.passes == PLAIN else f", {self.passes}"
+        return f"{self.op} {self.size} at {self.start}{times}{passes}"
 
 
 def interventions(
@@ -50,13 +66,15 @@ def interventions(
     sizes: Sequence[int],
     times: Sequence[int] = (1,),
     at: Sequence[int] | None = None,
+    passes: Sequence[Passes] = (PLAIN,),
 ) -> list[Intervention]:
-    """The interventions of each size (and number of times) at each start, or at the starts `at`.
+    """The interventions of each size (and number of times, and passes) at each start, or those `at`.
 
     Raises UserError for a size that does not fit, and for a start where a size does not fit.
     """
     chosen = []
-    for size, more in itertools.product(sizes, times if op == "repeat" else (None,)):
+    ways = itertools.product(times, passes) if op == "repeat" else [(None, PLAIN)]
+    for size, (more, how) in itertools.product(sizes, ways):
         valid = starts(op, n_layers, size)
         if not valid:
             raise UserError(
@@ -75,7 +93,7 @@ def interventions(
                     f"--starts {start} must lie within 0..{valid[-1]} for {op} of size {size} in "
                     f"{n_layers} executed layers"
                 )
-            chosen.append(Intervention(op, size, start, more))
+            chosen.append(Intervention(op, size, start, more, how))
     return chosen
 
 
@@ -89,11 +107,15 @@ def intervene(
     limit: int | None = None,
     data_dir=None,
     batch_tokens: int | None = None,
+    dev: int | None = None,
     say=print,
 ) -> dict:
     """Evaluates the unmodified model, then each intervention; returns what `output` (JSON) holds.
 
     The file is written after every evaluation; evaluations that it holds are not repeated.
+
+    With `dev`, all this is on that many items of each task, drawn once. The intervention that is
+    best there and the unmodified model are then evaluated on the other items (`choice`).
 
     Args:
       chosen: interventions of one op on the executed layers of the model's plan.
@@ -101,13 +123,22 @@ def intervene(
       num_fewshot: shots; by default those of each task.
       limit: number of items of each task, from the first.
       data_dir: a directory of files to read instead of the hub.
+      dev: number of items of each task by which one of the interventions is chosen.
     """
+    if lm.plan.windows:
+        raise UserError(
+            f"--depth {lm.plan} has the window {lm.plan.windows[0]}; interventions need plain loops "
+            "(--op repeat --passes damped makes windows)"
+        )
     loaded = suite.load(list(tasks), data_dir, num_fewshot)["tasks"]
     metrics = {name: _metric(name, task) for name, task in loaded.items()}
     output = paths.of(output)
     E = lm.plan.n_effective
     (op,) = {one.op for one in chosen}
     settings = {"num_fewshot": num_fewshot, "limit": limit, "data_dir": data_dir}
+    splits = {name: choice.split(name, task, limit, dev) for name, task in loaded.items()}
+    if dev:  # one choice is one file: its candidates are settings
+        settings |= {"dev": dev, "tasks": list(loaded), "candidates": list(map(str, chosen))}
     result = begin("intervene", output, lm, op=op, depth=str(lm.plan), **settings)
     result["model"] = lm.describe()
     result.setdefault("metrics", {}).update(metrics)
@@ -115,27 +146,50 @@ def intervene(
     result.setdefault("chance", {}).update(chances)
     plain = result.setdefault("unmodified", {})
     rows = result.setdefault("rows", [])
-    done = {Intervention(op, r["size"], r["start"], r["times"]): r["tasks"] for r in rows}
-    done[None] = plain
+    done = {_of_row(op, row): row["tasks"] for row in rows} | {None: plain}
     todo = {one: [n for n in loaded if n not in done.get(one, ())] for one in (None, *chosen)}
-    progress = _Progress([name for names in todo.values() for name in names], plain, say)
+    names = [name for names in todo.values() for name in names]
+    progress = _Progress(names, plain, say)
 
     harness = Repeated(lm, batch_tokens=batch_tokens)
     for task in loaded.values():
         keep_requests(task)
     for one, names in todo.items():
         if names and one:
-            harness.lm = lm.with_order(one.order(E))
+            harness.lm = one.edited(lm)
             if one not in done:
                 rows.append(_row(one, E))
                 done[one] = rows[-1]["tasks"]
         for name in names:
             with _silent(one is not None):
-                evaluated = run_task(harness, name, loaded[name], limit)
+                evaluated = run_task(harness, name, loaded[name], limit, items=splits[name].dev)
             done[one][name] = _scored(evaluated, metrics[name], plain.get(name))
             outputs.write_json(output, result)
             progress.done(one, name, done[one][name])
         harness.lm = lm  # the copy of the layers is freed before the next is made
+    if dev:
+        best = choice.best(rows, plain)
+        edited = _of_row(op, best)
+        evaluations = {"unmodified": lambda: lm, "chosen": lambda: edited.edited(lm)}
+        held_out = choice.held_out(result, best, str(edited))
+        for label, name in itertools.product(evaluations, loaded):
+            if name not in held_out[label]:
+                harness.lm = evaluations[label]()
+                with _silent(True):
+                    held_out[label][name] = run_task(
+                        harness,
+                        name,
+                        loaded[name],
+                        limit,
+                        items=splits[name].test,
+                        metric=metrics[name],
+                    )
+                harness.lm = lm
+                outputs.write_json(output, result)
+        choice.compare(held_out)
+        outputs.write_json(output, result)
+        for line in choice.sentences(held_out):
+            say(line)
     return result
 
 
@@ -154,9 +208,16 @@ def _row(one: Intervention, n_layers: int) -> dict:
         "size": one.size,
         "start": one.start,
         "times": one.times,
+        "passes": str(one.passes),
         "order": one.order(n_layers),
         "tasks": {},
     }
+
+
+def _of_row(op: str, row: dict) -> Intervention:
+    """The intervention of a row; rows of earlier versions do not name plain passes."""
+    passes = Passes.parse(row.get("passes", "plain"))
+    return Intervention(op, row["size"], row["start"], row["times"], passes)
 
 
 def _scored(found: dict, metric: str, plain: dict | None) -> dict:
@@ -206,11 +267,13 @@ class Repeated(LoopjaxLM):
 
 
 def keep_requests(task) -> None:
-    """Makes a task build its requests only once: LAMBADA's prompts take 7 s on a CPU."""
-    build = functools.cache(task.build_all_requests)
+    """Makes a task build its requests only once for the same items: LAMBADA's take 7 s on a CPU."""
+    build, built = task.build_all_requests, []
 
     def once(**kwargs):
-        build(**kwargs)
+        if built != [kwargs]:
+            build(**kwargs)
+            built[:] = [kwargs]
         for instance in task.instances:
             instance.resps, instance.filtered_resps = [], {}
 

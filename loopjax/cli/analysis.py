@@ -16,6 +16,7 @@ from loopjax.cli.evals import (
 )
 from loopjax.depth import INTERVENTIONS
 from loopjax.errors import UserError
+from loopjax.passes import PLAIN, Passes
 
 
 def intervene(argv: list[str]) -> int:
@@ -23,10 +24,14 @@ def intervene(argv: list[str]) -> int:
 
     Layers are executed layers: each pass of a loop counts. Results are written after every
     evaluation; rerun the same command to resume.
+
+    Example (smaller steps against whole ones; the best is measured on other items):
+      loopjax intervene --checkpoint runs/lidas --op repeat --passes plain,damped --dev 200 --output r.json
     """
     args = _intervene_parser().parse_args(argv)
-    if args.times and args.op != "repeat":
-        raise UserError(f"--times goes with --op repeat, not with {args.op}")
+    for flag in ("times", "passes"):
+        if getattr(args, flag) and args.op != "repeat":
+            raise UserError(f"--{flag} goes with --op repeat, not with {args.op}")
     need_harness()
     from loopjax.analysis import interventions
     from loopjax.plots import accuracy, figure, roles
@@ -34,7 +39,12 @@ def intervene(argv: list[str]) -> int:
     need_figures(args.plot)
     lm = open_named(args, args.depth)
     chosen = interventions.interventions(
-        args.op, lm.plan.n_effective, args.size, args.times or [1], args.starts
+        args.op,
+        lm.plan.n_effective,
+        args.size,
+        args.times or [1],
+        args.starts,
+        args.passes or [PLAIN],
     )
     result = interventions.intervene(
         lm,
@@ -42,6 +52,7 @@ def intervene(argv: list[str]) -> int:
         args.tasks.split(","),
         args.output,
         num_fewshot=args.num_fewshot,
+        dev=args.dev,
         **task_options(args),
     )
     if args.plot:
@@ -72,7 +83,22 @@ def _intervene_parser():
         metavar="R,...",
         help="numbers of extra passes of --op repeat (default 1)",
     )
+    add(
+        "--passes",
+        type=_passes,
+        metavar="NAME,...",
+        help="how the passes of --op repeat are applied: plain, damped (by 1 / passes), damped0.5 (by that "
+        "factor), attention or mlp (only these sublayers after the first pass), damped:mlp, ... (default "
+        "plain)",
+    )
     add("--starts", type=_starts, metavar="all|N,...", help="first layers (default all)")
+    add(
+        "--dev",
+        type=positive,
+        metavar="N",
+        help="number of items of each task to choose the best intervention by; it is then measured on the "
+        "others (default: no choice, all items)",
+    )
     add_tasks(add, default="lambada_openai,var_assign_math_0")
     add("--plot", metavar="FILE.png", help="figure of accuracy against the first layer")
     return command
@@ -109,6 +135,7 @@ def analyze(argv: list[str]) -> int:
         args.output,
         prompts={"name": prompt_set.name, "source": prompt_set.source},
         block=args.block,
+        repetitions=args.repetitions,
         one_boundary=prompt_set.name in prompts.SHORT_ANSWERS,
         training=lens.Training(args.lens_optimizer, args.lens_steps, args.lens_tokens),
         lens_data={"mixture": weights, "data_dir": args.lens_data},
@@ -185,9 +212,23 @@ def _analyze_parser():
         "--limit", type=positive, metavar="N", help="items per task of exit_accuracy (default: all)"
     )
     add("--block", type=positive, default=4, metavar="N", help="layers per block (default 4)")
+    add(
+        "--repetitions",
+        type=positive,
+        metavar="N",
+        help="repetitions of a loop that trajectories follow (default: twice those of the plan, at least 8)",
+    )
     add("--again", action="store_true", help="recompute results that exist")
     add("--output", required=True, metavar="DIR", help="directory of the results")
     return command
+
+
+def _passes(text: str) -> list[Passes]:
+    """Ways to apply passes, joined by commas; each once."""
+    try:
+        return list(dict.fromkeys(Passes.parse(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _starts(text: str) -> list[int] | None:

@@ -117,8 +117,16 @@ def _resumed(name: str, output: pathlib.Path, settings: dict) -> dict:
     return schema.with_header(name, result)
 
 
-def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:
-    """One task: its metrics with standard errors, and the settings needed to repeat it."""
+def run_task(
+    harness: LoopjaxLM, name: str, task, limit, *, items=None, metric: str | None = None
+) -> dict:
+    """One task: its metrics with standard errors, and the settings needed to repeat it.
+
+    Args:
+      limit: number of items, from the first; None for all.
+      items: indices of the items instead, ascending.
+      metric: a metric whose values by item are returned as "values".
+    """
     from lm_eval.evaluator import evaluate as harness_evaluate
 
     random.seed(SEEDS["random"])
@@ -131,7 +139,8 @@ def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with contextlib.redirect_stdout(io.StringIO()):
         result = harness_evaluate(
-            harness, {"tasks": {name: task}}, limit=limit, log_samples=False,
+            harness, {"tasks": {name: task}}, limit=None if items else limit,
+            samples={name: list(items)} if items else None, log_samples=metric is not None,
             bootstrap_iters=BOOTSTRAP,
         )  # fmt: skip
     metrics = {
@@ -139,9 +148,14 @@ def run_task(harness: LoopjaxLM, name: str, task, limit) -> dict:
         for key, value in result["results"][name].items()
         if isinstance(value, int | float) and key != "sample_len"
     }
+    values = {}
+    if metric is not None:
+        documents = sorted(result["samples"][name], key=lambda one: one["doc_id"])
+        values["values"] = [float(one[metric]) for one in documents]
     return {
         "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
-        "n_samples": result["n-samples"][name]["effective"],
+        **values,
+        "n_samples": len(items) if items else result["n-samples"][name]["effective"],
         "n_shot": result["n-shot"][name],
         "version": result["versions"][name],
         "truncated": harness.truncated,

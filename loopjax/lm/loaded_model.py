@@ -25,8 +25,9 @@ from loopjax.checkpoint import (
 )
 from loopjax.checkpoint_files import context_of
 from loopjax.data import tokenizers
-from loopjax.depth import DepthPlan
+from loopjax.depth import DepthPlan, window
 from loopjax.errors import UserError
+from loopjax.passes import Passes
 
 MOST_TOKENS = 2**24  # positions are exact in float32
 
@@ -100,6 +101,8 @@ class LanguageModel:
         Args:
           order: indices of the executed layers 0..E-1 of the current plan, at least one.
         """
+        if self.plan.windows:
+            raise ValueError(f"plan {self.plan} has a window; its layers cannot be reordered")
         order = tuple(map(int, order))
         executed = self.plan.order
         if not order or not all(0 <= e < len(executed) for e in order):
@@ -109,6 +112,15 @@ class LanguageModel:
             self, params=surgery.grow(self.params, [executed[e] for e in order]),
             plan=DepthPlan.of([(len(order), 1)]), order=tuple(before[e] for e in order), _cut=[],
         )  # fmt: skip
+
+    def with_window(self, start: int, size: int, repeats: int, passes: Passes) -> "LanguageModel":
+        """The model with `size` executed layers from `start` run `repeats` times, as `passes` say.
+
+        Only the layers of a plan with loops are copied, to an untied stack (`with_order`).
+        """
+        E = self.plan.n_effective
+        lm = self.with_order(range(E)) if self.plan.is_looped else self
+        return dataclasses.replace(lm, plan=window(E, start, size, repeats, passes))
 
     def describe(self) -> dict:
         """The description of the model that is saved with results."""

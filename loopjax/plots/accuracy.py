@@ -130,7 +130,7 @@ def plot_interventions(results: dict, colors: dict | None = None):
     results = {label: several(result) for label, result in results.items()}
     every = [one for seeds in results.values() for one in seeds]
     panels = _union(
-        ((task, row["size"], row["times"]) for task in result["metrics"] for row in result["rows"])
+        ((task, *_edit(row)) for task in result["metrics"] for row in result["rows"])
         for result in every
     )
     tasks = _union(result["metrics"] for result in every)
@@ -157,15 +157,20 @@ def plot_interventions(results: dict, colors: dict | None = None):
     return fig
 
 
+def _edit(row: dict) -> tuple:
+    """(size, extra passes, how they are applied) of a row of a result."""
+    return row["size"], row["times"], row.get("passes", "plain")
+
+
 def _edited(axis, panel, results: dict, looks: dict) -> dict:
-    """Draws the curves of a task, a size and a number of extra passes; returns {label: line}."""
-    task, size, times = panel
+    """Draws the curves of a task and an edit (`_edit`); returns {label: line}."""
+    task, size, times, passes = panel
     lines, starts, shifts = {}, set(), figure.shifts(results)
     for k, (label, seeds) in enumerate(results.items()):
         seeds = [one for one in seeds if task in one["metrics"]]
         by_start: dict[int, list[dict]] = {}
         for row in (row for one in seeds for row in one["rows"]):
-            if (row["size"], row["times"]) == (size, times) and task in row["tasks"]:
+            if _edit(row) == (size, times, passes) and task in row["tasks"]:
                 by_start.setdefault(row["start"], []).append(row["tasks"][task])
         by_start = {start: by_start[start] for start in sorted(by_start)}
         if by_start:
@@ -187,6 +192,7 @@ def _edited(axis, panel, results: dict, looks: dict) -> dict:
     single, many, xlabel = EDITS[op]
     text = (many if size > 1 else single).format(n=size)
     text += f" {MORE.get(times, f'{times} times')} more" if times else ""
+    text += "" if passes == "plain" else f", {passes}"
     _panel(axis, f"{task}\n{text}", xlabel)
     figure.ticks(axis, starts)
     return lines

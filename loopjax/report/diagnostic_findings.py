@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from loopjax.analysis import periodicity
+from loopjax.analysis.loops import KINDS
 from loopjax.report import families as same
 from loopjax.report import tables
 from loopjax.report.estimates import (
@@ -134,6 +135,29 @@ def norms(results: Mapping, groups: list[Family]) -> str:
     return cycles(results, groups, tables.NORM_CURVES)
 
 
+def trajectories(results: Mapping, groups: list[Family]) -> str:
+    """What most states do, how far they still move, and whether more repetitions change answers."""
+    sentences = []
+    for label, result in results.items():
+        shares = dict(zip(KINDS, np.asarray(result.kinds, float)[-1], strict=True))
+        kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+        distance = np.asarray(result.distance, float)[:, -1]
+        last = result.planned - 2
+        text = (
+            f"{label} (loop from layer {result.start}, {result.planned} repetitions in the plan): of the "
+            f"tokens {kinds}; relative distance {distance[last]:.2g} at repetition {result.planned}, "
+            f"{distance[-1]:.2g} at {len(distance) + 1}; spectral radius {result.radius:.2f} on average, at "
+            f"most {result.radius_largest:.2f} (± {result.radius_change:.1g} between estimates)"
+        )
+        if result.answers:
+            text += (
+                f"; {result.flips[last]:.1%} of {result.answers} answers change at repetition "
+                f"{result.planned}, {1 - result.agreement[-1]:.1%} differ from them at {len(distance) + 1}"
+            )
+        sentences.append(f"{text}.")
+    return " ".join(sentences)
+
+
 def future_local(results: Mapping, groups: list[Family]) -> str:
     return " ".join(
         filter(None, [cycles(results, groups, tables.EFFECT_CURVES), effects(results, groups)])
@@ -174,9 +198,27 @@ def interventions(op: str) -> Callable[[Mapping, list[Family]], str]:
         text = f"{lead}: {'; '.join(parts[:12])}." if parts else ""
         if op == "repeat" and parts:
             text += " The highest of several starts is above their mean also by chance."
-        return text
+        return " ".join([text, *_choices(results)]).strip()
 
     return sentence
+
+
+def _choices(results: Mapping) -> list[str]:
+    """What was chosen from many interventions, and its change on items that took no part in it."""
+    sentences = []
+    for label, result in results.items():
+        choice = result.get("choice", {})
+        parts = [
+            f"{task} {signed(100 * found['mean'])} points (95% {signed(100 * found['low'])} to "
+            f"{signed(100 * found['high'])}, {found['n']} items)"
+            for task, found in choice.get("difference", {}).items()
+        ]
+        if parts:
+            sentences.append(
+                f"{label}, best of {choice['tried']}: {choice['intervention']}; on items that took no "
+                f"part in the choice: {'; '.join(parts)}."
+            )
+    return sentences
 
 
 def _changes(label: str, result: dict, task: str) -> list[str]:
@@ -185,11 +227,13 @@ def _changes(label: str, result: dict, task: str) -> list[str]:
     for row in result["rows"]:
         if task in row["tasks"]:
             change = 100 * (row["tasks"][task]["accuracy"] - whole)
-            by_size.setdefault((row["size"], row["times"]), []).append((change, row["start"]))
+            edit = row["size"], row["times"], row.get("passes", "plain")
+            by_size.setdefault(edit, []).append((change, row["start"]))
     parts = []
-    for (size, times), changes in by_size.items():
+    for (size, times, passes), changes in by_size.items():
         (low, worst), (high, best) = min(changes), max(changes)
         more = f", {times} more" if times else ""
+        more += "" if passes == "plain" else f", {passes}"
         mean = float(np.mean([change for change, _ in changes]))
         parts.append(
             f"{label}, {task}, {size} layer{'s' * (size > 1)}{more}: {signed(mean)} on average, "

@@ -32,8 +32,9 @@ _TASK = {"metrics": {...: number}}
 _GROUP = {"metric": str, "value": number, "stderr": (number, None)}
 _POINT = {"shots": count, "accuracy": number, "interval": [number]}
 _ACCURACY = {"accuracy": number}
-_ROW = {"size": count, "start": count, "times": (count, None),
+_ROW = {"size": count, "start": count, "times": (count, None), "passes?": str,
         "tasks": {...: _ACCURACY}}  # fmt: skip
+_DIFFERENCE = {"mean": number, "low": number, "high": number, "n": count}
 _CHECKPOINT = {
     **_MODEL, "nll": number, "accuracy?": number, "bits_per_byte?": number, "sources?": dict,
 }  # fmt: skip
@@ -50,6 +51,7 @@ SHAPES = {
     "loopjax.intervene": {
         "settings": {**_SETTINGS, "op": str}, "model": _MODEL, "metrics": {...: str},
         "chance": {...: (number, None)}, "unmodified": {...: _ACCURACY}, "rows": [_ROW],
+        "choice?": {"intervention": str, "tried": count, "difference?": {...: _DIFFERENCE}},
     },
     "loopjax.nll": {
         "checkpoint": str, "mixture": {...: number}, "model": dict, "rows": [_CHECKPOINT],
@@ -177,6 +179,8 @@ def _conditions(about: dict) -> str:
         words.append(f"{pathlib.Path(prompts['name']).stem}, {prompts['n']} prompts")
     if "block" in settings:
         words.append(f"blocks of {settings['block']} layer{'s' * (settings['block'] > 1)}")
+    if settings.get("repetitions"):
+        words.append(f"{settings['repetitions']} repetitions")
     if lens := settings.get("training"):
         words.append(f"lens of {lens['steps']:,} steps of {lens['tokens']:,} tokens")
     if settings.get("limit"):
@@ -192,6 +196,8 @@ def _evaluation(path: pathlib.Path, content: dict, kind: str, about: dict, value
         words.append(f"{shots} shot{'s' * (shots != 1)}")
     if settings.get("limit"):
         words.append(f"first {settings['limit']:,} items")
+    if settings.get("dev"):
+        words.append(f"{settings['dev']:,} items to choose by")
     return Result(
         kind=kind,
         of=", ".join(words),
