@@ -45,6 +45,8 @@ NAMES = (
     "finetune",
     "in_context",
     "igsm",
+    "two_phase",
+    "loop_neural_networks",
 )
 LEAD = """# Results in miniature
 

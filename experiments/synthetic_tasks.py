@@ -116,9 +116,9 @@ def draw(data: dict, xlabel: str, ylabel: str):
     sources = list(data["floors"])
     fig = figure.new(5.6, 3.6)
     axis, seeds = fig.subplots(), []
-    labels = {plan: _label(plan) for plan in data["accuracies"]}
-    deepest = max(DepthPlan.parse(_plan(variant)).n_effective for variant in labels)
-    kinds = {labels[plan]: _kind(plan, deepest) for plan in labels}
+    labels = {plan: label_of(plan) for plan in data["accuracies"]}
+    deepest = max(DepthPlan.parse(plan_of(variant)).n_effective for variant in labels)
+    kinds = {labels[plan]: kind_of_variant(plan, deepest) for plan in labels}
     chosen, shifts, lines = looks(kinds), figure.shifts(kinds), {}
     for plan, by_source in data["accuracies"].items():
         spreads = list(map(spread.of, by_source))
@@ -154,19 +154,19 @@ def _floor_bars(axis, known: list[dict]) -> dict:
     return {rule: bars, f"chance: {chance:.0%}": dots}
 
 
-def _plan(variant: str) -> str:
+def plan_of(variant: str) -> str:
     """The plan of a variant of a config: "1x4" of "paper,1x4", "4" of "4,lidas"."""
     return next(part for part in variant.split(",") if part[0].isdigit())
 
 
-def _kind(variant: str, deepest: int):
+def kind_of_variant(variant: str, deepest: int):
     grown = variant.rpartition(",")[2]
     config = {"growth": {"operator": grown if grown in ("lidas", "midas") else ""}}
-    return kind_of(_plan(variant), (), config, depth=deepest)
+    return kind_of(plan_of(variant), (), config, depth=deepest)
 
 
-def _label(variant: str) -> str:
-    plan = DepthPlan.parse(_plan(variant))
+def label_of(variant: str) -> str:
+    plan = DepthPlan.parse(plan_of(variant))
     grown = variant.rpartition(",")[2]
     number = f"{plan.n_unique} layer{'s' * (plan.n_unique > 1)}"
     if plan.is_looped:

@@ -24,6 +24,7 @@ RESULT = {
     "steps": count, "plan": plan, "heldout": {...: number}, "training_flops": number,
     "parameters?": number, "flops_before?": number, "wall_clock_s?": number, "device?": str,
 }  # fmt: skip
+_NUMBERS = ("eval/", "train/", "mixture/")  # names of columns that are numbers where they are
 ROW = {"step": count, "flops": number, "loss?": number}
 
 # The costs that models are compared by: key of `Record.costs`, title.
@@ -126,7 +127,7 @@ def metrics_of(directory) -> list[dict]:
     path = paths.of(directory) / "metrics.jsonl"
     rows = read_rows(path)
     json_shapes.check_file(path, rows, [ROW])
-    evaluated = [{k: v for k, v in row.items() if k.startswith("eval/")} for row in rows]
+    evaluated = [{k: v for k, v in row.items() if k.startswith(_NUMBERS)} for row in rows]
     json_shapes.check_file(path, evaluated, [{...: number}])
     return rows
 

@@ -13,7 +13,7 @@ NAMES = (
     "tradeoffs", "cooldown", "retrofit", "repeat", "residual", "effects", "similarity", "order",
     "depth_use", "finetune", "in_context",
 )  # fmt: skip
-SYNTHETIC = ("p_hop", "addition", "igsm")
+SYNTHETIC = ("p_hop", "addition", "igsm", "two_phase", "loop_neural_networks")
 
 
 @pytest.fixture(autouse=True)

@@ -114,6 +114,27 @@ def training_section(context: Context) -> list:
     return elements + _checkpoints(context)
 
 
+def mixture_section(context: Context) -> list:
+    """The weights of runs whose mixture follows their evaluations, a row for each source."""
+    entries = [entry for entry in context.models.entries if entry.own]
+    names = {
+        key.removeprefix("mixture/"): None
+        for entry in entries
+        for row in entry.model.rows
+        for key in row
+        if key.startswith("mixture/") and not key.endswith("/gap")
+    }
+    rows = []
+    for name in names:
+        curves = {e.label: e.model.curve(f"mixture/{name}") for e in entries}
+        curves = {label: curve for label, curve in curves.items() if curve}
+        rows.append(runs.Row(name, "share of the mixture", curves))
+    if not rows:
+        return []
+    caption = "Share of each source in the training data, from each evaluation to the next."
+    return [Picture("mixture", caption, runs.plot_training(rows, context.looks))]
+
+
 def _at_equal_cost(context: Context) -> list[str]:
     """The group's metric at equal steps and FLOPs."""
     group = context.group

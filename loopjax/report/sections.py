@@ -65,6 +65,14 @@ _MODELS = (
         finetuned=False,
     ),
     Section(
+        title="Mixture",
+        shows="The share of each data source during the training, where it follows the held-out "
+        "evaluations.",
+        look="A source whose share rises was furthest from its bound. Shares end at the floor.",
+        build=figures.mixture_section,
+        finetuned=False,
+    ),
+    Section(
         title="Trade-offs",
         shows="Each metric against the costs in which the models differ: unique parameters, FLOPs "
         "per token at inference, training FLOPs.",

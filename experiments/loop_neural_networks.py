@@ -1,0 +1,84 @@
+"""Small looped models on text (Ng & Wang 2024): one layer, one layer looped, six, six looped, twelve."""
+
+import experiment
+import summary
+import synthetic_tasks
+from study import run_result
+
+from loopjax.depth import DepthPlan
+from loopjax.plots import figure, spread
+from loopjax.plots.runs import draw_trade_off
+from loopjax.run_record import spread as in_words
+
+TITLE = "Loop neural networks: small looped models on text (Ng & Wang 2024)"
+PAPER = (
+    "Validation loss on OpenWebText, GPT-2 small with tied embeddings: one layer (45M parameters) 3.98, "
+    "the same looped twice 3.67; six layers looped six times (81M) 3.11, twelve layers (124M) 3.12. The "
+    "loop of the paper adds each pass to the state before it."
+)
+# The paper's validation loss of each plan, where it has one. A kind of loop is one more row.
+PUBLISHED = {"1": 3.98, "1x2": 3.67, "6": None, "6x6": 3.11, "12": 3.12}
+
+
+def runs(study) -> dict:
+    config = "configs/loop_neural_networks.py:" + "paper," * (study.name == "paper")
+    return synthetic_tasks.models(study, config, PUBLISHED, study.scale.seeds)
+
+
+def outcome(study) -> experiment.Outcome:
+    results = {plan: [run_result(run) for run in same] for plan, same in runs(study).items()}
+    nll = {plan: [one["heldout"]["nll"] for one in same] for plan, same in results.items()}
+    rows = []
+    for plan, same in results.items():
+        first, published = same[0], PUBLISHED[plan]
+        rows.append(
+            (
+                plan,
+                f"{first['unique_layers']}/{first['effective_layers']}",
+                f"{first['parameters']:,}",
+                f"{first['training_flops']:.3g}",
+                in_words(nll[plan], 3),
+                f"{published:.2f}" if published else "not reported",
+            )
+        )
+    heads = (
+        "plan", "unique/executed", "parameters", "training FLOPs", "NLL (nats per byte)",
+        "the paper's loss (nats per token)",
+    )  # fmt: skip
+    mean = {plan: sum(values) / len(values) for plan, values in nll.items()}
+    n_seeds = len(nll["1"])
+    finding = (
+        f"One layer has an NLL of {mean['1']:.3f}, looped twice {mean['1x2']:.3f}; six layers "
+        f"{mean['6']:.3f}, looped six times {mean['6x6']:.3f}, twelve layers {mean['12']:.3f}; {n_seeds} "
+        f"seed{'s' * (n_seeds > 1)}. Scaled down: width 64, 0.8 million bytes, plain loops."
+    )
+    claims = (mean["1x2"] < mean["1"], mean["6x6"] < mean["6"], mean["6x6"] <= mean["12"] + 0.01)
+    data = {"nll": nll, "costs": {plan: _costs(same[0]) for plan, same in results.items()}}
+    return experiment.Outcome(finding, summary.verdict(claims), heads, rows, data)
+
+
+def _costs(result: dict) -> dict:
+    return {
+        "unique layers": result["unique_layers"],
+        "executed layers": DepthPlan.parse(result["plan"]).n_effective,
+    }
+
+
+def figures(data: dict) -> dict:
+    """NLL against unique and against executed layers."""
+    fig, axes = figure.grid(2, 2, 3.4, 2.8, 0.3)
+    labels = {plan: synthetic_tasks.label_of(plan) for plan in data["nll"]}
+    nll = {labels[plan]: values for plan, values in data["nll"].items()}
+    lines = {}
+    for axis, name in zip(axes, ("unique layers", "executed layers"), strict=True):
+        costs = {labels[plan]: by_name[name] for plan, by_name in data["costs"].items()}
+        lines |= draw_trade_off(axis, nll, costs, "NLL (nats per byte)")
+        axis.set_xscale("log")
+        figure.ticks(axis, sorted({*map(int, costs.values())}))
+        figure.labels(axis, name, "NLL (nats per byte)" if axis is axes[0] else "")
+    figure.legend(fig, lines, spread.note([len(values) for values in nll.values()]))
+    return {"loop_neural_networks": fig}
+
+
+if __name__ == "__main__":
+    experiment.main(__file__)
