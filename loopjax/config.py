@@ -10,7 +10,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from loopjax import optim, paths
+from loopjax import losses, optim, paths
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
 from loopjax.model_config import ModelConfig
@@ -39,6 +39,7 @@ _WHOLE = {
     "log_every": (1, _MOST),
     "growth.block": (1, _MOST),
     "growth.steps": (0, _MOST),
+    "losses.block": (1, _MOST),
     "cooldown.steps": (0, _MOST),
     "model.init_depth": (0, _MOST),
     "warmup_steps": (0, _MOST),
@@ -100,6 +101,11 @@ def default() -> ConfigDict:
     config.learning_rate = 5e-4
     config.schedule = "trapezoid"  # "trapezoid", "cosine", "constant"
     config.warmup_steps = 2000  # linear warm-up; -1: 1% of all steps
+
+    # Terms added to the loss (docs/recurrence.md).
+    config.losses = ConfigDict()
+    config.losses.block_cosine = 0.0  # weight of 1 - the cosine of successive blocks; 0: off
+    config.losses.block = 4  # layers per block
 
     # Optimizer; each uses some of these fields and rejects the others (`optim.OPTIMIZERS`).
     config.clip_norm = 1.0  # largest norm of the gradient of all parameters
@@ -230,6 +236,7 @@ def check(config: ConfigDict) -> None:
             f"config.patience={config.patience} requires config.eval_every and config.eval_batches"
         )
     optim.check(config, default())
+    losses.of(config)
     for name in (
         "learning_rate", "clip_norm", "optimizer.eps", "watchdog.least_s", "watchdog.silence_s",
     ):  # fmt: skip
@@ -274,6 +281,7 @@ def unused(values: dict) -> set[str]:
         "growth.operator": True,
         "growth.block": grows and not values["growth.depths"],
         "growth.noise": grows and values["growth.transform"] == "noise",
+        "losses.block": bool(values["losses.block_cosine"]),
         "init": bool(values["init_from"]),
         "init_operator": bool(values["init_from"]),
         # Also where growth ends by default, and what the trapezoid decays over.

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from loopjax import attention, curriculum, flops, kernels, model, sharding
+from loopjax import attention, curriculum, flops, kernels, losses, model, sharding
 from loopjax import config as config_lib
 from loopjax.checkpoint import locate, read_meta, tokenizer_of
 from loopjax.curriculum import Phase
@@ -88,6 +88,7 @@ class Placed(Outline):
             schedule=self.schedule,
             microbatches=self.config.microbatches,
             skip_bad=self.config.skip_bad_steps > 0,
+            added=losses.of(self.config),
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         # Metrics are replicated, so that every process can read them.
@@ -125,6 +126,7 @@ def outline(config) -> Outline:
     config = config_lib.resolved(config)
     config_lib.check(config)
     phases = curriculum.build(config)
+    losses.check_plans(losses.of(config), [phase.plan for phase in phases])
     cfg = config_lib.model_config(config)
     return Outline(config=config, phases=phases, cfg=cfg, plan=DepthPlan.parse(config.depth))
 

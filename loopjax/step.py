@@ -10,7 +10,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from loopjax import block, model, optim, sharding
+from loopjax import losses as losses_lib
 from loopjax.depth import DepthPlan
+from loopjax.losses import Losses
 from loopjax.surgery import on_stack
 
 
@@ -96,7 +98,7 @@ def _placement(batch) -> block.Placement | None:
 
 def train_step(
     state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int,
-    skip_bad: bool = False,
+    skip_bad: bool = False, added: Losses = Losses(),
 ):  # fmt: skip
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
@@ -107,7 +109,7 @@ def train_step(
     divided by the number of targets of the whole batch and gradients are summed, which gives the
     same mean. Training minimizes the loss plus other terms of the losses of tokens
     (`head.token_terms`) and the auxiliary losses (`model.outputs`), which are averaged over the
-    microbatches; the plain model has neither.
+    microbatches; the plain model has neither. `added` are those of `config.losses`.
 
     With `skip_bad`, an update with a loss, a gradient or a new parameter that is nan or infinite
     leaves parameters and moments as they were, bit by bit; the step and the schedule advance. The
@@ -129,6 +131,11 @@ def train_step(
     else:
         grads, (loss, losses) = _accumulated(objective, segments, batch, microbatches)
     (grads,) = joined(grads)
+    if added.block_cosine:
+        # A function of the parameters alone: once per update, not per microbatch.
+        term, more = jax.value_and_grad(_block_cosine)(state.params, added)
+        losses = {**losses, "block_cosine": term}
+        grads = jax.tree.map(jnp.add, grads, more)
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -147,6 +154,10 @@ def train_step(
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         metrics["skipped"] = ~good
     return new, metrics
+
+
+def _block_cosine(params, added: Losses):
+    return added.block_cosine * losses_lib.block_cosine(params, added.block)
 
 
 def _accumulated(objective, segments, batch, microbatches: int):

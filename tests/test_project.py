@@ -20,7 +20,7 @@ LAYERS = [
     "errors", "intervals", "devices", "text_table", "progress", "signals", "limits", "connection",
     "cluster", "processes", "watchdog", "remote", "paths", "depth", "json_shapes", "kernels",
     "attention", "rope", "model_config", "sharding", "sharded_weights", "block", "surgery", "head",
-    "model", "optim", "growth", "config", "flops", "curriculum", "step", "files", "outputs",
+    "model", "losses", "optim", "growth", "config", "flops", "curriculum", "step", "files", "outputs",
     "sweep.branches", "sweep.grids", "sweep.directory", "sweep.logs", "sweep.hparams", "callbacks",
     "lease", "lock", "host", "ledger", "log", "run_record", "data.tokenizers", "checkpoint_files",
     "checkpoint_arrays", "checkpoint", "lineage", "ahead", "cli.main", "__main__",
