@@ -27,6 +27,9 @@ class Losses:
     block: int = 4
 
 
+NONE = Losses()
+
+
 def of(config) -> Losses:
     """The losses of a config; raises UserError for invalid values."""
     losses = Losses(**config.losses.to_dict())

@@ -322,10 +322,15 @@ def unembed(params, x_BTD, cfg: ModelConfig) -> jax.Array:
     return outside_stack(params, cfg, x_BTD, "unembed")
 
 
-def outside_stack(params, cfg, x, method: str):
+def token_losses_of(params, x_BTD, targets_BT, cfg: ModelConfig):
+    """`token_losses` of a residual stream before the final norm."""
+    return outside_stack(params, cfg, head.token_losses, "losses", x_BTD, targets_BT)
+
+
+def outside_stack(params, cfg, x, method: str, *args):
     """The result of a method of `Transformer` that uses no layer."""
     outside = {k: v for k, v in params.items() if k != "layers"}
-    return Transformer(cfg, DepthPlan(())).apply({"params": outside}, x, method=method)
+    return Transformer(cfg, DepthPlan(())).apply({"params": outside}, x, *args, method=method)
 
 
 def run_layer(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthPlan, cache=None):

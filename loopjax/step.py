@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from loopjax import block, model, optim, sharding
+from loopjax import block, exits, model, optim, sharding
 from loopjax import losses as losses_lib
 from loopjax.depth import DepthPlan
 from loopjax.losses import Losses
@@ -83,9 +83,12 @@ def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int)
 def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Negative log-likelihood, whether the argmax is the target, whether there is one; each [B, T]."""
     targets_BT = batch["targets"]
-    scored_BT = targets_BT >= 0
     args = params, batch["inputs"], targets_BT, cfg, plan, _placement(batch)
-    nll_BT, hits_BT = model.token_losses(*args)
+    return _where_scored(*model.token_losses(*args), targets_BT)
+
+
+def _where_scored(nll_BT, hits_BT, targets_BT):
+    scored_BT = targets_BT >= 0
     return jnp.where(scored_BT, nll_BT, 0.0), hits_BT & scored_BT, scored_BT
 
 
@@ -98,7 +101,7 @@ def _placement(batch) -> block.Placement | None:
 
 def train_step(
     state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int,
-    skip_bad: bool = False, added: Losses = Losses(),
+    skip_bad: bool = False, added: Losses = losses_lib.NONE,
 ):  # fmt: skip
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
@@ -184,13 +187,22 @@ def _norm(path, leaf):
     return jnp.sqrt(jnp.sum(jnp.square(leaf), axis=tuple(axes)))
 
 
-def eval_step(params, batch, *, cfg, plan: DepthPlan):
+def eval_step(params, batch, *, cfg, plan: DepthPlan, rule: exits.Rule | None = None):
     """Sums over tokens, {"nll", "hits", "targets"}, and over rows, {"exact", "rows"}, of a batch.
 
-    "rows" counts rows with a target, "exact" those in which all targets are predicted.
+    "rows" counts rows with a target, "exact" those in which all targets are predicted. With a rule of
+    early exits, "repeats" are the repetitions of the loop of all "inputs".
     """
-    nll, hits, scored = token_losses(params, batch, cfg, plan)
+    counted = {}
+    if rule is None:
+        nll, hits, scored = token_losses(params, batch, cfg, plan)
+    else:
+        args = params, batch["inputs"], cfg, plan, rule, _placement(batch)
+        x_BTD, repeats_BT = exits.residual(*args)
+        losses = model.token_losses_of(params, x_BTD, batch["targets"], cfg)
+        nll, hits, scored = _where_scored(*losses, batch["targets"])
+        counted = {"repeats": repeats_BT, "inputs": jnp.ones_like(repeats_BT)}
     rows = jnp.any(scored, axis=1)
     exact = rows & jnp.all(hits == scored, axis=1)
-    sums = {"nll": nll, "hits": hits, "targets": scored, "exact": exact, "rows": rows}
+    sums = {"nll": nll, "hits": hits, "targets": scored, "exact": exact, "rows": rows, **counted}
     return {key: jnp.sum(value) for key, value in sums.items()}

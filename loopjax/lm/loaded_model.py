@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from loopjax import config as config_lib
-from loopjax import model, sharding, surgery
+from loopjax import exits, model, sharding, surgery
 from loopjax.checkpoint import (
     chosen_plan,
     load_params,
@@ -45,6 +45,7 @@ class LanguageModel:
       path: directory of the checkpoint.
       order: executed layers set by `with_order`, as indices into the plan that the model was opened
         with; None for all layers in turn.
+      exit: rule by which tokens leave the loop early, set by `with_exit`; None for full depth.
     """
 
     params: Any
@@ -57,6 +58,7 @@ class LanguageModel:
     meta: dict
     path: pathlib.Path
     order: tuple[int, ...] | None = None
+    exit: exits.Rule | None = None
     _cut: list = dataclasses.field(default_factory=list, repr=False)  # shared by all plans
 
     @property
@@ -110,6 +112,21 @@ class LanguageModel:
             plan=DepthPlan.of([(len(order), 1)]), order=tuple(before[e] for e in order), _cut=[],
         )  # fmt: skip
 
+    def with_exit(self, rule: exits.Rule | None, most: int | None = None) -> "LanguageModel":
+        """The model whose tokens leave the loop of its plan early; raises UserError without one loop.
+
+        Scoring, decoding and `nll` use the rule; diagnostics do not.
+
+        Args:
+          most: repetitions of the loop at most (default: the plan's).
+        """
+        if most is None:
+            plan = self.plan
+            exits.loop_of(plan)
+        else:
+            plan = exits.repeated(self.plan, most)
+        return dataclasses.replace(self, plan=plan, exit=rule)
+
     def describe(self) -> dict:
         """The description of the model that is saved with results."""
         return {
@@ -117,6 +134,7 @@ class LanguageModel:
             "step": self.meta["step"],
             "depth": str(self.plan),
             "order": self.order,
+            **({"exit": str(self.exit)} if self.exit else {}),
             "trained_depth": self.meta["plan"],
             "unique_layers": self.plan.n_unique,
             "effective_layers": self.plan.n_effective,
