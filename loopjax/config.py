@@ -106,6 +106,13 @@ def default() -> ConfigDict:
     config.losses = ConfigDict()
     config.losses.block_cosine = 0.0  # weight of 1 - the cosine of successive blocks; 0: off
     config.losses.block = 4  # layers per block
+    # Exits after repetitions of a loop that have a loss: "mean" of all, "random": the last and an
+    # earlier one; empty: the last.
+    config.losses.per_repetition = ""
+    config.losses.exit_gate = (
+        ""  # exit gate, trained "joint" with the model or as "gate" alone; empty: none
+    )
+    config.losses.exit_entropy = 0.1  # weight of the entropy of the exits with "joint"
 
     # Optimizer; each uses some of these fields and rejects the others (`optim.OPTIMIZERS`).
     config.clip_norm = 1.0  # largest norm of the gradient of all parameters
@@ -193,7 +200,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
         with field("depth"):
             fields["init_depth"] = DepthPlan.parse(config.depth).n_effective
     try:
-        cfg = ModelConfig(**fields)
+        cfg = ModelConfig(**fields, exit_gate=bool(config.losses.exit_gate))
     except ValueError as error:  # its message begins with the name of the field
         raise UserError(f"config.{error}") from None
     with field("depth"):
@@ -282,6 +289,7 @@ def unused(values: dict) -> set[str]:
         "growth.block": grows and not values["growth.depths"],
         "growth.noise": grows and values["growth.transform"] == "noise",
         "losses.block": bool(values["losses.block_cosine"]),
+        "losses.exit_entropy": values["losses.exit_gate"] == "joint",
         "init": bool(values["init_from"]),
         "init_operator": bool(values["init_from"]),
         # Also where growth ends by default, and what the trapezoid decays over.

@@ -19,7 +19,8 @@ def count_params(cfg: ModelConfig, n_layers: int) -> int:
     vectors = 2 * cfg.d_model
     vectors += cfg.attention_bias * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_size
     vectors += cfg.qk_norm * 2 * cfg.head_size
-    return n_layers * (layer_params(cfg) + vectors) + vocab + cfg.d_model
+    gate = cfg.exit_gate * (cfg.d_model + 1)
+    return n_layers * (layer_params(cfg) + vectors) + vocab + cfg.d_model + gate
 
 
 def training_flops_per_token(

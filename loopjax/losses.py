@@ -1,6 +1,7 @@
 """Terms that are added to the training loss: `config.losses`. Each is off by default.
 
-    block_cosine    blocks of an untied model alike (a function of the parameters)
+    block_cosine                  blocks of an untied model alike (a function of the parameters)
+    per_repetition, exit_gate     losses of the exits after every repetition (`exit_losses.py`)
 
 Shape letters are those of `model.py`; N is the layers of a stack, k those of a block.
 """
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 
 from loopjax.errors import UserError
 
+PER_REPETITION = ("", "mean", "random")
+EXIT_GATE = ("", "joint", "gate")
+
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
@@ -21,10 +25,22 @@ class Losses:
     Attributes:
       block_cosine: weight of `block_cosine`; 0 for none.
       block: its layers per block, k.
+      per_repetition: exits that have a loss: "mean", "random"; "" for the last alone.
+      exit_gate: how the gate is trained: "joint" with the model, "gate" alone; "" for no gate.
+      exit_entropy: weight of the entropy of the exits with "joint", beta.
+      seed: `config.seed`, of the draws of "random".
     """
 
     block_cosine: float = 0.0
     block: int = 4
+    per_repetition: str = ""
+    exit_gate: str = ""
+    exit_entropy: float = 0.1
+    seed: int = 0
+
+    def of_exits(self, plan) -> bool:
+        """Whether the exits of a plan after every repetition have losses."""
+        return plan.is_looped and bool(self.per_repetition or self.exit_gate)
 
 
 NONE = Losses()
@@ -32,8 +48,19 @@ NONE = Losses()
 
 def of(config) -> Losses:
     """The losses of a config; raises UserError for invalid values."""
-    losses = Losses(**config.losses.to_dict())
-    for name in ("block_cosine",):
+    losses = Losses(**config.losses.to_dict(), seed=config.seed)
+    for name, allowed in (("per_repetition", PER_REPETITION), ("exit_gate", EXIT_GATE)):
+        if getattr(losses, name) not in allowed:
+            raise UserError(
+                f"config.losses.{name}={getattr(losses, name)!r} must be one of "
+                f"{', '.join(map(repr, allowed))}"
+            )
+    if losses.per_repetition and losses.exit_gate:
+        raise UserError(
+            f"config.losses.per_repetition={losses.per_repetition!r} must be empty with "
+            f"config.losses.exit_gate={losses.exit_gate!r}, which weights the loss of every repetition"
+        )
+    for name in ("block_cosine", "exit_entropy"):
         if not 0 <= getattr(losses, name) < math.inf:
             raise UserError(
                 f"config.losses.{name}={getattr(losses, name)} must be at least 0 and finite"
@@ -45,6 +72,19 @@ def check_plans(losses: Losses, plans) -> None:
     """Raises UserError where a loss does not fit the plans of the phases of a run, in order."""
     if losses.block_cosine:
         _check_blocks(losses, plans)
+    for name in ("per_repetition", "exit_gate"):
+        if value := getattr(losses, name):
+            _check_loops(f"config.losses.{name}={value!r}", plans, value == "gate")
+
+
+def _check_loops(what: str, plans, everywhere: bool) -> None:
+    for plan in plans:
+        if sum(s.repeats > 1 for s in plan.segments) > 1:
+            raise UserError(f"{what} requires a plan with one loop, but plan {plan} has several")
+    looped = [plan.is_looped for plan in plans]
+    if not any(looped) or (everywhere and not all(looped)):
+        plan = plans[looped.index(False)]
+        raise UserError(f"{what} requires a plan with a loop, like '4x6', but plan {plan} has none")
 
 
 def _check_blocks(losses: Losses, plans) -> None:

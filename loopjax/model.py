@@ -15,6 +15,7 @@ The canonical parameter tree does not depend on the plan:
     layers/down              [U, F, D]
     final_norm               [D]             scale
     head                     [D, V]          only with tie_embeddings=False
+    loop/exit_gate           [D]             only with exit_gate=True; exit_gate_bias [1]
 
 and in the model families that use them:
 
@@ -102,6 +103,8 @@ class Transformer(nn.Module):
         if not cfg.tie_embeddings:
             init = nn.with_logical_partitioning(fan_in_normal(), ("embed", "vocab"))
             self.head = self.param("head", init, (cfg.d_model, cfg.vocab_size))
+        if cfg.exit_gate:
+            self.loop = ExitGate(cfg)
 
     def __call__(self, tokens_BT, placement=None):
         return self.unembed(self.run(tokens_BT, placement))
@@ -147,6 +150,38 @@ class Transformer(nn.Module):
                 x_BTD = self.run_segment(i, x_BTD, context)
         return x_BTD
 
+    def after_repetitions(self, tokens_BT, placement=None, chosen_N=None):
+        """Residual streams of the exits after the repetitions of the loop, two [B, T, N, D].
+
+        The first is that of the loop itself, the second that of the end of the plan when its layers
+        after the loop run on it: what `run` returns is the last of these.
+
+        Args:
+          chosen_N: int, the repetitions from 0 after which there are exits; None for all R.
+        """
+        x_BTD = self.embedded(tokens_BT)
+        positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
+        context = context_of(self.cfg, positions, x_BTD, placement)
+        loop = next(i for i, s in enumerate(self.plan.segments) if s.repeats > 1)
+        for i in range(loop):
+            x_BTD = self.run_segment(i, x_BTD, context)
+        x_NBTD = self.run_segment(loop, x_BTD, context, every=True)
+        if chosen_N is not None:
+            x_NBTD = x_NBTD[chosen_N]
+        N, B, T, D = x_NBTD.shape
+        # The exits of a row are rows beside each other: no row moves between devices.
+        x_BTD = x_NBTD.swapaxes(0, 1).reshape(B * N, T, D)
+        if placement is not None:
+            placement = jax.tree.map(lambda x: jnp.repeat(x, N, axis=0), placement)
+            positions = placement.positions_BT
+        embedded_BTD = context.embedded_BTD
+        if embedded_BTD is not None:
+            embedded_BTD = jnp.repeat(embedded_BTD, N, axis=0)
+        context = context_of(self.cfg, positions, embedded_BTD, placement)
+        for i in range(loop + 1, len(self.plan.segments)):
+            x_BTD = self.run_segment(i, x_BTD, context)
+        return x_NBTD.transpose(1, 2, 0, 3), x_BTD.reshape(B, N, T, D).swapaxes(1, 2)
+
     def normed(self, x_BTD):
         return rms_norm(x_BTD, self.final_norm, self.cfg.norm_eps)
 
@@ -159,8 +194,19 @@ class Transformer(nn.Module):
         logits_BTV = kernels.matmul(x_BTD, head_DV, dtype=jnp.float32)
         return nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
 
-    def run_segment(self, index, x_BTD, context):
-        """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned)."""
+    def with_gate(self, tokens_BT):
+        """Uses every parameter, for initialization."""
+        return self.exit_logits(self.embedded(tokens_BT)), self(tokens_BT)
+
+    def exit_logits(self, x_BTD):
+        """The logit of leaving the loop at residual streams after a repetition, float32 [...]."""
+        return self.loop(self.normed(x_BTD))
+
+    def run_segment(self, index, x_BTD, context, every=False):
+        """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned).
+
+        With `every` the result is [R, B, T, D], the residual stream after each repetition.
+        """
         block = getattr(self, f"segment_{index}")
         segment = self.plan.segments[index]
         unique_L = iteration_R = None
@@ -185,6 +231,8 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         if segment.repeats > 1:
+            if every:
+                stack = _returning_each(stack)
             stack = nn.scan(
                 stack,
                 variable_broadcast="params",
@@ -195,8 +243,31 @@ class Transformer(nn.Module):
             )
         elif iteration_R is not None:
             iteration_R = iteration_R[0]
-        x_BTD, _ = stack(block, x_BTD, unique_L, iteration_R, context)
-        return x_BTD
+        x_BTD, each = stack(block, x_BTD, unique_L, iteration_R, context)
+        return each if every else x_BTD
+
+
+def _returning_each(stack):
+    """A repetition that also returns the residual stream after it."""
+
+    def repetition(block, x_BTD, *inputs):
+        x_BTD, _ = stack(block, x_BTD, *inputs)
+        return x_BTD, x_BTD
+
+    return repetition
+
+
+class ExitGate(nn.Module):
+    """w x + b of normed residual streams [..., D], float32 [...]; both start at zero."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+        weight_D = self.param("exit_gate", init, (self.cfg.d_model,))
+        bias = self.param("exit_gate_bias", init, (1,))
+        return jnp.sum(x.astype(jnp.float32) * weight_D, axis=-1) + bias[0]
 
 
 def angles_of(cfg: ModelConfig, positions):
@@ -208,7 +279,8 @@ def angles_of(cfg: ModelConfig, positions):
 def init_params(cfg: ModelConfig, n_layers: int, key: jax.Array):
     """The canonical tree of a stack of `n_layers`, boxed with logical axis names (`nn.meta`)."""
     plan = DepthPlan.of([(n_layers, 1)])
-    params = Transformer(cfg, plan).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    module, tokens_BT = Transformer(cfg, plan), jnp.zeros((1, 2), jnp.int32)
+    params = module.init(key, tokens_BT, method="with_gate" if cfg.exit_gate else None)["params"]
     return {("layers" if k == "segment_0" else k): v for k, v in params.items()}
 
 
@@ -240,7 +312,7 @@ def outputs(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, placemen
     layers; the plain transformer has none.
     """
     plan = fitting(params, plan)
-    return _with_losses("__call__", cut_segments(params, plan), cfg, plan, tokens_BT, placement)
+    return with_losses("__call__", cut_segments(params, plan), cfg, plan, tokens_BT, placement)
 
 
 def weighted_loss(
@@ -259,7 +331,7 @@ def weighted_loss(
       sum []}, of which "nll" is the cross-entropy; {name: auxiliary loss []} as in `outputs`).
     """
     args = tokens_BT, targets_BT, weights_BT, placement
-    (total, terms), losses = _with_losses("weighted_loss", segments, cfg, plan, *args)
+    (total, terms), losses = with_losses("weighted_loss", segments, cfg, plan, *args)
     return total, terms, losses
 
 
@@ -272,8 +344,12 @@ def token_losses(
     return Transformer(cfg, plan).apply(*args, method="token_losses")
 
 
-def _with_losses(method: str, segments, cfg, plan, *args):
-    """(what a method of `Transformer` returns, the auxiliary losses sown in it)."""
+def with_losses(method, segments, cfg, plan, *args):
+    """(what a method of `Transformer` returns, the auxiliary losses sown in it).
+
+    Args:
+      method: its name, or a function of the module and `args`.
+    """
     variables = {"params": segments}
     result, sown = Transformer(cfg, plan).apply(variables, *args, method=method, mutable=["losses"])
     losses: dict[str, jax.Array] = {}

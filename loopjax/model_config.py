@@ -34,6 +34,7 @@ class ModelConfig:
       remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
         "attention" (all but products with the weights of attention), "full" (all but the input of
         each layer), "offload" (as "full", with these inputs in the memory of the host; GPU and TPU).
+      exit_gate: whether the model has weights that say when to leave a loop (`losses.exit_gate`).
     """
 
     vocab_size: int
@@ -52,6 +53,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     attention: str = "auto"
     remat: str = "none"
+    exit_gate: bool = False
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "d_ff", "n_heads", "n_kv_heads", "init_depth"):
@@ -114,4 +116,7 @@ class ModelConfig:
             layer |= {"query_norm": (C,), "key_norm": (C,)}
         stack = {f"layers/{name}": (n_unique, *shape) for name, shape in layer.items()}
         head = {} if self.tie_embeddings else {"head": (D, V)}
-        return {"embed": (V, D), **stack, "final_norm": (D,), **head}
+        gate: dict[str, tuple[int, ...]] = {}
+        if self.exit_gate:
+            gate = {"loop/exit_gate": (D,), "loop/exit_gate_bias": (1,)}
+        return {"embed": (V, D), **stack, "final_norm": (D,), **head, **gate}

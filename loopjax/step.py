@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from loopjax import block, exits, model, optim, sharding
+from loopjax import block, exit_losses, exits, model, optim, sharding
 from loopjax import losses as losses_lib
 from loopjax.depth import DepthPlan
 from loopjax.losses import Losses
@@ -122,9 +122,11 @@ def train_step(
 
     def objective(segments, part):
         weights_BT = (part["targets"] >= 0) / n_targets
-        total, terms, losses = model.weighted_loss(
-            segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part)
-        )
+        args = segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part)
+        if added.of_exits(plan):
+            total, terms, losses = exit_losses.weighted_loss(*args, added, state.step)
+        else:
+            total, terms, losses = model.weighted_loss(*args)
         losses = {name: value / microbatches for name, value in losses.items()}
         return sum(losses.values(), start=total), (terms.pop("nll"), losses | terms)
 
@@ -142,6 +144,8 @@ def train_step(
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if added.exit_gate == "gate":  # weight decay would change the others
+            params = {**state.params, "loop": {**state.params["loop"], **gate_of(params)}}
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
@@ -157,6 +161,11 @@ def train_step(
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         metrics["skipped"] = ~good
     return new, metrics
+
+
+def gate_of(params) -> dict:
+    """The parameters of the exit gate."""
+    return {name: params["loop"][name] for name in ("exit_gate", "exit_gate_bias")}
 
 
 def _block_cosine(params, added: Losses):

@@ -1,12 +1,13 @@
 """Terms of the loss for loops: blocks alike."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from loopjax import config as config_lib
-from loopjax import losses, run
+from loopjax import exit_losses, losses, model, run
 from loopjax import step as step_lib
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
@@ -76,7 +77,8 @@ def updated(config, plan, params=None):
         )
         if params is not None:
             where = jax.tree.map(lambda leaf: leaf.sharding, before.params)
-            before = before.replace(params=jax.device_put(params, where))
+            own = jax.tree.map(np.array, params)  # the update donates its state
+            before = before.replace(params=jax.device_put(own, where))
         kept = jax.tree.map(np.array, before)
         batch = planned.to_device(next(planned.stream.batches(planned.rows, 0)))
         after, metrics = planned.jitted_update(plan, before)(before, batch)
@@ -155,3 +157,217 @@ def test_a_weight_must_be_a_number_of_at_least_zero(untied, weight):
     untied.losses.block_cosine = weight
     with pytest.raises(UserError, match="config.losses.block_cosine=.* must be at least 0"):
         run.outline(untied)
+
+
+# --- losses of the exits -------------------------------------------------------------------------
+
+LOOPS = ["2x3", "1-2x3-1"]
+rng = np.random.default_rng(5)
+
+
+@pytest.fixture
+def looped(tiny_config):
+    tiny_config.growth.operator = ""
+    tiny_config.clip_norm = 1e9
+    tiny_config.depth = "1-1x3-1"
+    return tiny_config
+
+
+def exits_of(params, batch, cfg, plan):
+    """For each repetition: the state after it [B, T, D], and the losses of its exit [B, T]."""
+    loop = next(s for s in plan.segments if s.repeats > 1)
+    out = []
+    for t in range(1, loop.repeats + 1):
+        parts = [(s.layers, t if s is loop else s.repeats) for s in plan.segments]
+        upto = [p for s, p in zip(plan.segments, parts, strict=True) if s.start <= loop.start]
+        inside = DepthPlan.of(upto)
+        below = jax.tree.map(lambda leaf, n=inside.n_unique: leaf[:n], params["layers"])
+        state = model.residual({**params, "layers": below}, batch["inputs"], cfg, inside)
+        logits = model.forward(params, batch["inputs"], cfg, DepthPlan.of(parts))
+        log_p = jax.nn.log_softmax(logits)
+        targets = jnp.maximum(batch["targets"], 0)[..., None]
+        out.append((state, -jnp.take_along_axis(log_p, targets, axis=-1)[..., 0]))
+    return [state for state, _ in out], [nll for _, nll in out]
+
+
+def scored_mean(batch, values_BT):
+    scored = batch["targets"] >= 0
+    return jnp.sum(jnp.where(scored, values_BT, 0)) / jnp.sum(scored)
+
+
+def first_batch(config):
+    return next(plan_run(config).stream.batches(np.arange(config.batch_size), 0))
+
+
+def with_gate(params, seed=0):
+    rng = np.random.default_rng(seed)
+    gate = {name: rng.normal(size=leaf.shape).astype("f") for name, leaf in params["loop"].items()}
+    return {**params, "loop": gate}
+
+
+def assert_gradient(after, expected):
+    """The first moment of AdamW after one update is 0.1 times the gradient."""
+    jax.tree.map(
+        lambda m, g: np.testing.assert_allclose(np.asarray(m), 0.1 * np.asarray(g), atol=3e-6),
+        moment(after), expected,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", ["1x3", "1-1x3-1"])
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_the_mean_over_repetitions_is_trained_on(looped, depth, mesh):
+    looped.update(depth=depth, microbatches=2 if mesh["data"] == 2 else 1)
+    looped.mesh.update(mesh)
+    looped.losses.per_repetition = "mean"
+    before, after, metrics = updated(looped, depth)
+    cfg, plan, batch = plan_run(looped).cfg, DepthPlan.parse(depth), first_batch(looped)
+
+    def objective(params):
+        losses = [scored_mean(batch, nll) for nll in exits_of(params, batch, cfg, plan)[1]]
+        return sum(losses) / 3, losses
+
+    expected, losses = jax.grad(objective, has_aux=True)(before.params)
+    assert_gradient(after, expected)
+    assert float(metrics["loss"]) == pytest.approx(float(losses[-1]), rel=1e-5)
+    assert float(metrics["losses/repetition_1"]) == pytest.approx(float(losses[0]), rel=1e-5)
+    assert float(metrics["losses/repetition_2"]) == pytest.approx(float(losses[1]), rel=1e-5)
+
+
+def test_the_random_exit_is_one_earlier_repetition_beside_the_last(looped):
+    looped.losses.per_repetition = "random"
+    before, after, metrics = updated(looped, looped.depth)
+    cfg, plan, batch = plan_run(looped).cfg, DepthPlan.parse(looped.depth), first_batch(looped)
+    earlier = int(exit_losses.drawn(looped.seed, 0, 3))
+
+    def objective(params):
+        losses = [scored_mean(batch, nll) for nll in exits_of(params, batch, cfg, plan)[1]]
+        return (losses[earlier] + losses[-1]) / 2, losses
+
+    expected, losses = jax.grad(objective, has_aux=True)(before.params)
+    assert_gradient(after, expected)
+    found = float(metrics["losses/earlier_repetition"])
+    assert found == pytest.approx(float(losses[earlier]), rel=1e-5)
+
+
+def test_draws_depend_on_seed_and_step_and_are_uniform():
+    draws = np.array([[int(exit_losses.drawn(s, t, 5)) for t in range(60)] for s in range(4)])
+    assert set(draws.ravel()) == {0, 1, 2, 3}
+    assert (np.bincount(draws.ravel()) > 35).all()
+    assert (draws[0] != draws[1]).any()
+    assert int(exit_losses.drawn(2, 7, 5)) == draws[2, 7]
+
+
+def exit_probabilities(gate):
+    """p_t of gates lambda [..., T], by the printed products."""
+    T = gate.shape[-1]
+    stays = [np.prod(1 - gate[..., :t], axis=-1) for t in range(T + 1)]
+    return np.stack([gate[..., t] * stays[t] for t in range(T - 1)] + [stays[T - 1]], axis=-1)
+
+
+def test_the_exit_probabilities_are_the_printed_products():
+    logits = rng.normal(size=(2, 5, 4)) * 3
+    found = np.exp(exit_losses.log_exit_probabilities(jnp.array(logits)))
+    np.testing.assert_allclose(found, exit_probabilities(1 / (1 + np.exp(-logits))), atol=1e-6)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_the_joint_loss_of_the_gate_is_the_printed_one(looped, mesh):
+    looped.mesh.update(mesh)
+    looped.microbatches = 2 if mesh["data"] == 2 else 1
+    looped.losses.update(exit_gate="joint", exit_entropy=0.3)
+    planned = plan_run(looped)
+    cfg, plan, batch = planned.cfg, DepthPlan.parse(looped.depth), first_batch(looped)
+    params = with_gate(nn.meta.unbox(model.init_params(cfg, 3, jax.random.key(0))))
+    _, after, metrics = updated(looped, looped.depth, params)
+
+    def objective(params):
+        states, nlls = exits_of(params, batch, cfg, plan)
+        gate = []
+        for h in states:
+            h = h / jnp.sqrt(jnp.mean(h * h, -1, keepdims=True) + cfg.norm_eps)
+            h = h * params["final_norm"]
+            logit = h @ params["loop"]["exit_gate"] + params["loop"]["exit_gate_bias"][0]
+            gate.append(1 / (1 + jnp.exp(-logit)))
+        p = [gate[0], gate[1] * (1 - gate[0]), (1 - gate[0]) * (1 - gate[1])]
+        entropy = -sum(q * jnp.log(q) for q in p)
+        mean = sum(q * nll for q, nll in zip(p, nlls, strict=True))
+        return scored_mean(batch, mean - 0.3 * entropy), (scored_mean(batch, entropy), nlls[-1])
+
+    expected, (entropy, last) = jax.grad(objective, has_aux=True)(params)
+    assert_gradient(after, expected)
+    assert float(metrics["losses/exit_entropy"]) == pytest.approx(float(entropy), rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(float(scored_mean(batch, last)), rel=1e-5)
+    assert np.abs(expected["loop"]["exit_gate"]).max() > 1e-4
+
+
+def test_stage_two_trains_the_gate_alone_on_the_printed_loss(looped):
+    looped.losses.exit_gate = "gate"
+    looped.optimizer.weight_decay = 0.5
+    planned = plan_run(looped)
+    cfg, plan, batch = planned.cfg, DepthPlan.parse(looped.depth), first_batch(looped)
+    params = with_gate(nn.meta.unbox(model.init_params(cfg, 3, jax.random.key(0))))
+    params = jax.tree.map(lambda p: p.at[(0,) * p.ndim].set(-0.0), jax.tree.map(jnp.array, params))
+    before, after, metrics = updated(looped, looped.depth, params)
+    states, nlls = exits_of(params, batch, cfg, plan)
+
+    def objective(gate):
+        total = 0
+        for t in (1, 2):
+            h = states[t] / jnp.sqrt(jnp.mean(states[t] ** 2, -1, keepdims=True) + cfg.norm_eps)
+            logit = h * params["final_norm"] @ gate["exit_gate"] + gate["exit_gate_bias"][0]
+            leaves = 1 / (1 + jnp.exp(-logit))
+            gained = jnp.maximum(0, nlls[t - 1] - nlls[t])
+            w = 1 / (1 + jnp.exp(-50 * (gained - 0.005)))
+            total -= w * jnp.log(1 - leaves) + (1 - w) * jnp.log(leaves)
+        return scored_mean(batch, total / 3)
+
+    value, expected = jax.value_and_grad(objective)(params["loop"])
+    assert float(metrics["losses/exit_gate"]) == pytest.approx(float(value), rel=1e-5)
+    assert_gradient(after, jax.tree.map(jnp.zeros_like, before.params) | {"loop": expected})
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(before.params),
+        jax.tree.leaves(after.params),
+        strict=True,
+    ):
+        same = np.asarray(old).tobytes() == np.asarray(new).tobytes()
+        assert same == ("exit_gate" not in jax.tree_util.keystr(path)), path
+
+
+@pytest.mark.parametrize(
+    ("losses", "depth", "sentence"),
+    [
+        ({"per_repetition": "all"}, "2x2", "losses.per_repetition='all' must be one of '', 'mean'"),
+        (
+            {"exit_gate": "both"},
+            "2x2",
+            "losses.exit_gate='both' must be one of '', 'joint', 'gate'",
+        ),
+        ({"exit_gate": "joint", "per_repetition": "mean"}, "2x2", "must be empty with"),
+        (
+            {"per_repetition": "mean"},
+            "4",
+            "requires a plan with a loop, like '4x6', but plan 4 has",
+        ),
+        ({"exit_gate": "gate"}, "1x2-1x2", "one loop, but plan 1x2-1x2 has several"),
+        ({"exit_gate": "joint", "exit_entropy": -1.0}, "2x2", "exit_entropy=-1.0 must be at least"),
+    ],
+)
+def test_losses_of_exits_without_sense_are_refused(looped, losses, depth, sentence):
+    looped.depth = depth
+    looped.losses.update(losses)
+    with pytest.raises(UserError, match=sentence):
+        run.outline(looped)
+
+
+def test_phases_without_a_loop_have_the_plain_loss(looped):
+    looped.depth = "3"
+    looped.cooldown.update(depth="1-1x2-1", steps=4)
+    looped.losses.per_repetition = "mean"
+    run.outline(looped)
+    assert not any(name.startswith("losses/") for name in updated(looped, "3")[2])
+    looped.losses.update(per_repetition="", exit_gate="gate")
+    with pytest.raises(
+        UserError, match="requires a plan with a loop, like '4x6', but plan 3 has none"
+    ):
+        run.outline(looped)
