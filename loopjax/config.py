@@ -40,6 +40,7 @@ _WHOLE = {
     "growth.block": (1, _MOST),
     "growth.steps": (0, _MOST),
     "losses.block": (1, _MOST),
+    "losses.jacobian_steps": (0, 1000),
     "cooldown.steps": (0, _MOST),
     "model.init_depth": (0, _MOST),
     "warmup_steps": (0, _MOST),
@@ -113,6 +114,11 @@ def default() -> ConfigDict:
         ""  # exit gate, trained "joint" with the model or as "gate" alone; empty: none
     )
     config.losses.exit_entropy = 0.1  # weight of the entropy of the exits with "joint"
+    config.losses.jacobian = (
+        0.0  # weight of a repetition's spectral norm above jacobian_most; 0: off
+    )
+    config.losses.jacobian_most = 1.0  # spectral norm of a repetition's Jacobian without a penalty
+    config.losses.jacobian_steps = 2  # power iterations that estimate the spectral norm
 
     # Optimizer; each uses some of these fields and rejects the others (`optim.OPTIMIZERS`).
     config.clip_norm = 1.0  # largest norm of the gradient of all parameters
@@ -289,6 +295,8 @@ def unused(values: dict) -> set[str]:
         "growth.block": grows and not values["growth.depths"],
         "growth.noise": grows and values["growth.transform"] == "noise",
         "losses.block": bool(values["losses.block_cosine"]),
+        "losses.jacobian_most": bool(values["losses.jacobian"]),
+        "losses.jacobian_steps": bool(values["losses.jacobian"]),
         "losses.exit_entropy": values["losses.exit_gate"] == "joint",
         "init": bool(values["init_from"]),
         "init_operator": bool(values["init_from"]),

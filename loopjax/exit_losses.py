@@ -17,7 +17,7 @@ Shape letters are those of `model.py`; N is the exits of a call.
 import jax
 import jax.numpy as jnp
 
-from loopjax import head, model
+from loopjax import head, jacobian, model
 from loopjax.losses import Losses
 
 # Improvements below the threshold are none (Zhu et al. 2025, stage II).
@@ -38,19 +38,59 @@ def weighted_loss(
     if added.per_repetition == "random":
         chosen_N = jnp.array([drawn(added.seed, step, R), R - 1])
         names = ("earlier_repetition", "nll")
+    elif not added.per_repetition and not added.exit_gate:
+        chosen_N, names = jnp.array([R - 1]), ("nll",)
     else:
         chosen_N = None
         names = (*(f"repetition_{t}" for t in range(1, R)), "nll")
 
     def run(module, tokens_BT, placement):
-        h_BTND, x_BTND = module.after_repetitions(tokens_BT, placement, chosen_N)
+        h_BTND, x_BTND = after_repetitions(module, tokens_BT, placement, chosen_N)
         loss = {"joint": _joint, "gate": _gate}.get(added.exit_gate, _mean)
         total, nll_BTN, terms = loss(module, h_BTND, x_BTND, targets_BT, weights_BT, added)
         nll_N = jnp.einsum("BT,BTN->N", weights_BT, jax.lax.stop_gradient(nll_BTN))
-        return total, dict(zip(names, nll_N, strict=True)) | terms
+        return total, dict(zip(names, nll_N, strict=True)) | terms, h_BTND[:, :, -1]
 
-    (total, terms), losses = model.with_losses(run, segments, cfg, plan, tokens_BT, placement)
+    (total, terms, last_BTD), losses = model.with_losses(
+        run, segments, cfg, plan, tokens_BT, placement
+    )
+    if added.jacobian:
+        args = segments, last_BTD, cfg, plan, placement, added, step
+        losses = {**losses, "jacobian": added.jacobian * jacobian.penalty(*args)}
     return total, terms, losses
+
+
+def after_repetitions(module, tokens_BT, placement=None, chosen_N=None):
+    """Residual streams of the exits after the repetitions of the loop, two [B, T, N, D].
+
+    The first is that of the loop itself, the second that of the end of the plan when its layers
+    after the loop run on it: what `run` returns is the last of these.
+
+    Args:
+      chosen_N: int, the repetitions from 0 after which there are exits; None for all R.
+    """
+    x_BTD = module.embedded(tokens_BT)
+    positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
+    context = model.context_of(module.cfg, positions, x_BTD, placement)
+    loop = next(i for i, s in enumerate(module.plan.segments) if s.repeats > 1)
+    for i in range(loop):
+        x_BTD = module.run_segment(i, x_BTD, context)
+    x_NBTD = module.run_segment(loop, x_BTD, context, every=True)
+    if chosen_N is not None:
+        x_NBTD = x_NBTD[chosen_N]
+    N, B, T, D = x_NBTD.shape
+    # The exits of a row are rows beside each other: no row moves between devices.
+    x_BTD = x_NBTD.swapaxes(0, 1).reshape(B * N, T, D)
+    if placement is not None:
+        placement = jax.tree.map(lambda x: jnp.repeat(x, N, axis=0), placement)
+        positions = placement.positions_BT
+    embedded_BTD = context.embedded_BTD
+    if embedded_BTD is not None:
+        embedded_BTD = jnp.repeat(embedded_BTD, N, axis=0)
+    context = model.context_of(module.cfg, positions, embedded_BTD, placement)
+    for i in range(loop + 1, len(module.plan.segments)):
+        x_BTD = module.run_segment(i, x_BTD, context)
+    return x_NBTD.transpose(1, 2, 0, 3), x_BTD.reshape(B, N, T, D).swapaxes(1, 2)
 
 
 def drawn(seed: int, step, repeats: int) -> jax.Array:

@@ -3,9 +3,11 @@
     kl:E          KL(p_r || p_{r-1}) < E, p_r the distribution of the next token after repetition r >= 2
     latent:E      ||x_r - x_{r-1}|| < E ||x_r||, x_r the residual stream after repetition r, x_0 before it
     confidence:P  the most likely next token has a probability > P
+    gate:Q        the probability to have left by then, 1 - prod_{t <= r} (1 - lambda_t), is > Q; of models
+                  with an exit gate (`exit_losses.py`)
 
-(Geiping et al. 2025, section 6.1, for the first two: KL 5e-4, latent 0.03. The plain confidence does as
-well as learned gates: see docs/recurrence.md.) kl:0, latent:0 and confidence:1 never hold.
+(The first two: Geiping et al. 2025, KL 5e-4, latent 0.03. The last: Zhu et al. 2025.) kl:0, latent:0,
+confidence:1 and gate:1 never hold.
 
 A token that left keeps its state, and what later repetitions attend to is what it had last: the keys and
 values of its deepest repetition, of the same layer. After the loop all tokens run the rest of the plan.
@@ -23,11 +25,13 @@ import jax.numpy as jnp
 
 from loopjax import flops, model
 from loopjax.block import Held
-from loopjax.depth import DepthPlan, Segment
+from loopjax.depth import MOST_LAYERS, DepthPlan, Segment
 from loopjax.errors import UserError
 
 # Rule: (largest threshold, whether it reads the distribution of the next token).
-RULES = {"kl": (math.inf, True), "latent": (math.inf, False), "confidence": (1.0, True)}
+RULES = {
+    "kl": (math.inf, True), "latent": (math.inf, False), "confidence": (1.0, True), "gate": (1.0, False),
+}  # fmt: skip
 _READ_CHUNK = 64  # positions per row whose logits are in memory at a time
 
 
@@ -50,7 +54,7 @@ class Rule:
         if not 0 <= threshold <= most or threshold == math.inf:
             raise UserError(
                 f"--exit {text!r} must be a rule and its threshold: kl:5e-4 or latent:0.03 (at least 0), "
-                "confidence:0.9 (0..1)"
+                "confidence:0.9 or gate:0.8 (0..1)"
             )
         return cls(name, threshold)
 
@@ -69,28 +73,43 @@ class Rule:
         log_q = jax.nn.log_softmax(before)
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) < self.threshold
 
-    def of_states(self, x_BTD, before_BTD):
-        """Whether it holds [B, T] by the residual streams after this and the last repetition."""
+    def of_states(self, params, cfg, x_BTD, before_BTD, log_stay_BT):
+        """Whether it holds [B, T] by the residual streams after this and the last repetition.
+
+        Args:
+          log_stay_BT: log-probability of the gate to have stayed until the last repetition.
+
+        Returns:
+          (whether it holds, `log_stay_BT` after this repetition).
+        """
+        if self.name == "gate":
+            logits_BT = model.outside_stack(params, cfg, x_BTD, "exit_logits")
+            log_stay_BT = log_stay_BT + jax.nn.log_sigmoid(-logits_BT)
+            return -jnp.expm1(log_stay_BT) > self.threshold, log_stay_BT
         x, before = x_BTD.astype(jnp.float32), before_BTD.astype(jnp.float32)
         change = jnp.sum(jnp.square(x - before), axis=-1)
-        return change < self.threshold**2 * jnp.sum(jnp.square(x), axis=-1)
+        holds_BT = change < self.threshold**2 * jnp.sum(jnp.square(x), axis=-1)
+        return holds_BT, log_stay_BT
 
     def __str__(self) -> str:
         return f"{self.name}:{self.threshold:g}"
 
 
-def loop_of(plan: DepthPlan) -> Segment:
+def loop_of(plan: DepthPlan, flag: str = "--exit") -> Segment:
     """The repeated segment that tokens leave early; raises UserError unless there is exactly one."""
     loops = [s for s in plan.segments if s.repeats > 1]
     if len(loops) != 1:
         count = "no loop" if not loops else f"{len(loops)} loops"
-        raise UserError(f"--exit requires a plan with one loop, but plan {plan} has {count}")
+        raise UserError(f"{flag} requires a plan with one loop, but plan {plan} has {count}")
     return loops[0]
 
 
 def repeated(plan: DepthPlan, repeats: int) -> DepthPlan:
-    """The plan with another number of repetitions of its loop."""
-    loop = loop_of(plan)
+    """The plan with another number of repetitions of its loop, at least 2; else UserError."""
+    flag = f"--max-repeats {repeats}"
+    loop = loop_of(plan, flag)
+    if not 2 <= repeats <= MOST_LAYERS // loop.layers:
+        raise UserError(f"{flag} must lie within 2..{MOST_LAYERS // loop.layers} for plan {plan}")
     return DepthPlan.of((s.layers, repeats if s is loop else s.repeats) for s in plan.segments)
 
 
@@ -144,22 +163,24 @@ def residual(
     def after(x_BTD):
         return run(x_BTD, jnp.array(parts.after), context)[0] if parts.after else x_BTD
 
-    def leaves(r, x_BTD, before_BTD, read_BTD):
-        """(whether tokens leave after repetition r >= 1, what they are read from)."""
+    def leaves(r, x_BTD, before_BTD, read):
+        """(whether tokens leave after repetition r >= 1, what the rule needs next time)."""
+        read_BTD, log_stay_BT = read
         if not rule.reads:
-            return rule.of_states(x_BTD, before_BTD), read_BTD
+            holds_BT, log_stay_BT = rule.of_states(params, cfg, x_BTD, before_BTD, log_stay_BT)
+            return holds_BT, (read_BTD, log_stay_BT)
         new_BTD = after(x_BTD)
         holds_BT = _of_readings(params, rule, new_BTD, read_BTD, cfg)
-        return holds_BT & (rule.name != "kl" or r > 1), new_BTD
+        return holds_BT & (rule.name != "kl" or r > 1), (new_BTD, log_stay_BT)
 
     def repetition(carry):
-        r, x_BTD, (k, v), active_BT, count_BT, read_BTD = carry
+        r, x_BTD, (k, v), active_BT, count_BT, read = carry
         indices = jnp.array(parts.loop) + r * len(parts.loop)
         alive = jnp.broadcast_to(active_BT, (len(parts.loop), *active_BT.shape))
         new_BTD, (k, v) = run(x_BTD, indices, context, Held(k, v, alive))
         new_BTD = jnp.where(active_BT[..., None], new_BTD, x_BTD)
-        left_BT, read_BTD = leaves(r + 1, new_BTD, x_BTD, read_BTD)
-        return r + 1, new_BTD, (k, v), active_BT & ~left_BT, count_BT + active_BT, read_BTD
+        left_BT, read = leaves(r + 1, new_BTD, x_BTD, read)
+        return r + 1, new_BTD, (k, v), active_BT & ~left_BT, count_BT + active_BT, read
 
     def goes_on(carry):
         return (carry[0] < parts.repeats) & jnp.any(carry[3])
@@ -170,7 +191,7 @@ def residual(
     zeros = jnp.zeros((len(parts.loop), B, T, cfg.n_kv_heads, cfg.head_size), x_BTD.dtype)
     active_BT = jnp.ones((B, T), bool) if tokens_there_BT is None else tokens_there_BT
     count_BT = jnp.zeros((B, T), jnp.int32)
-    start = jnp.int32(0), x_BTD, (zeros, zeros), active_BT, count_BT, x_BTD
+    start = jnp.int32(0), x_BTD, (zeros, zeros), active_BT, count_BT, (x_BTD, jnp.zeros((B, T)))
     _, x_BTD, _, _, count_BT, _ = jax.lax.while_loop(goes_on, repetition, start)
     return after(x_BTD), count_BT
 

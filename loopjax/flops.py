@@ -3,7 +3,9 @@
 XLA's own cost analysis counts the body of a scan once, so executed depth must come from the plan.
 """
 
+from loopjax import losses
 from loopjax.depth import DepthPlan
+from loopjax.losses import Losses
 from loopjax.model_config import ModelConfig
 
 
@@ -34,12 +36,48 @@ def training_flops_per_token(
     average, and `causal` counts only these. Forward and backward pass; recomputation (remat) is
     not counted.
     """
-    E = plan.n_effective
+    return _per_token(cfg, plan.n_effective, seq_len, causal)
+
+
+def _per_token(cfg: ModelConfig, E: int, seq_len: int, causal: bool) -> int:
     P = E * layer_params(cfg) + cfg.vocab_size * cfg.d_model
     return 6 * P + (6 if causal else 12) * E * cfg.n_heads * cfg.head_size * seq_len
 
 
 def training_flops(cfg: ModelConfig, plan: DepthPlan, config, *, causal: bool = False) -> int:
-    """FLOPs of one update."""
+    """FLOPs of one update, with what the losses of `config.losses` cost besides the forward and
+    backward pass of the plan (`exit_flops_per_token`)."""
     per_token = training_flops_per_token(cfg, plan, config.seq_len, causal=causal)
+    if "losses" in config:  # configs saved by earlier versions have none
+        per_token += exit_flops_per_token(
+            cfg, plan, config.seq_len, losses.of(config), causal=causal
+        )
     return per_token * config.batch_size * config.seq_len
+
+
+def exit_flops_per_token(
+    cfg: ModelConfig, plan: DepthPlan, seq_len: int, added: Losses, *, causal: bool = False
+) -> int:
+    """FLOPs of losses of a loop in addition to `training_flops_per_token`; 0 for other plans.
+
+    Every exit but the last runs the layers after the loop and the head once more, forward and backward.
+    A gate trained alone needs no backward pass, so two thirds of everything are subtracted. A
+    penalty on the Jacobian takes 2 k + 8 forward passes of a repetition: one, 2 k products in k power
+    iterations, the last product, and six for its gradient.
+    """
+    if not added.of_exits(plan):
+        return 0
+    loop = next(s for s in plan.segments if s.repeats > 1)
+    after = plan.n_unique - loop.stop
+    exits = {"random": 2, "mean": loop.repeats}.get(added.per_repetition, 1)
+    if added.exit_gate:
+        exits = loop.repeats
+    more = (exits - 1) * _per_token(cfg, after, seq_len, causal)
+    if added.exit_gate == "gate":
+        whole = training_flops_per_token(cfg, plan, seq_len, causal=causal) + more
+        return more - 2 * whole // 3
+    if added.jacobian:
+        head = 6 * cfg.vocab_size * cfg.d_model
+        forward = (_per_token(cfg, loop.layers, seq_len, causal) - head) // 3
+        more += (2 * added.jacobian_steps + 8) * forward
+    return more

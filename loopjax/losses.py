@@ -1,6 +1,7 @@
 """Terms that are added to the training loss: `config.losses`. Each is off by default.
 
     block_cosine                  blocks of an untied model alike (a function of the parameters)
+    jacobian                      a repetition that contracts (`jacobian.py`)
     per_repetition, exit_gate     losses of the exits after every repetition (`exit_losses.py`)
 
 Shape letters are those of `model.py`; N is the layers of a stack, k those of a block.
@@ -28,7 +29,10 @@ class Losses:
       per_repetition: exits that have a loss: "mean", "random"; "" for the last alone.
       exit_gate: how the gate is trained: "joint" with the model, "gate" alone; "" for no gate.
       exit_entropy: weight of the entropy of the exits with "joint", beta.
-      seed: `config.seed`, of the draws of "random".
+      jacobian: weight of the penalty on the spectral norm of a repetition's Jacobian; 0 for none.
+      jacobian_most: spectral norm without a penalty.
+      jacobian_steps: power iterations.
+      seed: `config.seed`, of the draws of "random" and of the directions of the power iteration.
     """
 
     block_cosine: float = 0.0
@@ -36,11 +40,14 @@ class Losses:
     per_repetition: str = ""
     exit_gate: str = ""
     exit_entropy: float = 0.1
+    jacobian: float = 0.0
+    jacobian_most: float = 1.0
+    jacobian_steps: int = 2
     seed: int = 0
 
     def of_exits(self, plan) -> bool:
-        """Whether the exits of a plan after every repetition have losses."""
-        return plan.is_looped and bool(self.per_repetition or self.exit_gate)
+        """Whether states after repetitions of a plan have losses."""
+        return plan.is_looped and bool(self.per_repetition or self.exit_gate or self.jacobian)
 
 
 NONE = Losses()
@@ -60,7 +67,12 @@ def of(config) -> Losses:
             f"config.losses.per_repetition={losses.per_repetition!r} must be empty with "
             f"config.losses.exit_gate={losses.exit_gate!r}, which weights the loss of every repetition"
         )
-    for name in ("block_cosine", "exit_entropy"):
+    if losses.jacobian and losses.exit_gate == "gate":
+        raise UserError(
+            f"config.losses.jacobian={losses.jacobian} must be 0 with config.losses.exit_gate='gate', "
+            "which trains nothing but the gate"
+        )
+    for name in ("block_cosine", "exit_entropy", "jacobian", "jacobian_most"):
         if not 0 <= getattr(losses, name) < math.inf:
             raise UserError(
                 f"config.losses.{name}={getattr(losses, name)} must be at least 0 and finite"
@@ -72,7 +84,7 @@ def check_plans(losses: Losses, plans) -> None:
     """Raises UserError where a loss does not fit the plans of the phases of a run, in order."""
     if losses.block_cosine:
         _check_blocks(losses, plans)
-    for name in ("per_repetition", "exit_gate"):
+    for name in ("per_repetition", "exit_gate", "jacobian"):
         if value := getattr(losses, name):
             _check_loops(f"config.losses.{name}={value!r}", plans, value == "gate")
 

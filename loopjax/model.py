@@ -51,6 +51,7 @@ from jax.ad_checkpoint import checkpoint_name
 from loopjax import attention, head, kernels, rope, sharded_weights
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
 from loopjax.depth import DepthPlan, ExecutedLayer
+from loopjax.exit_gate import ExitGate
 from loopjax.model_config import ModelConfig
 from loopjax.surgery import fitting
 
@@ -150,38 +151,6 @@ class Transformer(nn.Module):
                 x_BTD = self.run_segment(i, x_BTD, context)
         return x_BTD
 
-    def after_repetitions(self, tokens_BT, placement=None, chosen_N=None):
-        """Residual streams of the exits after the repetitions of the loop, two [B, T, N, D].
-
-        The first is that of the loop itself, the second that of the end of the plan when its layers
-        after the loop run on it: what `run` returns is the last of these.
-
-        Args:
-          chosen_N: int, the repetitions from 0 after which there are exits; None for all R.
-        """
-        x_BTD = self.embedded(tokens_BT)
-        positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
-        context = context_of(self.cfg, positions, x_BTD, placement)
-        loop = next(i for i, s in enumerate(self.plan.segments) if s.repeats > 1)
-        for i in range(loop):
-            x_BTD = self.run_segment(i, x_BTD, context)
-        x_NBTD = self.run_segment(loop, x_BTD, context, every=True)
-        if chosen_N is not None:
-            x_NBTD = x_NBTD[chosen_N]
-        N, B, T, D = x_NBTD.shape
-        # The exits of a row are rows beside each other: no row moves between devices.
-        x_BTD = x_NBTD.swapaxes(0, 1).reshape(B * N, T, D)
-        if placement is not None:
-            placement = jax.tree.map(lambda x: jnp.repeat(x, N, axis=0), placement)
-            positions = placement.positions_BT
-        embedded_BTD = context.embedded_BTD
-        if embedded_BTD is not None:
-            embedded_BTD = jnp.repeat(embedded_BTD, N, axis=0)
-        context = context_of(self.cfg, positions, embedded_BTD, placement)
-        for i in range(loop + 1, len(self.plan.segments)):
-            x_BTD = self.run_segment(i, x_BTD, context)
-        return x_NBTD.transpose(1, 2, 0, 3), x_BTD.reshape(B, N, T, D).swapaxes(1, 2)
-
     def normed(self, x_BTD):
         return rms_norm(x_BTD, self.final_norm, self.cfg.norm_eps)
 
@@ -255,19 +224,6 @@ def _returning_each(stack):
         return x_BTD, x_BTD
 
     return repetition
-
-
-class ExitGate(nn.Module):
-    """w x + b of normed residual streams [..., D], float32 [...]; both start at zero."""
-
-    cfg: ModelConfig
-
-    @nn.compact
-    def __call__(self, x):
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-        weight_D = self.param("exit_gate", init, (self.cfg.d_model,))
-        bias = self.param("exit_gate_bias", init, (1,))
-        return jnp.sum(x.astype(jnp.float32) * weight_D, axis=-1) + bias[0]
 
 
 def angles_of(cfg: ModelConfig, positions):

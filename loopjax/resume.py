@@ -32,7 +32,7 @@ from loopjax.host import is_complete, say
 from loopjax.lineage import Ancestry
 from loopjax.model_config import ModelConfig
 from loopjax.run import Run
-from loopjax.step import TrainState, abstract_state, sharded_init
+from loopjax.step import TrainState, abstract_state, gate_of, sharded_init
 
 # Fields of the architecture in which a run may differ from the checkpoint it is initialized from.
 FREE = ("init_depth", "dtype", "attention", "remat", "rope_theta", "rope_scaling")
@@ -257,6 +257,13 @@ def check(run: Run, source: Source) -> None:
             )
     theirs = dataclasses.asdict(ModelConfig(**meta["model"]))
     ours = dataclasses.asdict(run.cfg)
+    has_gate = theirs.pop("exit_gate")
+    if ours.pop("exit_gate") != has_gate and (has_gate or config.init == "moments"):
+        raise UserError(
+            f"config.losses.exit_gate={config.losses.exit_gate!r}, but config.init_from="
+            f"{config.init_from!r} has {'an' if has_gate else 'no'} exit gate, which only "
+            "config.init='weights' may add"
+        )
     for name in ours.keys() - {*FREE}:
         if ours[name] != theirs[name]:
             raise UserError(
@@ -324,9 +331,10 @@ def _different_run(workdir: pathlib.Path, problems: list[str]) -> UserError:
     )
 
 
-def _abstract(run: Run, plan: DepthPlan) -> TrainState:
-    """Shapes and shardings of the train state for the stack of a plan."""
-    return abstract_state(run.cfg, plan.n_unique, run.optimizer, run.mesh, run.rules)
+def _abstract(run: Run, plan: DepthPlan, **changes) -> TrainState:
+    """Shapes and shardings of the train state for the stack of a plan; `changes` of the architecture."""
+    cfg = dataclasses.replace(run.cfg, **changes)
+    return abstract_state(cfg, plan.n_unique, run.optimizer, run.mesh, run.rules)
 
 
 def _order(run: Run, source: Source) -> tuple[int, ...] | None:
@@ -349,7 +357,8 @@ def initial_state(run: Run, source: Source) -> TrainState:
         )
     order = _order(run, source)
     new = _abstract(run, run.phases[0].plan)
-    old = _abstract(run, DepthPlan.parse(source.meta["plan"]))
+    has_gate = source.meta["model"].get("exit_gate", False)
+    old = _abstract(run, DepthPlan.parse(source.meta["plan"]), exit_gate=has_gate)
     if run.config.init == "moments":
         state = restore(source.directory, source.step, old)
         zero = jax.device_put(np.int32(0), new.step.sharding)
@@ -361,6 +370,9 @@ def initial_state(run: Run, source: Source) -> TrainState:
         params = surgery.grow(params, order, donate=True)
 
     def fresh(params):
+        if not has_gate:  # one that the checkpoint lacks is new
+            zeros = {name: jnp.zeros(leaf.shape) for name, leaf in gate_of(new.params).items()}
+            params = {**params, **({"loop": params.get("loop", {}) | zeros} if zeros else {})}
         return TrainState(jnp.zeros((), jnp.int32), params, run.optimizer.init(params))
 
     new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)

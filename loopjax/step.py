@@ -164,8 +164,9 @@ def train_step(
 
 
 def gate_of(params) -> dict:
-    """The parameters of the exit gate."""
-    return {name: params["loop"][name] for name in ("exit_gate", "exit_gate_bias")}
+    """The parameters of the exit gate; {} without one."""
+    names = ("exit_gate", "exit_gate_bias")
+    return {name: leaf for name, leaf in params.get("loop", {}).items() if name in names}
 
 
 def _block_cosine(params, added: Losses):

@@ -16,7 +16,6 @@ from loopjax.lm import decode, score
 from tests.test_score import CFG, LM, ONE, language_model
 
 PROMPTS = [[5, 9, 200, 17], [3], [250, 1, 7, 7, 30, 99, 41], [11, 12]]
-PLANS = ["2x4", "1-2x3-1", "2x3-1"]
 
 
 # --- a token after the other, without a cache ---------------------------------------------------
@@ -71,7 +70,7 @@ class Reference:
 
     def token(self, token, t, may_leave=True):
         """(log p of the next token, repetitions) of the token at position t."""
-        x, before = self.params["embed"][token], None
+        x, before, self.stays = self.params["embed"][token], None, 1.0
         self.first = self.loop.start
         for e in range(self.first):
             x = self.layer(e, x, t)
@@ -95,6 +94,11 @@ class Reference:
         threshold = self.rule.threshold
         if self.rule.name == "latent":
             return np.linalg.norm(x - entered) / np.linalg.norm(x) < threshold
+        if self.rule.name == "gate":
+            gate = self.params["loop"]
+            logit = self.norm(x, self.params["final_norm"]) @ gate["exit_gate"]
+            self.stays *= 1 - 1 / (1 + np.exp(-logit - gate["exit_gate_bias"][0]))
+            return 1 - self.stays > threshold
         if self.rule.name == "confidence":
             return np.exp(log_p.max()) > threshold
         return before is not None and (np.exp(log_p) * (log_p - before)).sum() < threshold
@@ -108,6 +112,8 @@ def typical(lm, name):
         reference.leaves = lambda x, e, p, b: values.append((x, e, p, b))
         for t, token in enumerate(tokens):
             reference.token(token, t)
+    if name == "gate":
+        return Rule(name, 0.8)
     if name == "latent":
         found = [np.linalg.norm(x - e) / np.linalg.norm(x) for x, e, _, _ in values]
     elif name == "confidence":
@@ -117,11 +123,21 @@ def typical(lm, name):
     return Rule(name, float(np.quantile(found, 0.6 if name == "confidence" else 0.4)))
 
 
+def model_of(depth, name="", **where):
+    """A random model; its gate, if there is one, is random too."""
+    lm = language_model(depth, exit_gate=name == "gate", **where)
+    if name == "gate":
+        gate = {"exit_gate": jax.random.normal(jax.random.key(5), (CFG.d_model,)) / 3}
+        gate["exit_gate_bias"] = jnp.array([0.2])
+        lm = dataclasses.replace(lm, params={**lm.params, "loop": gate})
+    return lm
+
+
 @pytest.mark.parametrize(
     ("depth", "name"), [("2x4", "kl"), *(("1-2x3-1", name) for name in exits.RULES)]
 )
 def test_cached_decoding_is_that_of_each_token_alone(depth, name):
-    lm = language_model(depth, mesh="", devices=jax.devices()[:1])
+    lm = model_of(depth, name, mesh="", devices=jax.devices()[:1])
     rule = typical(lm, name)
     greedy = decode.generate(lm.with_exit(rule), PROMPTS, 8)
     sampled = decode.generate(lm.with_exit(rule), PROMPTS, 8, sampling=decode.Sampling(1.0))
@@ -145,7 +161,7 @@ def test_cached_decoding_is_that_of_each_token_alone(depth, name):
 @pytest.mark.parametrize("name", exits.RULES)
 @pytest.mark.parametrize("depth", ["2x4", "1-1x5"])
 def test_whole_sequences_leave_like_tokens_one_after_another(depth, name):
-    lm = language_model(depth, mesh="", devices=jax.devices()[:1])
+    lm = model_of(depth, name, mesh="", devices=jax.devices()[:1])
     rule = typical(lm, name)
     tokens = np.random.default_rng(2).integers(0, 257, (3, 9))
     x_BTD, count_BT = exits.residual(lm.params, jnp.array(tokens), lm.cfg, lm.plan, rule)
@@ -161,13 +177,14 @@ def test_whole_sequences_leave_like_tokens_one_after_another(depth, name):
 
 # --- never ---------------------------------------------------------------------------------------
 
-NEVER = [Rule("kl", 0.0), Rule("latent", 0.0), Rule("confidence", 1.0)]
+NEVER = [Rule("kl", 0.0), Rule("latent", 0.0), Rule("confidence", 1.0), Rule("gate", 1.0)]
 
 
-@pytest.mark.parametrize("rule", NEVER, ids=str)
-@pytest.mark.parametrize("depth", PLANS)
+@pytest.mark.parametrize(
+    ("depth", "rule"), [("2x3-1", NEVER[2]), *(("1-2x3-1", rule) for rule in NEVER)], ids=str
+)
 def test_a_rule_that_never_holds_is_full_depth_bit_for_bit(depth, rule):
-    lm = language_model(depth)
+    lm = model_of(depth, rule.name)
     plain = decode.generate(lm, PROMPTS, 20)
     found = decode.generate(lm.with_exit(rule), PROMPTS, 20)
     assert [g.tokens for g in found] == [g.tokens for g in plain]
@@ -177,8 +194,9 @@ def test_a_rule_that_never_holds_is_full_depth_bit_for_bit(depth, rule):
 
 @pytest.mark.parametrize("rule", NEVER, ids=str)
 def test_the_logits_and_caches_of_a_step_are_those_of_full_depth_bit_for_bit(rule):
-    plan, layers = ONE.plan, ONE.layers
-    _, caches = decode.prefill(ONE.params, jnp.array([[4, 7, 9, 200]]), CFG, plan)
+    lm = model_of("1-2x3-1", rule.name, mesh="", devices=jax.devices()[:1])
+    plan, layers, cfg = lm.plan, lm.layers, lm.cfg
+    _, caches = decode.prefill(lm.params, jnp.array([[4, 7, 9, 200]]), cfg, plan)
     caches = jax.tree.map(lambda c: jnp.pad(c, ((0, 0), (0, 0), (0, 2), (0, 0))), caches)
     mask_BTS = (jnp.arange(6) <= 4)[None, None]
     placement = Placement(jnp.array([[4]]), mask_BTS=mask_BTS, slot=jnp.int32(4))
@@ -186,12 +204,12 @@ def test_the_logits_and_caches_of_a_step_are_those_of_full_depth_bit_for_bit(rul
 
     @jax.jit
     def plain(caches):
-        x_B1D, caches = decode.decode_step(ONE.params, layers, token, CFG, plan, placement, caches)
-        return model.unembed(ONE.params, x_B1D, CFG)[:, 0], caches
+        x_B1D, caches = decode.decode_step(lm.params, layers, token, cfg, plan, placement, caches)
+        return model.unembed(lm.params, x_B1D, cfg)[:, 0], caches
 
     @jax.jit
     def exiting(caches):
-        args = ONE.params, layers, token, CFG, plan, rule, placement, caches
+        args = lm.params, layers, token, cfg, plan, rule, placement, caches
         logits, _, caches = decode.exit_decoding.decode_step(*args)
         return logits, caches
 
@@ -201,8 +219,9 @@ def test_the_logits_and_caches_of_a_step_are_those_of_full_depth_bit_for_bit(rul
 @pytest.mark.parametrize("rule", NEVER, ids=str)
 def test_scores_at_full_depth_are_the_plain_scores(rule):
     requests = [([1, 2, 3], [4]), ([1, 2, 3], [9, 9]), ([7], [200, 3, 3, 8])]
-    plain = score.log_likelihoods(LM, requests)
-    found = score.log_likelihoods(LM.with_exit(rule), requests)
+    lm = model_of("1-2x3-1", rule.name)
+    plain = score.log_likelihoods(lm, requests)
+    found = score.log_likelihoods(lm.with_exit(rule), requests)
     np.testing.assert_allclose(found.logprobs, plain.logprobs, rtol=1e-5)
     assert found.repeats == 3 * found.tokens and plain.repeats == 0
 
@@ -228,7 +247,7 @@ def test_the_saving_counts_layers_and_readings(name):
     head = 2 * CFG.d_model * CFG.vocab_size
     cost = layers = 0
     for count in counts:
-        readings = 1 if name == "latent" else count
+        readings = count if name in ("kl", "confidence") else 1
         layers += 1 + 2 * count + 3 * readings
         cost += (1 + 2 * count + 3 * readings) * layer + readings * head
     full = 12 * layer + head
@@ -258,6 +277,11 @@ def test_plans_without_exactly_one_loop_are_refused(depth, what):
         UserError, match=f"requires a plan with one loop, but plan {depth} has {what}"
     ):
         lm.with_exit(Rule("kl", 0.1))
+
+
+def test_a_gate_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="--exit gate:0.8 requires a model with an exit gate"):
+        ONE.with_exit(Rule("gate", 0.8))
 
 
 def test_more_repetitions_than_in_training_are_another_plan():

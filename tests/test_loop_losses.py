@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loopjax import config as config_lib
-from loopjax import exit_losses, losses, model, run
+from loopjax import exit_losses, flops, jacobian, losses, model, run
 from loopjax import step as step_lib
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
@@ -371,3 +371,75 @@ def test_phases_without_a_loop_have_the_plain_loss(looped):
         UserError, match="requires a plan with a loop, like '4x6', but plan 3 has none"
     ):
         run.outline(looped)
+
+
+# --- the Jacobian of a repetition ----------------------------------------------------------------
+
+
+def test_the_spectral_norm_of_a_linear_loop_is_its_largest_singular_value():
+    matrices = np.random.default_rng(3).normal(size=(2, 6, 6)).astype("f")
+    x, start = jnp.zeros((2, 6)), jnp.array(np.random.default_rng(4).normal(size=(2, 6)))
+
+    def function(matrices, x):
+        return jnp.einsum("bij,bj->bi", matrices, x) + 3
+
+    exact = np.linalg.svd(matrices)
+    found = jacobian.spectral_norm(function, matrices, x, start, 60)
+    np.testing.assert_allclose(found, exact.S[:, 0], rtol=1e-4)
+    few = [jacobian.spectral_norm(function, matrices, x, start, k) for k in (0, 1, 4)]
+    assert (few[0] < few[1]).all() and (few[1] < few[2]).all() and (few[2] <= found + 1e-5).all()
+    slope = jax.grad(lambda m: jacobian.spectral_norm(function, m, x, start, 60)[0])(matrices)
+    outer = np.outer(exact.U[0, :, 0], exact.Vh[0, 0])  # d sigma / d A = u v^T
+    np.testing.assert_allclose(slope[0], outer, atol=2e-3)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_the_penalty_is_on_the_largest_singular_value_of_a_repetition(looped, mesh):
+    looped.mesh.update(mesh)
+    looped.seq_len = 3
+    looped.losses.update(jacobian=0.5, jacobian_most=0.7, jacobian_steps=80)
+    before, after, metrics = updated(looped, looped.depth)
+    cfg, plan, batch = plan_run(looped).cfg, DepthPlan.parse(looped.depth), first_batch(looped)
+    inside = DepthPlan.parse("1-1x3")
+    below = {**before.params, "layers": jax.tree.map(lambda x: x[:2], before.params["layers"])}
+    last = model.residual(below, batch["inputs"], cfg, inside)
+
+    def sigma(params, x_TD):
+        def repetition(x_TD):
+            segments = model.cut_segments(params, plan)
+            return jacobian.one_repetition(segments, x_TD[None], cfg, plan)[0]
+
+        J = jax.jacobian(repetition)(x_TD).reshape(x_TD.size, x_TD.size)
+        return jnp.linalg.norm(J, 2)
+
+    exact = np.array([sigma(before.params, x_TD) for x_TD in last])
+    expected = 0.5 * np.maximum(exact - 0.7, 0).mean()
+    assert float(metrics["losses/jacobian"]) == pytest.approx(expected, rel=5e-3) and expected > 0
+    looped.losses.jacobian = 0.0
+    _, plain, plain_metrics = updated(looped, looped.depth)
+    assert float(metrics["loss"]) == pytest.approx(float(plain_metrics["loss"]), rel=1e-5)
+    changed = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)), moment(after), moment(plain))
+    # The layer of the loop has a gradient; what is outside of it has none more than before.
+    assert changed["layers"]["query"][1].max() > 1e-5 > changed["layers"]["query"][[0, 2]].max()
+    assert changed["embed"].max() < 1e-5
+
+
+def test_flops_count_the_exits(looped):
+    plain = flops.training_flops(
+        *(args := (plan_run(looped).cfg, DepthPlan.parse("1-2x3-2"), looped))
+    )
+    cfg, plan, config = args
+    tokens = config.batch_size * config.seq_len
+    layer = 6 * flops.layer_params(cfg) + 12 * cfg.n_heads * cfg.head_size * config.seq_len
+    exit_cost = tokens * (2 * layer + 6 * cfg.vocab_size * cfg.d_model)
+
+    def more(**fields):
+        config.losses.update(per_repetition="", exit_gate="", jacobian=0.0)
+        config.losses.update(fields)
+        return flops.training_flops(cfg, plan, config) - plain
+
+    assert more(per_repetition="mean") == 2 * exit_cost == more(exit_gate="joint")
+    assert more(per_repetition="random") == exit_cost
+    assert more(exit_gate="gate") == pytest.approx((plain + 2 * exit_cost) / 3 - plain, abs=tokens)
+    assert more(jacobian=1.0, jacobian_steps=3) == 14 * tokens * (2 * layer // 3)
+    assert more() == 0

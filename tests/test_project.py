@@ -20,7 +20,7 @@ LAYERS = [
     "errors", "intervals", "devices", "text_table", "progress", "signals", "limits", "connection",
     "cluster", "processes", "watchdog", "remote", "paths", "depth", "json_shapes", "kernels",
     "attention", "rope", "model_config", "sharding", "sharded_weights", "block", "surgery", "head",
-    "model", "losses", "exit_losses", "optim", "growth", "config", "flops", "exits", "curriculum", "step", "files", "outputs",
+    "exit_gate", "model", "losses", "jacobian", "exit_losses", "optim", "growth", "config", "flops", "exits", "curriculum", "step", "files", "outputs",
     "sweep.branches", "sweep.grids", "sweep.directory", "sweep.logs", "sweep.hparams", "callbacks",
     "lease", "lock", "host", "ledger", "log", "run_record", "data.tokenizers", "checkpoint_files",
     "checkpoint_arrays", "checkpoint", "lineage", "ahead", "cli.main", "__main__",

@@ -29,8 +29,8 @@ def add_exit(add) -> None:
     add(
         "--exit",
         metavar="RULE:THRESHOLD",
-        help="rule by which each token leaves the loop early, like kl:5e-4, latent:0.03 or "
-        "confidence:0.9 (default: full depth)",
+        help="rule by which each token leaves the loop early, like kl:5e-4, latent:0.03, "
+        "confidence:0.9 or gate:0.8 (default: full depth)",
     )
     add(
         "--max-repeats",

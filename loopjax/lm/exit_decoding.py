@@ -45,16 +45,18 @@ def decode_step(params, layers, tokens_B1, cfg, plan, rule: exits.Rule, placemen
         if rule.reads:
             logits, caches_after = read(new_B1D, reading[1])
             left_B = rule.of_logits(logits, reading[0] if r else None)
-            reading = logits, caches_after
+            reading = logits, caches_after, reading[2]
         else:
-            left_B = rule.of_states(new_B1D, x_B1D)[:, 0]
+            args = params, cfg, new_B1D, x_B1D, reading[2]
+            left_B1, log_stay_B1 = rule.of_states(*args)
+            left_B, reading = left_B1[:, 0], (*reading[:2], log_stay_B1)
         return new_B1D, kept, active_B & ~left_B, reading, caches_loop
 
     n = len(parts.loop)
     first, last = parts.before.stop, plan.n_effective - len(parts.after)
     x_B1D, caches_before, _ = run(x_B1D, parts.before, caches[:first])
     active_B = jnp.ones(tokens_B1.shape[0], bool)
-    carry = x_B1D, (), active_B, (None, caches[last:])
+    carry = x_B1D, (), active_B, (None, caches[last:], jnp.zeros(tokens_B1.shape))
     count_B = jnp.zeros(active_B.shape, jnp.int32)
     caches_loop = []
     for r in range(parts.repeats):
@@ -75,7 +77,7 @@ def decode_step(params, layers, tokens_B1, cfg, plan, rule: exits.Rule, placemen
             carry = jax.lax.cond(jnp.any(carry[2]), goes_on, is_over, tuple(carry), own)
             *carry, own = carry
         caches_loop += own
-    x_B1D, _, _, (logits, caches_after) = carry
+    x_B1D, _, _, (logits, caches_after, _) = carry
     if not rule.reads:
         logits, caches_after = read(x_B1D, caches_after)
     return logits, count_B, (*caches_before, *caches_loop, *caches_after)

@@ -120,6 +120,10 @@ class LanguageModel:
         Args:
           most: repetitions of the loop at most (default: the plan's).
         """
+        if rule and rule.name == "gate" and not self.cfg.exit_gate:
+            raise UserError(
+                f"--exit {rule} requires a model with an exit gate (config.losses.exit_gate)"
+            )
         if most is None:
             plan = self.plan
             exits.loop_of(plan)

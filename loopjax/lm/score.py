@@ -188,12 +188,12 @@ def _arrays(batch: list[Row], lm: LanguageModel) -> dict:
     N = bucket(max(len(row.reads) for row in batch), least=1)
     names = ("tokens", "positions", "branches")
     out = {name: np.zeros((B, T), np.int32) for name in names}
+    # Padding is a branch of its own: no token attends to it.
+    out["branches"][:] = -1
     out |= {name: np.zeros((B, N), np.int32) for name in ("slots", "targets")}
     for r, row in enumerate(batch):
         for name in names:
             out[name][r, : len(row.tokens)] = getattr(row, name)
-        # Padding is a branch of its own: no token attends to it.
-        out["branches"][r, len(row.tokens) :] = -1
         out["slots"][r, : len(row.reads)] = [slot for slot, _, _ in row.reads]
         out["targets"][r, : len(row.reads)] = [target for _, target, _ in row.reads]
     return out
