@@ -1,18 +1,26 @@
 """Terms of the loss for loops: blocks alike."""
 
+import shutil
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
 from loopjax import exit_losses, flops, jacobian, losses, model, run
 from loopjax import step as step_lib
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
+from loopjax.evals import nll
+from loopjax.exits import Rule
 from loopjax.run import on_mesh, plan_run
+from loopjax.train import train
+from tests.conftest import tiny_run
 from tests.test_model import CFG, params_of
+from tests.test_train import final_state, rows_of
 
 MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
 
@@ -443,3 +451,57 @@ def test_flops_count_the_exits(looped):
     assert more(exit_gate="gate") == pytest.approx((plain + 2 * exit_cost) / 3 - plain, abs=tokens)
     assert more(jacobian=1.0, jacobian_steps=3) == 14 * tokens * (2 * layer // 3)
     assert more() == 0
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 8 steps with the losses that draw, and its directory."""
+    config = tiny_run()
+    config.growth.operator = ""
+    config.cooldown.update(mixture={}, steps=2)
+    config.update(steps=8, depth="1-1x3", checkpoint_every=4)
+    config.losses.update(per_repetition="random", jacobian=0.1, jacobian_most=0.5)
+    workdir = tmp_path_factory.mktemp("finished")
+    train(config, workdir)
+    return config, workdir
+
+
+def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(finished, tmp_path):
+    config, whole = finished
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    (tmp_path / "run" / "result.json").unlink()
+    train(config, tmp_path / "run")
+    assert rows_of(tmp_path / "run") == rows_of(whole)
+    jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "run"), final_state(whole))
+    row = rows_of(whole)[0]
+    assert row["losses/earlier_repetition"] > 0 and row["losses/jacobian"] > 0
+
+
+def test_a_gate_is_trained_for_a_finished_model_and_decides_when_tokens_leave(finished, tmp_path):
+    config, whole = finished
+    before = final_state(whole)
+    config = ConfigDict(config.to_dict())
+    config.losses.update(per_repetition="", jacobian=0.0, exit_gate="gate")
+    config.update(init_from=str(whole), init="weights", steps=3)
+    train(config, tmp_path / "gate")
+    after = final_state(tmp_path / "gate")
+    gate = after.pop("loop")
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert np.abs(gate["exit_gate"]).max() > 0
+    options = {"batches": 1, "batch_size": 8, "say": lambda text: None}
+    rows = [
+        nll.measure(tmp_path / "gate", exit=rule, **options)["rows"][0]
+        for rule in (None, Rule("gate", 1.0), Rule("gate", 0.1))
+    ]
+    assert rows[1]["nll"] == pytest.approx(rows[0]["nll"], rel=1e-5)
+    assert rows[1]["exits"]["repeats"] == 3 > rows[2]["exits"]["repeats"] == 1
+    assert rows[2]["exits"]["saved"] > 0.4 and "exits" not in rows[0]
+
+    config.losses.exit_gate = ""
+    config.init_from = str(tmp_path / "gate")
+    with pytest.raises(UserError, match="losses.exit_gate='', but .* has an exit gate"):
+        train(config, tmp_path / "without")
