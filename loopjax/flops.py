@@ -3,6 +3,8 @@
 XLA's own cost analysis counts the body of a scan once, so executed depth must come from the plan.
 """
 
+import math
+
 from loopjax.depth import DepthPlan
 from loopjax.model_config import ModelConfig
 
@@ -19,7 +21,16 @@ def count_params(cfg: ModelConfig, n_layers: int) -> int:
     vectors = 2 * cfg.d_model
     vectors += cfg.attention_bias * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_size
     vectors += cfg.qk_norm * 2 * cfg.head_size
-    return n_layers * (layer_params(cfg) + vectors) + vocab + cfg.d_model
+    layer = layer_params(cfg) + vectors + cfg.loop.own * lora_params(cfg)
+    loop = sum(map(math.prod, cfg.loop.shapes(cfg.d_model).values()))
+    return n_layers * layer + vocab + cfg.d_model + loop
+
+
+def lora_params(cfg: ModelConfig) -> int:
+    """Parameters of the low-rank additions to the matrices of one layer in one repetition."""
+    heads = cfg.n_heads * cfg.head_size, cfg.n_kv_heads * cfg.head_size
+    sides = 4 * cfg.d_model + 2 * sum(heads)  # [in + out] of query, key, value and output
+    return cfg.loop.lora_rank * (sides + 3 * (cfg.d_model + cfg.d_ff))
 
 
 def training_flops_per_token(
@@ -32,10 +43,46 @@ def training_flops_per_token(
     the MFU of PaLM (Chowdhery et al. 2022, Appendix B); a causal layer attends to half of them on
     average, and `causal` counts only these. Forward and backward pass; recomputation (remat) is
     not counted.
+
+    With a random number of repetitions this is the expected cost, and a repetition without gradient
+    counts a third: only its forward pass. Adapters and low-rank additions of `config.loop` are among
+    the matrices of a repetition; norms and vectors are not counted.
     """
-    E = plan.n_effective
-    P = E * layer_params(cfg) + cfg.vocab_size * cfg.d_model
-    return 6 * P + (6 if causal else 12) * E * cfg.n_heads * cfg.head_size * seq_len
+    return round(_per_token(cfg, plan, seq_len, causal, training=True))
+
+
+def inference_flops_per_token(cfg: ModelConfig, plan: DepthPlan, seq_len: int) -> int:
+    """FLOPs of a forward pass by the plan: a third of an update that runs it as it says."""
+    return round(_per_token(cfg, plan, seq_len, False, training=False)) // 3
+
+
+def _per_token(cfg, plan, seq_len: int, causal: bool, *, training: bool) -> float:
+    attention = (6 if causal else 12) * cfg.n_heads * cfg.head_size * seq_len
+    layer = 6 * layer_params(cfg) + attention
+    total = 6 * cfg.vocab_size * cfg.d_model
+    for segment in plan.segments:
+        if segment.repeats == 1:
+            total += segment.layers * layer
+            continue
+        once = segment.layers * (layer + 6 * lora_params(cfg))
+        once += 6 * math.prod(cfg.loop.shapes(cfg.d_model).get("adapter", (0,)))
+        total += once * (repetitions(cfg, segment.repeats) if training else segment.repeats)
+    return total
+
+
+def repetitions(cfg: ModelConfig, planned: int) -> float:
+    """Repetitions of a loop in an update, expected; one without a gradient counts a third.
+
+    Args:
+      planned: repetitions by the plan.
+    """
+    backprop = cfg.loop.backprop
+
+    def cost(r):
+        k = min(r, backprop or r)
+        return k + (r - k) / 3
+
+    return cfg.loop.law.expected(cost) if cfg.loop.repeats else cost(planned)
 
 
 def training_flops(cfg: ModelConfig, plan: DepthPlan, config, *, causal: bool = False) -> int:

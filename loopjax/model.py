@@ -15,6 +15,7 @@ The canonical parameter tree does not depend on the plan:
     layers/down              [U, F, D]
     final_norm               [D]             scale
     head                     [D, V]          only with tie_embeddings=False
+    loop/*                                   only with options of loops that have weights (`loop.py`)
 
 and in the model families that use them:
 
@@ -47,36 +48,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import attention, head, kernels, rope, sharded_weights
+from loopjax import head, kernels, loop, rope, sharded_weights
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
 from loopjax.depth import DepthPlan, ExecutedLayer
 from loopjax.model_config import ModelConfig
+from loopjax.remat import POLICIES
 from loopjax.surgery import fitting
-
-# Of each layer the values with these names (`block.py`) are saved for the backward pass, besides the
-# layer's input, which is named here.
-_POLICIES = jax.checkpoint_policies
-
-
-def _saved(*names):
-    """The policy that saves values by name, and what flash attention computed."""
-    return _POLICIES.save_from_both_policies(
-        _POLICIES.save_only_these_names(*names), attention.is_saved
-    )
-
-
-REMAT_POLICIES = {
-    "none": None,
-    "dots": _saved("attention_product", "mlp_product", attention.SAVED_NAME),
-    "attention": _saved("attention_product", attention.SAVED_NAME),
-    "full": _POLICIES.nothing_saveable,
-    "offload": _POLICIES.save_and_offload_only_these_names(
-        names_which_can_be_saved=(),
-        names_which_can_be_offloaded=("layer_input",),
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 
 class Transformer(nn.Module):
@@ -102,13 +79,14 @@ class Transformer(nn.Module):
         if not cfg.tie_embeddings:
             init = nn.with_logical_partitioning(fan_in_normal(), ("embed", "vocab"))
             self.head = self.param("head", init, (cfg.d_model, cfg.vocab_size))
+        self.loop = loop.Weights(cfg)
 
     def __call__(self, tokens_BT, placement=None):
         return self.unembed(self.run(tokens_BT, placement))
 
-    def weighted_loss(self, tokens_BT, targets_BT, weights_BT, placement=None):
+    def weighted_loss(self, tokens_BT, targets_BT, weights_BT, placement=None, passes=None):
         """See `head.weighted_loss`."""
-        x_BTD = self.run(tokens_BT, placement)
+        x_BTD = self.run(tokens_BT, placement, passes)
         return self.losses(head.weighted_loss, x_BTD, targets_BT, weights_BT)
 
     def token_losses(self, tokens_BT, targets_BT, placement=None):
@@ -137,14 +115,17 @@ class Transformer(nn.Module):
         x_BTD = sharded_weights.lookup(self.embed, tokens_BT, ("vocab", "embed"), self.cfg.dtype)
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
 
-    def run(self, tokens_BT, placement=None):
+    def run(self, tokens_BT, placement=None, passes=None):
         """The residual stream after the last executed layer, [B, T, D]."""
+        weights = self.loop()  # here, so that every plan initializes them
         x_BTD = self.embedded(tokens_BT)
         positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
         context = context_of(self.cfg, positions, x_BTD, placement)
         for i, segment in enumerate(self.plan.segments):
             with jax.named_scope(f"segment_{i}_x{segment.repeats}"):
-                x_BTD = self.run_segment(i, x_BTD, context)
+                carried = loop.Carried.start(self.cfg.loop, weights, x_BTD)
+                context = context.replace(loop=carried)
+                x_BTD = self.run_segment(i, x_BTD, context, passes)
         return x_BTD
 
     def normed(self, x_BTD):
@@ -159,7 +140,7 @@ class Transformer(nn.Module):
         logits_BTV = kernels.matmul(x_BTD, head_DV, dtype=jnp.float32)
         return nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
 
-    def run_segment(self, index, x_BTD, context):
+    def run_segment(self, index, x_BTD, context, passes=None):
         """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned)."""
         block = getattr(self, f"segment_{index}")
         segment = self.plan.segments[index]
@@ -174,7 +155,7 @@ class Transformer(nn.Module):
             return block(checkpoint_name(x_BTD, "layer_input"), context)
 
         if self.cfg.remat != "none":
-            policy = REMAT_POLICIES[self.cfg.remat]
+            policy = POLICIES[self.cfg.remat]
             layer = nn.remat(layer, prevent_cse=False, policy=policy)
         stack = nn.scan(
             layer,
@@ -184,6 +165,8 @@ class Transformer(nn.Module):
             length=segment.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
+        if segment.repeats > 1 and (passes is not None or self.cfg.loop.is_active):
+            return self.run_loop(block, segment, stack, unique_L, x_BTD, context, passes)
         if segment.repeats > 1:
             stack = nn.scan(
                 stack,
@@ -197,6 +180,41 @@ class Transformer(nn.Module):
             iteration_R = iteration_R[0]
         x_BTD, _ = stack(block, x_BTD, unique_L, iteration_R, context)
         return x_BTD
+
+    def run_loop(self, block, segment, stack, unique_L, x_BTD, context, passes):
+        """A segment that repeats, with options of `config.loop`; `stack` runs its layers once."""
+        cfg = self.cfg
+
+        def repetition(block, x_BTD, iteration, unique_L, context):
+            x_BTD, context = loop.enter_repetition(x_BTD, iteration, context, cfg)
+            known = loop.repetition_of(segment, iteration, cfg)
+            x_BTD, _ = stack(block, x_BTD, unique_L, iteration, context.replace(repetition=known))
+            return loop.leave_repetition(x_BTD, iteration, context, cfg), None
+
+        if passes is None:
+            repeated = nn.scan(
+                repetition,
+                variable_broadcast="params",
+                variable_axes={"intermediates": 0, "losses": 0},
+                split_rngs={"params": False},
+                in_axes=(0, nn.broadcast, nn.broadcast),
+                length=segment.repeats,
+            )
+            x_BTD, _ = repeated(block, x_BTD, jnp.arange(segment.repeats), unique_L, context)
+            return loop.leave_loop(x_BTD, cfg)
+        pure = nn.apply(repetition, Block(cfg, parent=None), mutable=["losses"])
+
+        def once(inputs, x_BTD, iteration):
+            params, context = inputs
+            (x_BTD, _), sown = pure({"params": params}, x_BTD, iteration, unique_L, context)
+            return x_BTD, sown
+
+        most = cfg.loop.law.largest if passes.count is not None else segment.repeats
+        inputs = (block.variables["params"], context)
+        x_BTD, sown = loop.run_passes(once, inputs, x_BTD, passes, most)
+        for name, value in sums_of(sown).items():
+            self.sow("losses", name, value)
+        return loop.leave_loop(x_BTD, cfg)
 
 
 def angles_of(cfg: ModelConfig, positions):
@@ -244,8 +262,9 @@ def outputs(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, placemen
 
 
 def weighted_loss(
-    segments, tokens_BT, targets_BT, weights_BT, cfg: ModelConfig, plan: DepthPlan, placement=None
-):
+    segments, tokens_BT, targets_BT, weights_BT, cfg: ModelConfig, plan: DepthPlan, placement=None,
+    passes: loop.Passes | None = None,
+):  # fmt: skip
     """The loss of a batch whose logits are never held whole (`head.weighted_loss`).
 
     Args:
@@ -253,12 +272,13 @@ def weighted_loss(
         microbatches can be accumulated by segment.
       targets_BT: int, -1 for none.
       weights_BT: float32 weight of each target, 0 for none.
+      passes: how often a loop runs and what of it has a gradient; None for what the plan says.
 
     Returns:
       (the weighted sum of the losses of the tokens [], to be differentiated; {term: its weighted
       sum []}, of which "nll" is the cross-entropy; {name: auxiliary loss []} as in `outputs`).
     """
-    args = tokens_BT, targets_BT, weights_BT, placement
+    args = tokens_BT, targets_BT, weights_BT, placement, passes
     (total, terms), losses = _with_losses("weighted_loss", segments, cfg, plan, *args)
     return total, terms, losses
 
@@ -276,11 +296,16 @@ def _with_losses(method: str, segments, cfg, plan, *args):
     """(what a method of `Transformer` returns, the auxiliary losses sown in it)."""
     variables = {"params": segments}
     result, sown = Transformer(cfg, plan).apply(variables, *args, method=method, mutable=["losses"])
-    losses: dict[str, jax.Array] = {}
+    return result, sums_of(sown)
+
+
+def sums_of(sown) -> dict[str, jax.Array]:
+    """{name: sum of all that was sown by that name}."""
+    sums: dict[str, jax.Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
         name = next(key.key for key in reversed(path) if hasattr(key, "key"))
-        losses[name] = losses.get(name, 0.0) + jnp.sum(leaf)
-    return result, losses
+        sums[name] = sums.get(name, 0.0) + jnp.sum(leaf)
+    return sums
 
 
 def residual(
@@ -331,7 +356,7 @@ def outside_stack(params, cfg, x, method: str):
 def run_layer(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthPlan, cache=None):
     """Executed layer `e` of a plan: (x_BTD, its updated cache, {name: what it sowed}).
 
-    Running e = 0..E-1 one after another on the embeddings gives `residual`.
+    The layer alone, without what `config.loop` puts between repetitions: see `advance`.
 
     Args:
       layers: `params["layers"]`, leaves [U, ...]; or a list of U trees, one per unique layer.
@@ -346,10 +371,26 @@ def run_layer(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthP
         layer = layers[place.unique]
     if "place" in Block.reads:
         context = context.replace(place=place)
+    context = context.replace(repetition=loop.repetition_at(plan, e, cfg))
     (x_BTD, cache), sown = Block(cfg).apply(
         {"params": layer}, x_BTD, context, cache, mutable=["intermediates"]
     )
     return x_BTD, cache, {name: value for name, (value,) in sown["intermediates"].items()}
+
+
+def advance(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthPlan, cache=None):
+    """`run_layer` with what is before and after the layer if a repetition begins or ends there.
+
+    Running e = 0..E-1 one after another on the embeddings, each with the context that the one before
+    returned, gives `residual`. Arguments are those of `run_layer`.
+
+    Returns:
+      (x_BTD, the context for the next layer, the updated cache, {name: what the layer sowed}).
+    """
+    edges, iteration = loop.Edges.of(plan, e), _executed(plan, e).iteration
+    x_BTD, context = loop.before_layer(x_BTD, edges, iteration, context, cfg)
+    x_BTD, cache, sown = run_layer(layers, e, x_BTD, context, cfg, plan, cache)
+    return loop.after_layer(x_BTD, edges, iteration, context, cfg), context, cache, sown
 
 
 def _executed(plan: DepthPlan, e) -> ExecutedLayer:
@@ -360,8 +401,15 @@ def _executed(plan: DepthPlan, e) -> ExecutedLayer:
 
 
 def context_of(
-    cfg: ModelConfig, positions, embedded_BTD, placement: Placement | None = None, gates=None
-) -> Context:
-    """The context for running layers one by one, with tokens at positions [..., T]."""
+    cfg: ModelConfig, positions, embedded_BTD, placement: Placement | None = None, gates=None,
+    weights: dict | None = None,
+) -> Context:  # fmt: skip
+    """The context for running layers one by one, with tokens at positions [..., T].
+
+    Args:
+      weights: the parameters, of which those below "loop" are used if there are any.
+    """
+    carried = loop.Carried.start(cfg.loop, (weights or {}).get("loop", {}), embedded_BTD)
     embedded_BTD = embedded_BTD if "embedded_BTD" in Block.reads else None
-    return Context(angles_of(cfg, positions), placement, gates, embedded_BTD=embedded_BTD)
+    angles = angles_of(cfg, positions)
+    return Context(angles, placement, gates, embedded_BTD=embedded_BTD, loop=carried)

@@ -87,6 +87,7 @@ class Placed(Outline):
             optimizer=self.optimizer,
             schedule=self.schedule,
             microbatches=self.config.microbatches,
+            seed=self.config.seed,
             skip_bad=self.config.skip_bad_steps > 0,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -125,7 +126,8 @@ def outline(config) -> Outline:
     config = config_lib.resolved(config)
     config_lib.check(config)
     phases = curriculum.build(config)
-    cfg = config_lib.model_config(config)
+    cfg = config_lib.model_config(config, [phase.plan for phase in phases])
+    config_lib.check_loop(config, cfg, phases)
     return Outline(config=config, phases=phases, cfg=cfg, plan=DepthPlan.parse(config.depth))
 
 

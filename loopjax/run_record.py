@@ -73,8 +73,8 @@ class Record:
         cfg = self.cfg
         length = self.config.get("seq_len")
         forward = None
-        if cfg and length:  # the forward pass is a third of an update
-            forward = flops.training_flops_per_token(cfg, plan, length) // 3
+        if cfg and length:
+            forward = flops.inference_flops_per_token(cfg, plan, length)
         counted = flops.count_params(cfg, plan.n_unique) if cfg else None
         return {
             "parameters": self.result.get("parameters") or counted,
@@ -134,7 +134,8 @@ def metrics_of(directory) -> list[dict]:
 def _architecture(config: dict) -> ModelConfig:
     # A field that did not exist yet had the value that is its default now.
     whole = config_lib.default()
-    whole.update(ConfigDict({"model": config["model"], "depth": config["depth"]}))
+    known = ("model", "depth", "growth", "cooldown", "loop")
+    whole.update(ConfigDict({name: config[name] for name in known if name in config}))
     return config_lib.model_config(whole)
 
 

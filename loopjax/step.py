@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from loopjax import block, model, optim, sharding
+from loopjax import block, loop, model, optim, sharding
 from loopjax.depth import DepthPlan
 from loopjax.surgery import on_stack
 
@@ -96,12 +96,15 @@ def _placement(batch) -> block.Placement | None:
 
 def train_step(
     state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int,
-    skip_bad: bool = False,
+    seed: int = 0, skip_bad: bool = False,
 ):  # fmt: skip
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
     The metrics are "loss", "grad_norm" (global, before clipping), "grad_norms" (per parameter;
     stacked ones per layer [U]), "learning_rate", and "losses/NAME" for each auxiliary loss.
+
+    With a law of the number of repetitions (`cfg.loop.repeats`) the number of this update is drawn from
+    `seed` and the step, one for all devices and microbatches; it is the metric "repeats".
 
     The loss is the mean over all targets of the batch. With microbatches, the loss of each part is
     divided by the number of targets of the whole batch and gradients are summed, which gives the
@@ -114,12 +117,14 @@ def train_step(
     metric "skipped" is then 1.
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
+    passes = loop.Passes.drawn(cfg.loop, plan, seed, state.step)
 
     def objective(segments, part):
         weights_BT = (part["targets"] >= 0) / n_targets
         total, terms, losses = model.weighted_loss(
-            segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part)
-        )
+            segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part),
+            passes,
+        )  # fmt: skip
         losses = {name: value / microbatches for name, value in losses.items()}
         return sum(losses.values(), start=total), (terms.pop("nll"), losses | terms)
 
@@ -139,6 +144,8 @@ def train_step(
         "learning_rate": schedule(state.step),
         **{f"losses/{name}": value for name, value in losses.items()},
     }
+    if passes is not None and passes.count is not None:
+        metrics["repeats"] = passes.count
     new = TrainState(state.step + 1, params, opt_state)
     if skip_bad:
         norms = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(params)])

@@ -11,6 +11,7 @@ from flax.core import meta
 
 from loopjax import config as config_lib
 from loopjax import config_flags, run, sharding, step
+from loopjax.loop_config import LoopConfig
 from loopjax.model_config import ModelConfig
 from loopjax.optim import make_optimizer
 
@@ -18,8 +19,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "intervals", "devices", "text_table", "progress", "signals", "limits", "connection",
-    "cluster", "processes", "watchdog", "remote", "paths", "depth", "json_shapes", "kernels",
-    "attention", "rope", "model_config", "sharding", "sharded_weights", "block", "surgery", "head",
+    "cluster", "processes", "watchdog", "remote", "paths", "depth", "random_depth", "loop_config",
+    "json_shapes", "kernels", "attention", "rope", "model_config", "sharding", "sharded_weights",
+    "block", "loop", "remat", "surgery", "head",
     "model", "optim", "growth", "config", "flops", "curriculum", "step", "files", "outputs",
     "sweep.branches", "sweep.grids", "sweep.directory", "sweep.logs", "sweep.hparams", "callbacks",
     "lease", "lock", "host", "ledger", "log", "run_record", "data.tokenizers", "checkpoint_files",
@@ -161,7 +163,8 @@ def trace_a_step(cfg, plan, batch_size, seq_len):
 
 def test_every_field_of_the_architecture_is_a_config_field():
     fields = set(ModelConfig.__dataclass_fields__)
-    assert set(config_lib.default().model) == fields
+    assert set(config_lib.default().model) == fields - {"loop"}
+    assert set(config_lib.default().loop) == set(LoopConfig.__dataclass_fields__)
 
 
 def test_files_are_short_enough_to_read():
