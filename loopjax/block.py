@@ -4,6 +4,8 @@ Shape letters are those of `model.py`. A layer reads the residual stream and a `
 fields of the context (the place in the plan, the embeddings) are requested in `Block.reads`.
 """
 
+from typing import Any
+
 import flax
 import flax.linen as nn
 import jax
@@ -68,6 +70,20 @@ class Held:
 
 
 @flax.struct.dataclass
+class Repetition:
+    """What a layer in a loop knows of the repetition that it runs in (`config.loop`).
+
+    Attributes:
+      iteration: int32 [], which repetition it is, from 0; negative outside of loops. None unless
+        repetitions have low-rank additions to the matrices.
+      scale: factor of the outputs of the sublayers; None for 1.
+    """
+
+    iteration: jax.Array | None = None
+    scale: jax.Array | None = None
+
+
+@flax.struct.dataclass
 class Context:
     """The inputs of a layer besides the residual stream.
 
@@ -77,6 +93,9 @@ class Context:
       gates: factors of the sublayers' outputs, {"attention", "mlp"}, [B, T] each; None for 1.
       place: executed layer of the plan; None unless `Block.reads` names it.
       embedded_BTD: embeddings of the tokens; None unless `Block.reads` names them.
+      repetition: None outside of loops, and where layers do not depend on it.
+      loop: what is carried from repetition to repetition (`loop.Carried`); None without options of
+        `config.loop` that change the residual stream between them.
       held: for tokens that have left the loop (`exits.py`), what others attend to instead of what this
         layer computes for them; None if no token has.
     """
@@ -86,6 +105,8 @@ class Context:
     gates: dict | None = None
     place: ExecutedLayer | None = None
     embedded_BTD: jax.Array | None = None
+    repetition: Repetition | None = None
+    loop: Any = None
     held: Held | None = None
 
 
@@ -114,22 +135,25 @@ class Block(nn.Module):
         """Returns (x_BTD, the cache with the tokens written to it)."""
         self.sow("intermediates", "residual", x_BTD)
         attended_BTD, cache = self.attention(self.norm("attention_norm", x_BTD), context, cache)
-        x_BTD = self.added("attention", x_BTD, attended_BTD, context.gates)
-        x_BTD = self.added("mlp", x_BTD, self.mlp(self.norm("mlp_norm", x_BTD)), context.gates)
+        x_BTD = self.added("attention", x_BTD, attended_BTD, context)
+        out_BTD = self.mlp(self.norm("mlp_norm", x_BTD), context)
+        x_BTD = self.added("mlp", x_BTD, out_BTD, context)
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation")), cache
 
-    def added(self, name, x_BTD, out_BTD, gates):
-        if gates is not None:
-            out_BTD = out_BTD * gates[name][..., None].astype(out_BTD.dtype)
+    def added(self, name, x_BTD, out_BTD, context):
+        if context.gates is not None:
+            out_BTD = out_BTD * context.gates[name][..., None].astype(out_BTD.dtype)
+        if context.repetition is not None and context.repetition.scale is not None:
+            out_BTD = out_BTD * jnp.asarray(context.repetition.scale, out_BTD.dtype)
         self.sow("intermediates", name, out_BTD)
         return x_BTD + out_BTD
 
     def attention(self, x_BTD, context, cache):
         cfg, angles, placement = self.cfg, context.angles, context.placement
         B, T, _ = x_BTD.shape
-        q_BTHC = rope.rotate(self.heads("query", x_BTD, "heads", cfg.n_heads), angles)
-        k_BTKC = rope.rotate(self.heads("key", x_BTD, "kv_heads", cfg.n_kv_heads), angles)
-        v_BTKC = self.heads("value", x_BTD, "kv_heads", cfg.n_kv_heads)
+        q_BTHC = rope.rotate(self.heads("query", x_BTD, "heads", cfg.n_heads, context), angles)
+        k_BTKC = rope.rotate(self.heads("key", x_BTD, "kv_heads", cfg.n_kv_heads, context), angles)
+        v_BTKC = self.heads("value", x_BTD, "kv_heads", cfg.n_kv_heads, context)
         q_BTHC = nn.with_logical_constraint(q_BTHC, ("batch", "seq", "heads", "head_size"))
         k_BTKC = nn.with_logical_constraint(k_BTKC, ("batch", "seq", "kv_heads", "head_size"))
         v_BTKC = nn.with_logical_constraint(v_BTKC, ("batch", "seq", "kv_heads", "head_size"))
@@ -148,13 +172,14 @@ class Block(nn.Module):
                 implementation=cfg.attention,
             )  # fmt: skip
         flat_BTD = out_BTHC.reshape(B, T, -1)
-        return self.linear("output", flat_BTD, ("heads", "embed"), cfg.d_model), cache
+        out_BTD = self.linear("output", flat_BTD, ("heads", "embed"), cfg.d_model, context)
+        return out_BTD, cache
 
-    def heads(self, name, x_BTD, axis, n):
+    def heads(self, name, x_BTD, axis, n, context):
         """Queries, keys or values, [B, T, n, C], before the rotary embedding."""
         cfg = self.cfg
         B, T, _ = x_BTD.shape
-        out_BTN = self.linear(name, x_BTD, ("embed", axis), n * cfg.head_size)
+        out_BTN = self.linear(name, x_BTD, ("embed", axis), n * cfg.head_size, context)
         if cfg.attention_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
             bias_N = self.param(f"{name}_bias", init, (n * cfg.head_size,))
@@ -165,13 +190,13 @@ class Block(nn.Module):
     def normed(self, name):
         return self.cfg.qk_norm and name != "value"
 
-    def mlp(self, x_BTD):
-        gate_BTF = self.linear("gate", x_BTD, ("embed", "mlp"), self.cfg.d_ff)
-        up_BTF = self.linear("up", x_BTD, ("embed", "mlp"), self.cfg.d_ff)
+    def mlp(self, x_BTD, context):
+        gate_BTF = self.linear("gate", x_BTD, ("embed", "mlp"), self.cfg.d_ff, context)
+        up_BTF = self.linear("up", x_BTD, ("embed", "mlp"), self.cfg.d_ff, context)
         hidden_BTF = nn.with_logical_constraint(nn.silu(gate_BTF) * up_BTF, ("batch", "seq", "mlp"))
-        return self.linear("down", hidden_BTF, ("mlp", "embed"), self.cfg.d_model)
+        return self.linear("down", hidden_BTF, ("mlp", "embed"), self.cfg.d_model, context)
 
-    def linear(self, name, x, axes, features):
+    def linear(self, name, x, axes, features, context):
         # Projections back into the residual stream start smaller, so that its variance
         # at the end does not grow with the number of executed layers.
         scale = 1.0 / (2 * self.cfg.init_depth) if axes[-1] == "embed" else 1.0
@@ -179,7 +204,28 @@ class Block(nn.Module):
         kernel = self.param(name, init, (x.shape[-1], features))
         # The policies of `remat` save values by these names.
         group = "mlp_product" if "mlp" in axes else "attention_product"
-        return checkpoint_name(sharded_weights.matmul(x, kernel, axes), group)
+        out = checkpoint_name(sharded_weights.matmul(x, kernel, axes), group)
+        if self.cfg.loop.lora_rank:
+            out = self.with_low_rank(name, x, out, axes, context)
+        return out
+
+    def with_low_rank(self, name, x, out, axes, context):
+        """The product and, in a loop, x A_i B_i of its repetition i (Bae et al. 2024, section 2.4)."""
+        rows, columns = axes
+        shapes = self.cfg.loop.lora_shapes(name, (x.shape[-1], out.shape[-1]))
+        (a, a_shape), (b, b_shape) = shapes.items()
+        a_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=(0,))
+        a_axes, b_axes = (None, rows, None), (None, None, columns)
+        a_RIr = self.param(a, nn.with_logical_partitioning(a_init, a_axes), a_shape)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, b_axes)
+        b_RrO = self.param(b, zeros, b_shape)
+        if context.repetition is None:
+            return out
+        iteration = context.repetition.iteration
+        i = jnp.clip(iteration, 0, self.cfg.loop.own - 1)
+        low = sharded_weights.matmul(x, a_RIr[i], a_axes[1:])
+        low = sharded_weights.matmul(low, b_RrO[i], b_axes[1:])
+        return out + jnp.where(iteration >= 0, low, 0)
 
     def norm(self, name, x):
         init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))

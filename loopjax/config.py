@@ -5,14 +5,17 @@ A file in `configs/` starts from `default()` and changes some of the options; on
 mixture are replaced as a whole: `--config.mixture='{"web": 0.7, "math": 0.3}'`.
 """
 
+import dataclasses
 import difflib
 import math
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from loopjax import losses, optim, paths
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
+from loopjax.loop_config import ACTIVE, TRAINING, LoopConfig
 from loopjax.model_config import ModelConfig
 
 # Fields that a resumed run may change.
@@ -168,6 +171,23 @@ def default() -> ConfigDict:
     config.model.attention = "auto"
     config.model.remat = "none"  # recomputed: "none", "dots", "attention", "full", "offload"
 
+    # Loops: what happens where a segment of a plan repeats (`loop.py`, docs/recurrence.md).
+    config.loop = ConfigDict()
+    config.loop.norm = False  # RMSNorm between repetitions and after the last
+    config.loop.inject = ""  # start of the loop into each repetition: "add", "concat"; empty: no
+    config.loop.inject_scale = 1.0  # factor of what "add" adds
+    config.loop.residual = ""  # around a repetition: "outer", "outer_delta", "scaled"; empty: none
+    config.loop.residual_scale = ""  # "loops": outputs of sublayers by 1 / (N sqrt(L)); empty: by 1
+    config.loop.residual_lambda = 1.0  # numerator of that factor
+    config.loop.embedding = False  # learned vector of each repetition
+    config.loop.lora_rank = 0  # rank of each repetition's addition to every matrix; 0: none
+    config.loop.own = 0  # repetitions with weights of their own; 0: the most of this run
+    # Number of repetitions of an update: "uniform:2:8", "huginn:MEAN", "lognormal:MEAN:SIGMA";
+    # empty: as the plan says.
+    config.loop.repeats = ""
+    config.loop.most = 0  # cap of "huginn" and "lognormal"; 0: none
+    config.loop.backprop = 0  # last repetitions, which have a gradient; 0: all
+
     # Devices per mesh axis (one may be -1: the rest), and the mesh axes of each logical axis.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.mesh.slice_axis = "data"  # mesh axis between TPU slices: "data", "fsdp"
@@ -199,19 +219,63 @@ def resolved(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def model_config(config: ConfigDict) -> ModelConfig:
-    """The architecture as the frozen dataclass that the modules take."""
+def model_config(config: ConfigDict, plans: Sequence[DepthPlan] = ()) -> ModelConfig:
+    """The architecture as the frozen dataclass that the modules take.
+
+    Args:
+      plans: plans of the phases; by default those that the config names.
+    """
     fields = dict(config.model)
     if not fields["init_depth"]:
         with field("depth"):
             fields["init_depth"] = DepthPlan.parse(config.depth).n_effective
     try:
-        cfg = ModelConfig(**fields, exit_gate=bool(config.losses.exit_gate))
+        gate = bool(config.losses.exit_gate)
+        cfg = ModelConfig(**fields, loop=_loop_config(config, plans), exit_gate=gate)
     except ValueError as error:  # its message begins with the name of the field
         raise UserError(f"config.{error}") from None
     with field("depth"):
         check_size(cfg, DepthPlan.parse(config.depth).n_unique)
     return cfg
+
+
+def _loop_config(config: ConfigDict, plans: Sequence[DepthPlan]) -> LoopConfig:
+    """The options of loops, with R = `own` if an option has weights; ValueError for invalid ones."""
+    loop = LoopConfig(**config.loop)
+    if not loop.has_weights or loop.own:
+        return loop
+    if not plans:
+        plans = [DepthPlan.parse(text) for text in (config.depth, config.cooldown.depth) if text]
+    most = max(segment.repeats for plan in plans for segment in plan.segments)
+    # A law without a cap has a tail that does not deserve weights.
+    bounded = loop.law and (loop.most or not loop.law.is_capped)
+    return dataclasses.replace(loop, own=max(most, loop.law.largest if bounded else 1))
+
+
+def check_loop(config: ConfigDict, cfg: ModelConfig, phases) -> None:
+    """Raises UserError for options of loops that the plans of a run cannot have."""
+    loop, plans = cfg.loop, [phase.plan for phase in phases]
+    options = loop.options((*ACTIVE, *TRAINING))
+    if not options:
+        return
+    if not any(plan.is_looped for plan in plans):
+        raise UserError(
+            f"config.{options[0]} requires a plan that loops; config.depth={config.depth!r} runs every "
+            "layer once"
+        )
+    for plan in plans:
+        if plan.n_loops > 1 and (of_one := loop.weighted() + loop.options(("repeats",))):
+            raise UserError(
+                f"config.{of_one[0]} requires plans with one loop; plan {plan} has {plan.n_loops}"
+            )
+    if not loop.is_active:
+        return
+    for phase in phases:
+        if phase.operator in ("untie", "tie"):
+            raise UserError(
+                f"config.{options[0]} does not fit operator {phase.operator!r}: layers alone do not "
+                "compute what it does between repetitions (`surgery.untie` merges what can be merged)"
+            )
 
 
 def check_size(cfg: ModelConfig, n_unique: int) -> None:
@@ -289,7 +353,15 @@ def unused(values: dict) -> set[str]:
         value for name, value in values.items()
         if name.startswith("cooldown.") and name != "cooldown.steps"
     )  # fmt: skip
+    loops = any(
+        DepthPlan.parse(values[name]).is_looped
+        for name in ("depth", "cooldown.depth")
+        if values[name]
+    )
     used = {
+        "loop": loops,
+        "loop.inject_scale": loops and values["loop.inject"] == "add",
+        "loop.residual_lambda": loops and values["loop.residual_scale"] == "loops",
         "growth": grows,
         "growth.operator": True,
         "growth.block": grows and not values["growth.depths"],
@@ -310,48 +382,6 @@ def unused(values: dict) -> set[str]:
         "optimizer": optimizer is None,
     }
     return {name for name in values if not used.get(name, used.get(name.partition(".")[0], True))}
-
-
-def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[str]:
-    """The fields in which two configs (nested dicts) describe different runs, with both values.
-
-    Fields that a resumed run may change are not compared, nor those that determine the phases, nor,
-    with `branch`, those that determine the initialization.
-    """
-    # A field that the saved config lacks had its default value.
-    saved = flatten(default().to_dict()) | flatten(upgraded(saved))
-    current = flatten(current)
-    free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(INIT_FIELDS if branch else ()))
-    names = [n for n in {**saved, **current} if not any(f"{n}.".startswith(f"{f}.") for f in free)]
-    return [
-        f"config.{n}={current.get(n)} (the run has {saved.get(n)})"
-        for n in names
-        if saved.get(n) != current.get(n)
-    ]
-
-
-def upgraded(saved: dict) -> dict:
-    """A saved config (nested dicts) in which fields of earlier versions have their current names."""
-    out = {key: value for key, value in saved.items() if key not in MOVED}
-    for key in saved.keys() & MOVED.keys():
-        group, _, name = MOVED[key].partition(".")
-        out[group] = {**out.get(group, {}), name: saved[key]}
-    return out
-
-
-def from_saved(saved: dict) -> ConfigDict:
-    """The config of a saved run; fields that it lacks have their defaults."""
-
-    def filled(known: dict, given: dict) -> dict:
-        out = dict(given)
-        for key, value in known.items():
-            if key not in given:
-                out[key] = value
-            elif isinstance(value, dict) and key != "mixture":
-                out[key] = filled(value, given[key])
-        return out
-
-    return ConfigDict(filled(default().to_dict(), upgraded(saved)))
 
 
 def unknown_field(config: ConfigDict, name: str) -> str:

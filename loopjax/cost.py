@@ -42,7 +42,7 @@ def flops_of(config) -> dict:
         "plan": str(plan),
         "params_unique": flops.count_params(cfg, plan.n_unique),
         "params_effective": flops.count_params(cfg, plan.n_effective),
-        "inference_flops_per_token": flops.training_flops_per_token(cfg, plan, config.seq_len) // 3,
+        "inference_flops_per_token": flops.inference_flops_per_token(cfg, plan, config.seq_len),
         "steps": config.steps,
         "tokens": config.steps * config.batch_size * config.seq_len,
         "training_flops": total,

@@ -129,6 +129,11 @@ class DepthPlan:
         return tuple(self.order.index(i) for i in range(self.n_unique))
 
     @property
+    def n_loops(self) -> int:
+        """The number of segments that repeat."""
+        return sum(s.repeats > 1 for s in self.segments)
+
+    @property
     def is_looped(self) -> bool:
         return self.n_effective > self.n_unique
 

@@ -13,6 +13,7 @@ from loopjax import config as config_lib
 from loopjax import paths, resume
 from loopjax.data import pairs as pairs_lib
 from loopjax.errors import UserError
+from loopjax.loop_config import TRAINING
 
 RATE = 0.1  # learning rate relative to that of the checkpoint's training
 
@@ -37,7 +38,10 @@ def config_from(meta: dict, checkpoint: str, pairs: str) -> ConfigDict:
     trained = meta["config"]
     config.init_from = checkpoint
     config.init = "weights"
-    config.model.update(meta["model"])
+    trained_model = dict(meta["model"])
+    loop = trained_model.pop("loop", {})
+    config.model.update(trained_model)
+    config.loop.update({name: loop[name] for name in loop if name not in TRAINING})
     config.depth = meta["plan"]
     config.data_dir, name = source_of(pairs)
     config.mixture = ConfigDict({name: 1.0})

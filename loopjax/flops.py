@@ -3,6 +3,8 @@
 XLA's own cost analysis counts the body of a scan once, so executed depth must come from the plan.
 """
 
+import math
+
 from loopjax import losses
 from loopjax.depth import DepthPlan
 from loopjax.losses import Losses
@@ -21,8 +23,16 @@ def count_params(cfg: ModelConfig, n_layers: int) -> int:
     vectors = 2 * cfg.d_model
     vectors += cfg.attention_bias * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_size
     vectors += cfg.qk_norm * 2 * cfg.head_size
-    gate = cfg.exit_gate * (cfg.d_model + 1)
-    return n_layers * (layer_params(cfg) + vectors) + vocab + cfg.d_model + gate
+    layer = layer_params(cfg) + vectors + cfg.loop.own * lora_params(cfg)
+    loop = sum(map(math.prod, cfg.loop_shapes.values()))
+    return n_layers * layer + vocab + cfg.d_model + loop
+
+
+def lora_params(cfg: ModelConfig) -> int:
+    """Parameters of the low-rank additions to the matrices of one layer in one repetition."""
+    heads = cfg.n_heads * cfg.head_size, cfg.n_kv_heads * cfg.head_size
+    sides = 4 * cfg.d_model + 2 * sum(heads)  # [in + out] of query, key, value and output
+    return cfg.loop.lora_rank * (sides + 3 * (cfg.d_model + cfg.d_ff))
 
 
 def training_flops_per_token(
@@ -35,13 +45,46 @@ def training_flops_per_token(
     the MFU of PaLM (Chowdhery et al. 2022, Appendix B); a causal layer attends to half of them on
     average, and `causal` counts only these. Forward and backward pass; recomputation (remat) is
     not counted.
+
+    With a random number of repetitions this is the expected cost, and a repetition without gradient
+    counts a third: only its forward pass. Adapters and low-rank additions of `config.loop` are among
+    the matrices of a repetition; norms and vectors are not counted.
     """
-    return _per_token(cfg, plan.n_effective, seq_len, causal)
+    return round(_per_token(cfg, plan, seq_len, causal, training=True))
 
 
-def _per_token(cfg: ModelConfig, E: int, seq_len: int, causal: bool) -> int:
-    P = E * layer_params(cfg) + cfg.vocab_size * cfg.d_model
-    return 6 * P + (6 if causal else 12) * E * cfg.n_heads * cfg.head_size * seq_len
+def inference_flops_per_token(cfg: ModelConfig, plan: DepthPlan, seq_len: int) -> int:
+    """FLOPs of a forward pass by the plan: a third of an update that runs it as it says."""
+    return round(_per_token(cfg, plan, seq_len, False, training=False)) // 3
+
+
+def _per_token(cfg, plan, seq_len: int, causal: bool, *, training: bool) -> float:
+    attention = (6 if causal else 12) * cfg.n_heads * cfg.head_size * seq_len
+    layer = 6 * layer_params(cfg) + attention
+    total = 6 * cfg.vocab_size * cfg.d_model
+    for segment in plan.segments:
+        if segment.repeats == 1:
+            total += segment.layers * layer
+            continue
+        once = segment.layers * (layer + 6 * lora_params(cfg))
+        once += 6 * math.prod(cfg.loop.shapes(cfg.d_model).get("adapter", (0,)))
+        total += once * (repetitions(cfg, segment.repeats) if training else segment.repeats)
+    return total
+
+
+def repetitions(cfg: ModelConfig, planned: int) -> float:
+    """Repetitions of a loop in an update, expected; one without a gradient counts a third.
+
+    Args:
+      planned: repetitions by the plan.
+    """
+    backprop = cfg.loop.backprop
+
+    def cost(r):
+        k = min(r, backprop or r)
+        return k + (r - k) / 3
+
+    return cfg.loop.law.expected(cost) if cfg.loop.repeats else cost(planned)
 
 
 def training_flops(cfg: ModelConfig, plan: DepthPlan, config, *, causal: bool = False) -> int:
@@ -67,17 +110,23 @@ def exit_flops_per_token(
     """
     if not added.of_exits(plan):
         return 0
+    most = cfg.loop.law.largest if cfg.loop.repeats else max(s.repeats for s in plan.segments)
+    kept = min(
+        cfg.loop.backprop or most, most
+    )  # exits are computed for all repetitions with a gradient
     loop = next(s for s in plan.segments if s.repeats > 1)
     after = plan.n_unique - loop.stop
-    exits = {"random": 2, "mean": loop.repeats}.get(added.per_repetition, 1)
+    exits = {"random": 2, "mean": kept}.get(added.per_repetition, 1)
     if added.exit_gate:
-        exits = loop.repeats
-    more = (exits - 1) * _per_token(cfg, after, seq_len, causal)
+        exits = kept
+    coda = DepthPlan.of([(after, 1)] if after else [])
+    more = (exits - 1) * _per_token(cfg, coda, seq_len, causal, training=True)
     if added.exit_gate == "gate":
         whole = training_flops_per_token(cfg, plan, seq_len, causal=causal) + more
         return more - 2 * whole // 3
     if added.jacobian:
         head = 6 * cfg.vocab_size * cfg.d_model
-        forward = (_per_token(cfg, loop.layers, seq_len, causal) - head) // 3
+        once = DepthPlan.of([(loop.layers, 1)])
+        forward = (_per_token(cfg, once, seq_len, causal, training=True) - head) // 3
         more += (2 * added.jacobian_steps + 8) * forward
     return more

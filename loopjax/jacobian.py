@@ -14,7 +14,7 @@ from loopjax.depth import DepthPlan
 from loopjax.losses import Losses
 
 
-def penalty(segments, x_BTD, cfg, plan, placement, added: Losses, step) -> jax.Array:
+def penalty(segments, x_BTD, cfg, plan, placement, added: Losses, seed: int, step) -> jax.Array:
     """The mean over rows of max(0, sigma - `jacobian_most`), float32 []; see `spectral_norm`.
 
     The Jacobian is that of one more repetition of the plan's loop at a state, which is a constant here:
@@ -22,12 +22,12 @@ def penalty(segments, x_BTD, cfg, plan, placement, added: Losses, step) -> jax.A
 
     Args:
       x_BTD: the residual stream after the last repetition.
-      step: updates done: with `added.seed` it determines the direction in which the iteration starts.
+      seed, step: of the run, and updates done: they determine the direction in which the iteration starts.
     """
     # The gradient of a gradient: fused attention has none, and recomputing would be nested.
     cfg = dataclasses.replace(cfg, attention="chunks", remat="none")
     x_BTD = jax.lax.stop_gradient(x_BTD)
-    key = jax.random.fold_in(jax.random.key(added.seed), 0x6A61636F)  # a stream of its own
+    key = jax.random.fold_in(jax.random.key(seed), 0x6A61636F)  # a stream of its own
     start_BTD = jax.random.normal(jax.random.fold_in(key, step), x_BTD.shape)
 
     def repetition(segments, x32_BTD):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from loopjax.errors import UserError
+from loopjax.loop_config import LoopConfig
 
 PER_REPETITION = ("", "mean", "random")
 EXIT_GATE = ("", "joint", "gate")
@@ -32,7 +33,6 @@ class Losses:
       jacobian: weight of the penalty on the spectral norm of a repetition's Jacobian; 0 for none.
       jacobian_most: spectral norm without a penalty.
       jacobian_steps: power iterations.
-      seed: `config.seed`, of the draws of "random" and of the directions of the power iteration.
     """
 
     block_cosine: float = 0.0
@@ -43,7 +43,6 @@ class Losses:
     jacobian: float = 0.0
     jacobian_most: float = 1.0
     jacobian_steps: int = 2
-    seed: int = 0
 
     def of_exits(self, plan) -> bool:
         """Whether states after repetitions of a plan have losses."""
@@ -55,7 +54,7 @@ NONE = Losses()
 
 def of(config) -> Losses:
     """The losses of a config; raises UserError for invalid values."""
-    losses = Losses(**config.losses.to_dict(), seed=config.seed)
+    losses = Losses(**config.losses.to_dict())
     for name, allowed in (("per_repetition", PER_REPETITION), ("exit_gate", EXIT_GATE)):
         if getattr(losses, name) not in allowed:
             raise UserError(
@@ -80,8 +79,19 @@ def of(config) -> Losses:
     return losses
 
 
-def check_plans(losses: Losses, plans) -> None:
-    """Raises UserError where a loss does not fit the plans of the phases of a run, in order."""
+def check_plans(losses: Losses, plans, loop: LoopConfig) -> None:
+    """Raises UserError where a loss does not fit the plans of the phases of a run, in order, or `loop`."""
+    options = loop.changes()
+    if losses.jacobian and options:
+        raise UserError(
+            f"config.losses.jacobian={losses.jacobian} is of a loop whose repetitions are its layers "
+            f"alone; it does not apply with config.{options[0]}"
+        )
+    if losses.exit_gate == "gate" and loop.is_random:
+        raise UserError(
+            "config.losses.exit_gate='gate' trains no layer: config.loop.repeats must be empty and "
+            "config.loop.backprop 0"
+        )
     if losses.block_cosine:
         _check_blocks(losses, plans)
     for name in ("per_repetition", "exit_gate", "jacobian"):

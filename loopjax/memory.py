@@ -62,18 +62,34 @@ def step_memory(
     shape = shape[0] // parts["batch"], shape[1]
     outside, per_layer = saved_bytes(local, shape, kernels.platform())
     cut = cut_bytes(state.params, plan)
-    saved = outside + per_layer * plan.n_effective + cut
+    saved_layers = layers_saved(cfg, plan)
+    saved = outside + per_layer * saved_layers + cut
     without_remat = dataclasses.replace(local, remat="none")
     full = saved_bytes(without_remat, shape, kernels.platform())[1]
     # Working memory of a layer: the values that the forward pass did not save, gradients of about
     # a fifth of their size, and copies of what it reads from the saved stacks.
-    at_work = per_layer * plan.n_effective + max(6 * full // 5 - per_layer, full // 2) + cut
+    at_work = per_layer * saved_layers + max(6 * full // 5 - per_layer, full // 2) + cut
     at_work += weights_at_work(state.params, parts) + loop_bytes(state.params, plan, per_layer)
     # The sum over microbatches is there from the first one on.
     summed = parameters if microbatches > 1 else 0
     step_peak = max(saved + head_bytes(local, shape) + summed, at_work + parameters)
     peak = parameters + moments + step_peak
     return StepMemory(parameters, moments, parameters, saved, peak)
+
+
+def layers_saved(cfg: model.ModelConfig, plan: DepthPlan) -> int:
+    """Executed layers that save values: in a loop those of the repetitions that have a gradient.
+
+    With a random number of repetitions there is room for the largest.
+    """
+    loop = cfg.loop
+    most = {
+        s: s.repeats if s.repeats == 1 or not loop.repeats else loop.law.largest
+        for s in plan.segments
+    }
+    return sum(
+        s.layers * (min(n, loop.backprop or n) if s.repeats > 1 else 1) for s, n in most.items()
+    )
 
 
 def head_bytes(cfg: model.ModelConfig, shape: tuple[int, int]) -> int:

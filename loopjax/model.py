@@ -15,7 +15,8 @@ The canonical parameter tree does not depend on the plan:
     layers/down              [U, F, D]
     final_norm               [D]             scale
     head                     [D, V]          only with tie_embeddings=False
-    loop/exit_gate           [D]             only with exit_gate=True; exit_gate_bias [1]
+    loop/*                                   only with an exit gate, and options of loops that have weights
+                                             (`loop.py`)
 
 and in the model families that use them:
 
@@ -46,39 +47,12 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import attention, head, kernels, rope, sharded_weights
+from loopjax import head, kernels, loop, rope, segment, sharded_weights
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
 from loopjax.depth import DepthPlan, ExecutedLayer
-from loopjax.exit_gate import ExitGate
 from loopjax.model_config import ModelConfig
 from loopjax.surgery import fitting
-
-# Of each layer the values with these names (`block.py`) are saved for the backward pass, besides the
-# layer's input, which is named here.
-_POLICIES = jax.checkpoint_policies
-
-
-def _saved(*names):
-    """The policy that saves values by name, and what flash attention computed."""
-    return _POLICIES.save_from_both_policies(
-        _POLICIES.save_only_these_names(*names), attention.is_saved
-    )
-
-
-REMAT_POLICIES = {
-    "none": None,
-    "dots": _saved("attention_product", "mlp_product", attention.SAVED_NAME),
-    "attention": _saved("attention_product", attention.SAVED_NAME),
-    "full": _POLICIES.nothing_saveable,
-    "offload": _POLICIES.save_and_offload_only_these_names(
-        names_which_can_be_saved=(),
-        names_which_can_be_offloaded=("layer_input",),
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 
 class Transformer(nn.Module):
@@ -104,15 +78,14 @@ class Transformer(nn.Module):
         if not cfg.tie_embeddings:
             init = nn.with_logical_partitioning(fan_in_normal(), ("embed", "vocab"))
             self.head = self.param("head", init, (cfg.d_model, cfg.vocab_size))
-        if cfg.exit_gate:
-            self.loop = ExitGate(cfg)
+        self.loop = loop.Weights(cfg)
 
     def __call__(self, tokens_BT, placement=None):
         return self.unembed(self.run(tokens_BT, placement))
 
-    def weighted_loss(self, tokens_BT, targets_BT, weights_BT, placement=None):
+    def weighted_loss(self, tokens_BT, targets_BT, weights_BT, placement=None, passes=None):
         """See `head.weighted_loss`."""
-        x_BTD = self.run(tokens_BT, placement)
+        x_BTD = self.run(tokens_BT, placement, passes)
         return self.losses(head.weighted_loss, x_BTD, targets_BT, weights_BT)
 
     def token_losses(self, tokens_BT, targets_BT, placement=None):
@@ -141,14 +114,17 @@ class Transformer(nn.Module):
         x_BTD = sharded_weights.lookup(self.embed, tokens_BT, ("vocab", "embed"), self.cfg.dtype)
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
 
-    def run(self, tokens_BT, placement=None):
+    def run(self, tokens_BT, placement=None, passes=None):
         """The residual stream after the last executed layer, [B, T, D]."""
+        weights = self.loop()  # here, so that every plan initializes them
         x_BTD = self.embedded(tokens_BT)
         positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
         context = context_of(self.cfg, positions, x_BTD, placement)
-        for i, segment in enumerate(self.plan.segments):
-            with jax.named_scope(f"segment_{i}_x{segment.repeats}"):
-                x_BTD = self.run_segment(i, x_BTD, context)
+        for i, part in enumerate(self.plan.segments):
+            with jax.named_scope(f"segment_{i}_x{part.repeats}"):
+                carried = loop.Carried.start(self.cfg.loop, weights, x_BTD)
+                context = context.replace(loop=carried)
+                x_BTD = self.run_segment(i, x_BTD, context, passes)
         return x_BTD
 
     def normed(self, x_BTD):
@@ -163,67 +139,20 @@ class Transformer(nn.Module):
         logits_BTV = kernels.matmul(x_BTD, head_DV, dtype=jnp.float32)
         return nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
 
-    def with_gate(self, tokens_BT):
-        """Uses every parameter, for initialization."""
-        return self.exit_logits(self.embedded(tokens_BT)), self(tokens_BT)
+    def exit_logits(self, x_BTD, alone=False):
+        """The logit of leaving the loop at residual streams after a repetition, float32 [...].
 
-    def exit_logits(self, x_BTD):
-        """The logit of leaving the loop at residual streams after a repetition, float32 [...]."""
-        return self.loop(self.normed(x_BTD))
-
-    def run_segment(self, index, x_BTD, context, every=False):
-        """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned).
-
-        With `every` the result is [R, B, T, D], the residual stream after each repetition.
+        With `alone`, the gate has a gradient and the norm before it none.
         """
+        weights = self.loop()
+        x32_BTD = self.normed(x_BTD).astype(jnp.float32)
+        x32_BTD = jax.lax.stop_gradient(x32_BTD) if alone else x32_BTD
+        return jnp.sum(x32_BTD * weights["exit_gate"], axis=-1) + weights["exit_gate_bias"][0]
+
+    def run_segment(self, index, x_BTD, context, passes=None, every=False):
+        """See `segment.run`."""
         block = getattr(self, f"segment_{index}")
-        segment = self.plan.segments[index]
-        unique_L = iteration_R = None
-        if "place" in block.reads:
-            unique_L = jnp.arange(segment.start, segment.stop)
-            iteration_R = jnp.arange(segment.repeats)
-
-        def layer(block, x_BTD, unique, iteration, context):
-            if unique is not None:
-                context = context.replace(place=ExecutedLayer(unique, index, iteration))
-            return block(checkpoint_name(x_BTD, "layer_input"), context)
-
-        if self.cfg.remat != "none":
-            policy = REMAT_POLICIES[self.cfg.remat]
-            layer = nn.remat(layer, prevent_cse=False, policy=policy)
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0, "intermediates": 0, "losses": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=segment.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        if segment.repeats > 1:
-            if every:
-                stack = _returning_each(stack)
-            stack = nn.scan(
-                stack,
-                variable_broadcast="params",
-                variable_axes={"intermediates": 0, "losses": 0},
-                split_rngs={"params": False},
-                in_axes=(nn.broadcast, 0, nn.broadcast),
-                length=segment.repeats,
-            )
-        elif iteration_R is not None:
-            iteration_R = iteration_R[0]
-        x_BTD, each = stack(block, x_BTD, unique_L, iteration_R, context)
-        return each if every else x_BTD
-
-
-def _returning_each(stack):
-    """A repetition that also returns the residual stream after it."""
-
-    def repetition(block, x_BTD, *inputs):
-        x_BTD, _ = stack(block, x_BTD, *inputs)
-        return x_BTD, x_BTD
-
-    return repetition
+        return segment.run(self, block, index, x_BTD, context, passes, every)
 
 
 def angles_of(cfg: ModelConfig, positions):
@@ -235,8 +164,7 @@ def angles_of(cfg: ModelConfig, positions):
 def init_params(cfg: ModelConfig, n_layers: int, key: jax.Array):
     """The canonical tree of a stack of `n_layers`, boxed with logical axis names (`nn.meta`)."""
     plan = DepthPlan.of([(n_layers, 1)])
-    module, tokens_BT = Transformer(cfg, plan), jnp.zeros((1, 2), jnp.int32)
-    params = module.init(key, tokens_BT, method="with_gate" if cfg.exit_gate else None)["params"]
+    params = Transformer(cfg, plan).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
     return {("layers" if k == "segment_0" else k): v for k, v in params.items()}
 
 
@@ -272,8 +200,9 @@ def outputs(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, placemen
 
 
 def weighted_loss(
-    segments, tokens_BT, targets_BT, weights_BT, cfg: ModelConfig, plan: DepthPlan, placement=None
-):
+    segments, tokens_BT, targets_BT, weights_BT, cfg: ModelConfig, plan: DepthPlan, placement=None,
+    passes: loop.Passes | None = None,
+):  # fmt: skip
     """The loss of a batch whose logits are never held whole (`head.weighted_loss`).
 
     Args:
@@ -281,12 +210,13 @@ def weighted_loss(
         microbatches can be accumulated by segment.
       targets_BT: int, -1 for none.
       weights_BT: float32 weight of each target, 0 for none.
+      passes: how often a loop runs and what of it has a gradient; None for what the plan says.
 
     Returns:
       (the weighted sum of the losses of the tokens [], to be differentiated; {term: its weighted
       sum []}, of which "nll" is the cross-entropy; {name: auxiliary loss []} as in `outputs`).
     """
-    args = tokens_BT, targets_BT, weights_BT, placement
+    args = tokens_BT, targets_BT, weights_BT, placement, passes
     (total, terms), losses = with_losses("weighted_loss", segments, cfg, plan, *args)
     return total, terms, losses
 
@@ -308,11 +238,7 @@ def with_losses(method, segments, cfg, plan, *args):
     """
     variables = {"params": segments}
     result, sown = Transformer(cfg, plan).apply(variables, *args, method=method, mutable=["losses"])
-    losses: dict[str, jax.Array] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
-        name = next(key.key for key in reversed(path) if hasattr(key, "key"))
-        losses[name] = losses.get(name, 0.0) + jnp.sum(leaf)
-    return result, losses
+    return result, segment.sums_of(sown)
 
 
 def residual(
@@ -368,7 +294,7 @@ def outside_stack(params, cfg, x, method: str, *args):
 def run_layer(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthPlan, cache=None):
     """Executed layer `e` of a plan: (x_BTD, its updated cache, {name: what it sowed}).
 
-    Running e = 0..E-1 one after another on the embeddings gives `residual`.
+    The layer alone, without what `config.loop` puts between repetitions: see `advance`.
 
     Args:
       layers: `params["layers"]`, leaves [U, ...]; or a list of U trees, one per unique layer.
@@ -383,10 +309,26 @@ def run_layer(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthP
         layer = layers[place.unique]
     if "place" in Block.reads:
         context = context.replace(place=place)
+    context = context.replace(repetition=loop.repetition_at(plan, e, cfg))
     (x_BTD, cache), sown = Block(cfg).apply(
         {"params": layer}, x_BTD, context, cache, mutable=["intermediates"]
     )
     return x_BTD, cache, {name: value for name, (value,) in sown["intermediates"].items()}
+
+
+def advance(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthPlan, cache=None):
+    """`run_layer` with what is before and after the layer if a repetition begins or ends there.
+
+    Running e = 0..E-1 one after another on the embeddings, each with the context that the one before
+    returned, gives `residual`. Arguments are those of `run_layer`.
+
+    Returns:
+      (x_BTD, the context for the next layer, the updated cache, {name: what the layer sowed}).
+    """
+    edges, iteration = loop.Edges.of(plan, e), _executed(plan, e).iteration
+    x_BTD, context = loop.before_layer(x_BTD, edges, iteration, context, cfg)
+    x_BTD, cache, sown = run_layer(layers, e, x_BTD, context, cfg, plan, cache)
+    return loop.after_layer(x_BTD, edges, iteration, context, cfg), context, cache, sown
 
 
 def _executed(plan: DepthPlan, e) -> ExecutedLayer:
@@ -397,8 +339,15 @@ def _executed(plan: DepthPlan, e) -> ExecutedLayer:
 
 
 def context_of(
-    cfg: ModelConfig, positions, embedded_BTD, placement: Placement | None = None, gates=None
-) -> Context:
-    """The context for running layers one by one, with tokens at positions [..., T]."""
+    cfg: ModelConfig, positions, embedded_BTD, placement: Placement | None = None, gates=None,
+    weights: dict | None = None,
+) -> Context:  # fmt: skip
+    """The context for running layers one by one, with tokens at positions [..., T].
+
+    Args:
+      weights: the parameters, of which those below "loop" are used if there are any.
+    """
+    carried = loop.Carried.start(cfg.loop, (weights or {}).get("loop", {}), embedded_BTD)
     embedded_BTD = embedded_BTD if "embedded_BTD" in Block.reads else None
-    return Context(angles_of(cfg, positions), placement, gates, embedded_BTD=embedded_BTD)
+    angles = angles_of(cfg, positions)
+    return Context(angles, placement, gates, embedded_BTD=embedded_BTD, loop=carried)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from loopjax import attention, rope
+from loopjax.loop_config import LoopConfig
 
 MOST = 2**31 - 1  # sizes of arrays are int32
 DTYPES = ("float32", "bfloat16")
@@ -34,6 +36,7 @@ class ModelConfig:
       remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
         "attention" (all but products with the weights of attention), "full" (all but the input of
         each layer), "offload" (as "full", with these inputs in the memory of the host; GPU and TPU).
+      loop: what happens between the repetitions of a loop.
       exit_gate: whether the model has weights that say when to leave a loop (`losses.exit_gate`).
     """
 
@@ -53,9 +56,12 @@ class ModelConfig:
     dtype: str = "bfloat16"
     attention: str = "auto"
     remat: str = "none"
+    loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
     exit_gate: bool = False
 
     def __post_init__(self):
+        if isinstance(self.loop, Mapping):  # as it is saved
+            object.__setattr__(self, "loop", LoopConfig(**self.loop))
         for name in ("vocab_size", "d_model", "d_ff", "n_heads", "n_kv_heads", "init_depth"):
             if not 1 <= getattr(self, name) <= MOST:
                 bound = "at least 1" if getattr(self, name) < 1 else f"at most {MOST}"
@@ -114,9 +120,18 @@ class ModelConfig:
             layer |= {"query_bias": (HC,), "key_bias": (KC,), "value_bias": (KC,)}
         if self.qk_norm:
             layer |= {"query_norm": (C,), "key_norm": (C,)}
+        matrices = {name: shape for name, shape in layer.items() if len(shape) == 2}
+        for name, shape in matrices.items():
+            layer |= self.loop.lora_shapes(name, shape)
         stack = {f"layers/{name}": (n_unique, *shape) for name, shape in layer.items()}
         head = {} if self.tie_embeddings else {"head": (D, V)}
+        loop = {f"loop/{name}": shape for name, shape in self.loop_shapes.items()}
+        return {"embed": (V, D), **stack, "final_norm": (D,), **head, **loop}
+
+    @property
+    def loop_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters below `loop/`, by name."""
         gate: dict[str, tuple[int, ...]] = {}
         if self.exit_gate:
-            gate = {"loop/exit_gate": (D,), "loop/exit_gate_bias": (1,)}
-        return {"embed": (V, D), **stack, "final_norm": (D,), **head, **gate}
+            gate = {"exit_gate": (self.d_model,), "exit_gate_bias": (1,)}
+        return self.loop.shapes(self.d_model) | gate

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from loopjax import config as config_lib
-from loopjax import curriculum, flops, optim, paths, surgery
+from loopjax import config_saved, curriculum, flops, optim, paths, surgery
 from loopjax.checkpoint import Checkpoints, load_params, newest_note, restore, versions
 from loopjax.checkpoint_files import context_of, locate, read_meta, steps_in
 from loopjax.data import pipeline
@@ -249,7 +248,7 @@ def check(run: Run, source: Source) -> None:
         check_same_run(run, meta)
         return
     if config.init == "moments":
-        theirs = config_lib.from_saved(meta["config"]).optimizer.name
+        theirs = config_saved.from_saved(meta["config"]).optimizer.name
         if theirs != config.optimizer.name:
             raise UserError(
                 f"config.optimizer.name={config.optimizer.name!r}, but config.init_from="
@@ -287,12 +286,12 @@ def check_same_run(run: Run, meta: dict, workdir: pathlib.Path | None = None) ->
     that the run branches from.
     """
     step, branch = meta["step"], workdir is None
-    problems = config_lib.contradictions(meta["config"], run.config.to_dict(), branch=branch)
+    problems = config_saved.contradictions(meta["config"], run.config.to_dict(), branch=branch)
     if step > run.config.steps:
         problems.append(f"config.steps={run.config.steps} (the run is at step {step})")
     if not problems and meta["phases"] != curriculum.past(run.phases, step):
         problems.append("depth, growth or mixture differ in the steps already done")
-    saved = config_lib.from_saved(meta["config"])
+    saved = config_saved.from_saved(meta["config"])
     if not problems and step:
         steps = np.arange(step, dtype=np.float32)
         if not np.array_equal(optim.make_optimizer(saved)[1](steps), run.schedule(steps)):
@@ -317,7 +316,7 @@ def check_same_directory(run: Run, workdir: pathlib.Path) -> None:
         phases = json.loads((workdir / "phases.json").read_text())
     except (OSError, ValueError):
         return
-    problems = config_lib.contradictions(saved, run.config.to_dict())
+    problems = config_saved.contradictions(saved, run.config.to_dict())
     if phases != [phase.to_json() for phase in run.phases]:
         problems.append("the phases differ")
     if problems:

@@ -87,6 +87,7 @@ class Placed(Outline):
             optimizer=self.optimizer,
             schedule=self.schedule,
             microbatches=self.config.microbatches,
+            seed=self.config.seed,
             skip_bad=self.config.skip_bad_steps > 0,
             added=losses.of(self.config),
         )
@@ -126,8 +127,10 @@ def outline(config) -> Outline:
     config = config_lib.resolved(config)
     config_lib.check(config)
     phases = curriculum.build(config)
-    losses.check_plans(losses.of(config), [phase.plan for phase in phases])
-    cfg = config_lib.model_config(config)
+    plans = [phase.plan for phase in phases]
+    cfg = config_lib.model_config(config, plans)
+    config_lib.check_loop(config, cfg, phases)
+    losses.check_plans(losses.of(config), plans, cfg.loop)
     return Outline(config=config, phases=phases, cfg=cfg, plan=DepthPlan.parse(config.depth))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
-from loopjax import flops, json_shapes, paths
+from loopjax import config_saved, flops, json_shapes, paths
 from loopjax.depth import DepthPlan
 from loopjax.files import read_json, read_rows
 from loopjax.json_shapes import count, number, plan
@@ -73,8 +73,8 @@ class Record:
         cfg = self.cfg
         length = self.config.get("seq_len")
         forward = None
-        if cfg and length:  # the forward pass is a third of an update
-            forward = flops.training_flops_per_token(cfg, plan, length) // 3
+        if cfg and length:
+            forward = flops.inference_flops_per_token(cfg, plan, length)
         counted = flops.count_params(cfg, plan.n_unique) if cfg else None
         return {
             "parameters": self.result.get("parameters") or counted,
@@ -134,7 +134,8 @@ def metrics_of(directory) -> list[dict]:
 def _architecture(config: dict) -> ModelConfig:
     # A field that did not exist yet had the value that is its default now.
     whole = config_lib.default()
-    whole.update(ConfigDict({"model": config["model"], "depth": config["depth"]}))
+    known = ("model", "depth", "growth", "cooldown", "loop")
+    whole.update(ConfigDict({name: config[name] for name in known if name in config}))
     return config_lib.model_config(whole)
 
 
@@ -165,7 +166,7 @@ def fields(config: dict) -> dict:
     Fields that did not exist in its run have their default.
     """
     known = config_lib.flatten(config_lib.default().to_dict())
-    saved = config_lib.flatten(config_lib.upgraded(config))
+    saved = config_lib.flatten(config_saved.upgraded(config))
     values = {f: v for f, v in known.items() if "mixture." not in f} | saved
     unused = config_lib.unused(values)
     return {field: value for field, value in values.items() if field not in unused}

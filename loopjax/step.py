@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from loopjax import block, exit_losses, exits, model, optim, sharding
+from loopjax import block, exit_losses, exits, loop, model, optim, sharding
 from loopjax import losses as losses_lib
 from loopjax.depth import DepthPlan
 from loopjax.losses import Losses
@@ -101,12 +101,15 @@ def _placement(batch) -> block.Placement | None:
 
 def train_step(
     state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int,
-    skip_bad: bool = False, added: Losses = losses_lib.NONE,
+    seed: int = 0, skip_bad: bool = False, added: Losses = losses_lib.NONE,
 ):  # fmt: skip
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
     The metrics are "loss", "grad_norm" (global, before clipping), "grad_norms" (per parameter;
     stacked ones per layer [U]), "learning_rate", and "losses/NAME" for each auxiliary loss.
+
+    With a law of the number of repetitions (`cfg.loop.repeats`) the number of this update is drawn from
+    `seed` and the step, one for all devices and microbatches; it is the metric "repeats".
 
     The loss is the mean over all targets of the batch. With microbatches, the loss of each part is
     divided by the number of targets of the whole batch and gradients are summed, which gives the
@@ -119,14 +122,16 @@ def train_step(
     metric "skipped" is then 1.
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
+    passes = loop.Passes.drawn(cfg.loop, plan, seed, state.step)
 
     def objective(segments, part):
         weights_BT = (part["targets"] >= 0) / n_targets
         args = segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part)
         if added.of_exits(plan):
-            total, terms, losses = exit_losses.weighted_loss(*args, added, state.step)
+            drawn = {"seed": seed, "step": state.step}
+            total, terms, losses = exit_losses.weighted_loss(*args, passes, added, **drawn)
         else:
-            total, terms, losses = model.weighted_loss(*args)
+            total, terms, losses = model.weighted_loss(*args, passes)
         losses = {name: value / microbatches for name, value in losses.items()}
         return sum(losses.values(), start=total), (terms.pop("nll"), losses | terms)
 
@@ -153,6 +158,8 @@ def train_step(
         "learning_rate": schedule(state.step),
         **{f"losses/{name}": value for name, value in losses.items()},
     }
+    if passes is not None and passes.count is not None:
+        metrics["repeats"] = passes.count
     new = TrainState(state.step + 1, params, opt_state)
     if skip_bad:
         norms = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(params)])

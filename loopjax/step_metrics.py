@@ -92,6 +92,8 @@ class StepMetrics:
         }
         if skipped:
             row["skipped"] = 1.0
+        if "repeats" in metrics:
+            row["repeats"] = int(metrics["repeats"])
         seconds = run.tokens_per_step / speed
         row |= utilization(self.chip, seconds, lambda **k: run.flops_per_step(self.phase, **k))
         if step % run.config.log_every == 0 or step == run.config.steps:

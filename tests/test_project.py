@@ -11,6 +11,7 @@ from flax.core import meta
 
 from loopjax import config as config_lib
 from loopjax import config_flags, run, sharding, step
+from loopjax.loop_config import LoopConfig
 from loopjax.model_config import ModelConfig
 from loopjax.optim import make_optimizer
 
@@ -18,9 +19,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Who may import whom: a module only what stands before it.
 LAYERS = [
     "errors", "intervals", "devices", "text_table", "progress", "signals", "limits", "connection",
-    "cluster", "processes", "watchdog", "remote", "paths", "depth", "json_shapes", "kernels",
-    "attention", "rope", "model_config", "sharding", "sharded_weights", "block", "surgery", "head",
-    "exit_gate", "model", "losses", "jacobian", "exit_losses", "optim", "growth", "config", "flops", "exits", "curriculum", "step", "files", "outputs",
+    "cluster", "processes", "watchdog", "remote", "paths", "depth", "random_depth", "loop_config",
+    "json_shapes", "kernels", "attention", "rope", "model_config", "sharding", "sharded_weights",
+    "block", "loop", "remat", "segment", "surgery", "head",
+    "model", "losses", "jacobian", "exit_losses", "optim", "growth", "config", "config_saved", "flops", "exits",
+    "curriculum", "step", "files", "outputs",
     "sweep.branches", "sweep.grids", "sweep.directory", "sweep.logs", "sweep.hparams", "callbacks",
     "lease", "lock", "host", "ledger", "log", "run_record", "data.tokenizers", "checkpoint_files",
     "checkpoint_arrays", "checkpoint", "lineage", "ahead", "cli.main", "__main__",
@@ -161,7 +164,8 @@ def trace_a_step(cfg, plan, batch_size, seq_len):
 
 def test_every_field_of_the_architecture_is_a_config_field():
     fields = set(ModelConfig.__dataclass_fields__) - {"exit_gate"}  # of config.losses.exit_gate
-    assert set(config_lib.default().model) == fields
+    assert set(config_lib.default().model) == fields - {"loop"}
+    assert set(config_lib.default().loop) == set(LoopConfig.__dataclass_fields__)
 
 
 def test_files_are_short_enough_to_read():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import jax
 
-from loopjax import kernels, run, surgery
+from loopjax import flops, kernels, run, surgery
 from loopjax.aot.program import Program
 from loopjax.aot.roofline import roofline
 from loopjax.aot.topologies import Topology
@@ -150,7 +150,8 @@ def _evaluation(placed: Placed, phase: Phase, topology: Topology, dump) -> dict:
     jitted = jax.jit(functools.partial(eval_step, cfg=placed.cfg, plan=phase.plan))
     lower = functools.partial(jitted.lower, _state(placed, phase).params, _batch(placed))
     compiled = _compile(placed, topology, lower, dump)
-    return _row(placed, topology, compiled, placed.flops_per_step(phase) // 3)
+    forward = flops.inference_flops_per_token(placed.cfg, phase.plan, placed.config.seq_len)
+    return _row(placed, topology, compiled, forward * placed.tokens_per_step)
 
 
 def _growth(placed: Placed, before: Phase, phase: Phase, topology: Topology, dump) -> dict:

@@ -1,0 +1,301 @@
+"""What happens between the repetitions of a loop, by `config.loop`.
+
+A loop runs its layers F on a state s, which is the residual stream e at its start at first. In
+repetition i = 0 .. N - 1 (`enter_repetition`, the layers, `leave_repetition`):
+
+    x = RMSNorm(s)  if i > 0             norm; without scale (2609.19107)
+    x = x + inject_scale e               inject="add" (2609.19107)
+    x = [x; e] A                         inject="concat"; A [2D, D] is [I; 0] at first (Geiping et al. 2025)
+    x = x + v_i                          embedding; v [R, D] is 0 at first
+    y = F(x)
+
+    s = y                                residual=""
+    s = s + y                            residual="outer" (Ng & Wang 2024, with F the layers)
+    s = s + (y - x)                      residual="outer_delta": with what F adds to its input
+    s = s + g_i y                        residual="scaled"; g [R] is 1 at first
+
+and after the last one s = RMSNorm(s) with norm (`leave_loop`). Repetitions beyond R use the weights of
+the last. The scan, layers that are run one by one and decoding share these functions.
+"""
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from loopjax import sharded_weights
+from loopjax.block import Context, Repetition, rms_norm
+from loopjax.depth import DepthPlan, Segment
+from loopjax.loop_config import LoopConfig
+from loopjax.model_config import ModelConfig
+
+_ADAPTER = ("embed", "activation")
+
+
+@flax.struct.dataclass
+class Carried:
+    """What repetitions need besides the state; a field that no option needs is None.
+
+    Attributes:
+      weights: {"adapter", "embedding", "scale"}, those that there are.
+      anchor_BTD: e, the residual stream at the start of the loop.
+      kept_BTD: what is added to what the layers of this repetition return.
+    """
+
+    weights: dict
+    anchor_BTD: jax.Array | None = None
+    kept_BTD: jax.Array | None = None
+
+    @classmethod
+    def start(cls, loop: LoopConfig, weights: dict, x_BTD) -> "Carried | None":
+        """Before the first repetition of a loop that begins with `x_BTD`; None if nothing is needed."""
+        if not loop.has_boundary:
+            return None
+        return cls(weights, x_BTD if loop.inject else None, x_BTD if loop.residual else None)
+
+
+class Weights(nn.Module):
+    """The weights of loops outside the stack: `loop/*` of the canonical tree."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> dict:
+        inits = {
+            "adapter": (_pass_first, _ADAPTER),
+            "embedding": (nn.initializers.zeros, (None, "norm")),
+            "scale": (nn.initializers.ones, (None,)),
+            "exit_gate": (nn.initializers.zeros, ("norm",)),
+            "exit_gate_bias": (nn.initializers.zeros, (None,)),
+        }
+
+        def param(name, shape):
+            init, axes = inits[name]
+            return self.param(name, nn.with_logical_partitioning(init, axes), shape)
+
+        shapes = self.cfg.loop_shapes
+        return {name: param(name, shape) for name, shape in shapes.items()}
+
+
+def _pass_first(key, shape, dtype=jnp.float32):
+    """[I; 0]: the first half of the input."""
+    return jnp.eye(*shape, dtype=dtype)
+
+
+def enter_repetition(x_BTD, iteration, context: Context, cfg: ModelConfig):
+    """(input of the first layer of a repetition [B, T, D], the context of its layers).
+
+    Args:
+      x_BTD: the state s.
+      iteration: i, an int or a traced int32 [].
+    """
+    loop, carried = cfg.loop, context.loop
+    if carried is None:
+        return x_BTD, context
+    state_BTD = x_BTD
+    if loop.norm:
+        x_BTD = _where(iteration > 0, _normed(x_BTD, cfg), x_BTD)
+    if loop.inject == "add":
+        x_BTD = x_BTD + loop.inject_scale * carried.anchor_BTD
+    if loop.inject == "concat":
+        both = jnp.concatenate([x_BTD, carried.anchor_BTD.astype(x_BTD.dtype)], axis=-1)
+        x_BTD = sharded_weights.matmul(both, carried.weights["adapter"], _ADAPTER)
+    if loop.embedding:
+        x_BTD = x_BTD + _own(carried.weights["embedding"], iteration, x_BTD)
+    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
+    if loop.residual:
+        delta = loop.residual == "outer_delta"
+        carried = carried.replace(kept_BTD=state_BTD - x_BTD if delta else state_BTD)
+    return x_BTD, context.replace(loop=carried)
+
+
+def leave_repetition(x_BTD, iteration, context: Context, cfg: ModelConfig):
+    """The state after a repetition whose last layer returned `x_BTD`, [B, T, D]."""
+    if not cfg.loop.residual:
+        return x_BTD
+    if cfg.loop.residual == "scaled":
+        x_BTD = _own(context.loop.weights["scale"], iteration, x_BTD) * x_BTD
+    return context.loop.kept_BTD + x_BTD
+
+
+def leave_loop(x_BTD, cfg: ModelConfig):
+    """The residual stream after a loop that ended with the state `x_BTD`, [B, T, D]."""
+    return _normed(x_BTD, cfg) if cfg.loop.norm else x_BTD
+
+
+@flax.struct.dataclass
+class Edges:
+    """Where an executed layer is in its loop, bool or traced bool []; all False outside of loops.
+
+    Attributes:
+      begins, ends: whether it is the first layer of the first repetition, the last of the last.
+      enters, leaves: whether it is the first layer of a repetition, the last of one.
+    """
+
+    begins: jax.Array | bool
+    enters: jax.Array | bool
+    leaves: jax.Array | bool
+    ends: jax.Array | bool
+
+    @classmethod
+    def of(cls, plan: DepthPlan, e) -> "Edges":
+        """Those of executed layer `e`, an int or traced."""
+        rows = []
+        for place in plan.executed:
+            segment = plan.segments[place.segment]
+            enters = segment.repeats > 1 and place.unique == segment.start
+            leaves = segment.repeats > 1 and place.unique == segment.stop - 1
+            begins, last = place.iteration == 0, place.iteration == segment.repeats - 1
+            rows.append((enters and begins, enters, leaves, leaves and last))
+        if isinstance(e, int):
+            return cls(*rows[e])
+        return cls(*(jnp.array(column)[e] for column in zip(*rows, strict=True)))
+
+
+def before_layer(x_BTD, edges: Edges, iteration, context: Context, cfg: ModelConfig):
+    """(input of an executed layer, its context), from the state after the layer before it."""
+    if context.loop is None:
+        return x_BTD, context
+    fresh = Carried.start(cfg.loop, context.loop.weights, x_BTD)
+    carried = jax.tree.map(lambda a, b: _where(edges.begins, a, b), fresh, context.loop)
+
+    def enter(x_BTD, carried):
+        x_BTD, inside = enter_repetition(x_BTD, iteration, context.replace(loop=carried), cfg)
+        return x_BTD, inside.loop
+
+    x_BTD, carried = _when(edges.enters, enter, x_BTD, carried)
+    return x_BTD, context.replace(loop=carried)
+
+
+def after_layer(x_BTD, edges: Edges, iteration, context: Context, cfg: ModelConfig):
+    """The state after an executed layer that returned `x_BTD`."""
+    if context.loop is None:
+        return x_BTD
+
+    def leave(x_BTD):
+        return (leave_repetition(x_BTD, iteration, context, cfg),)
+
+    (x_BTD,) = _when(edges.leaves, leave, x_BTD)
+    (x_BTD,) = _when(edges.ends, lambda x_BTD: (leave_loop(x_BTD, cfg),), x_BTD)
+    return x_BTD
+
+
+def _when(condition, function, *args):
+    """What a function returns of its arguments where a condition holds, else the arguments."""
+    if isinstance(condition, bool):
+        return function(*args) if condition else args
+    return jax.lax.cond(condition, function, lambda *args: args, *args)
+
+
+def _normed(x_BTD, cfg):
+    return rms_norm(x_BTD, 1.0, cfg.norm_eps)
+
+
+def _own(weights_R, iteration, x_BTD):
+    """The weights of a repetition, in the type of the residual stream."""
+    return weights_R[jnp.minimum(iteration, len(weights_R) - 1)].astype(x_BTD.dtype)
+
+
+def _where(condition, a, b):
+    if isinstance(condition, bool):
+        return a if condition else b
+    return jnp.where(condition, a, b)
+
+
+def repetition_of(segment: Segment, iteration, cfg: ModelConfig) -> Repetition | None:
+    """What the layers of a segment know of a repetition; None if it does not repeat.
+
+    Args:
+      iteration: int or traced int32 [].
+    """
+    loop = cfg.loop
+    if segment.repeats == 1 or not (loop.lora_rank or loop.residual_scale):
+        return None
+    scale = None
+    if loop.residual_scale:
+        # 2606.18524: with it, the best learning rate depends on L and not on N.
+        scale = loop.residual_lambda / (segment.repeats * segment.layers**0.5)
+    return Repetition(iteration if loop.lora_rank else None, scale)
+
+
+def repetition_at(plan: DepthPlan, e, cfg: ModelConfig) -> Repetition | None:
+    """What executed layer `e` of a plan, an int or traced, knows of its repetition."""
+    known = [
+        repetition_of(plan.segments[place.segment], place.iteration, cfg) for place in plan.executed
+    ]
+    if isinstance(e, int):
+        return known[e]
+    if not any(known):
+        return None
+    iterations = scales = None
+    if cfg.loop.lora_rank:
+        iterations = jnp.array([-1 if one is None else one.iteration for one in known])[e]
+    if cfg.loop.residual_scale:
+        scales = jnp.array([1.0 if one is None else one.scale for one in known])[e]
+    return Repetition(iterations, scales)
+
+
+@flax.struct.dataclass
+class Passes:
+    """How training runs a loop, if not as often as the plan says and with all gradients.
+
+    Attributes:
+      count: repetitions, int or traced int32 [], at least 1; None for those of the plan.
+      backprop: the last repetitions, which have a gradient; 0 for all.
+    """
+
+    count: jax.Array | int | None
+    backprop: int = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def drawn(cls, loop: LoopConfig, plan: DepthPlan, seed: int, step) -> "Passes | None":
+        """Those of an update, from the seed of the run and its step; None for those of the plan."""
+        if not plan.is_looped or not (loop.repeats or loop.backprop):
+            return None
+        return cls(loop.law.draw(seed, step) if loop.repeats else None, loop.backprop)
+
+
+@jax.custom_vjp
+def _with_own_gradient(tree):
+    """The tree; its gradient is whole before it is added to a sum.
+
+    JAX 0.10 cannot add to a sum in place (`step._accumulated`) from within a `cond`.
+    """
+    return tree
+
+
+_with_own_gradient.defvjp(lambda tree: (tree, None), lambda _, gradient: (gradient,))
+
+
+def run_passes(repetition, inputs, x_BTD, passes: Passes, most: int):
+    """The state after the repetitions of a loop, of which the last have a gradient.
+
+    The earlier ones run in a loop with a traced number of turns on inputs without gradient, the last in
+    a scan of static length, of which the first turns do nothing if there are fewer repetitions. One
+    program therefore serves every number.
+
+    Args:
+      repetition: pure function (inputs, x_BTD, iteration) -> (x_BTD, tree of auxiliary results).
+      inputs: all that it differentiates besides the state.
+      most: the largest number of repetitions, which bounds the scan.
+
+    Returns:
+      (x_BTD, the auxiliary results of the repetitions with a gradient, [k, ...]; 0 for those that do
+      nothing).
+    """
+    count = most if passes.count is None else passes.count
+    k = min(passes.backprop, most) or most
+    first = jnp.maximum(count - k, 0)
+    frozen, start = jax.lax.stop_gradient((inputs, x_BTD))
+    passed = jax.lax.fori_loop(0, first, lambda i, x: repetition(frozen, x, i)[0], start)
+    x_BTD = jnp.where(first > 0, passed, x_BTD)
+    inputs = _with_own_gradient(inputs)
+    shapes = jax.eval_shape(repetition, inputs, x_BTD, jnp.int32(0))[1]
+
+    def turn(x_BTD, i):
+        def skip(x_BTD):
+            return x_BTD, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return jax.lax.cond(i >= 0, lambda x: repetition(inputs, x, i), skip, x_BTD)
+
+    return jax.lax.scan(turn, x_BTD, count - k + jnp.arange(k))
