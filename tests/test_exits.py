@@ -13,6 +13,7 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.exits import Rule
 from loopjax.lm import decode, score
+from loopjax.loop_config import LoopConfig
 from tests.test_score import CFG, LM, ONE, language_model
 
 PROMPTS = [[5, 9, 200, 17], [3], [250, 1, 7, 7, 30, 99, 41], [11, 12]]
@@ -282,6 +283,19 @@ def test_plans_without_exactly_one_loop_are_refused(depth, what):
 def test_a_gate_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="--exit gate:0.8 requires a model with an exit gate"):
         ONE.with_exit(Rule("gate", 0.8))
+
+
+def test_a_model_with_a_norm_between_repetitions_is_refused():
+    lm = dataclasses.replace(ONE, cfg=dataclasses.replace(CFG, loop=LoopConfig(norm=True)))
+    with pytest.raises(UserError, match="does not apply to a model with config.loop.norm=True"):
+        lm.with_exit(Rule("latent", 0.1))
+
+
+@pytest.mark.parametrize(("repeats", "depth"), [(1, "1-2x3-1"), (5001, "1-2x3-1"), (3, "4")])
+def test_repetitions_that_cannot_be_are_refused(repeats, depth):
+    lm = language_model(depth, mesh="", devices=jax.devices()[:1])
+    with pytest.raises(UserError, match=f"--max-repeats {repeats} (must lie|requires a plan)"):
+        lm.with_exit(None, repeats)
 
 
 def test_more_repetitions_than_in_training_are_another_plan():

@@ -1,5 +1,6 @@
 """Terms of the loss for loops: blocks alike."""
 
+import dataclasses
 import shutil
 
 import flax.linen as nn
@@ -12,10 +13,11 @@ from ml_collections import ConfigDict
 from loopjax import config as config_lib
 from loopjax import exit_losses, flops, jacobian, losses, model, run
 from loopjax import step as step_lib
-from loopjax.depth import DepthPlan
+from loopjax.depth import DepthPlan, Segment
 from loopjax.errors import UserError
 from loopjax.evals import nll
 from loopjax.exits import Rule
+from loopjax.loop_config import LoopConfig
 from loopjax.run import on_mesh, plan_run
 from loopjax.train import train
 from tests.conftest import tiny_run
@@ -183,11 +185,13 @@ def looped(tiny_config):
 
 def exits_of(params, batch, cfg, plan):
     """For each repetition: the state after it [B, T, D], and the losses of its exit [B, T]."""
-    loop = next(s for s in plan.segments if s.repeats > 1)
+    # A loop of one repetition is merged with what is around it.
+    loop = next((s for s in plan.segments if s.repeats > 1), None) or Segment(1, 1, 1)
+    segments = plan.segments if plan.is_looped else (Segment(0, 1, 1), loop, Segment(2, 1, 1))
     out = []
     for t in range(1, loop.repeats + 1):
-        parts = [(s.layers, t if s is loop else s.repeats) for s in plan.segments]
-        upto = [p for s, p in zip(plan.segments, parts, strict=True) if s.start <= loop.start]
+        parts = [(s.layers, t if s is loop else s.repeats) for s in segments]
+        upto = [p for s, p in zip(segments, parts, strict=True) if s.start <= loop.start]
         inside = DepthPlan.of(upto)
         below = jax.tree.map(lambda leaf, n=inside.n_unique: leaf[:n], params["layers"])
         state = model.residual({**params, "layers": below}, batch["inputs"], cfg, inside)
@@ -239,6 +243,40 @@ def test_the_mean_over_repetitions_is_trained_on(looped, depth, mesh):
     assert float(metrics["loss"]) == pytest.approx(float(losses[-1]), rel=1e-5)
     assert float(metrics["losses/repetition_1"]) == pytest.approx(float(losses[0]), rel=1e-5)
     assert float(metrics["losses/repetition_2"]) == pytest.approx(float(losses[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("exits", ["mean", "random", "joint"])
+def test_a_random_number_of_repetitions_has_exits_after_each(looped, exits, seed):
+    looped.seed = seed
+    looped.loop.repeats = "uniform:1:4"
+    looped.losses.update(exit_gate="joint") if exits == "joint" else looped.losses.update(
+        per_repetition=exits
+    )
+    before, after, metrics = updated(looped, looped.depth)
+    count = int(metrics["repeats"])
+    plan, batch = DepthPlan.parse(f"1-1x{count}-1"), first_batch(looped)
+    cfg = dataclasses.replace(plan_run(looped).cfg, loop=LoopConfig())
+
+    def objective(params):
+        _, nlls = exits_of(params, batch, cfg, plan)
+        if exits == "joint":  # a gate of zeros leaves half of what is there
+            p = [0.5**t for t in range(1, count)] + [0.5 ** (count - 1)]
+            return scored_mean(batch, sum(q * nll for q, nll in zip(p, nlls, strict=True)))
+        losses = [scored_mean(batch, nll) for nll in nlls]
+        if exits == "mean":
+            return sum(losses) / count
+        return (losses[int(exit_losses.drawn(seed, 0, count))] + losses[-1]) / 2
+
+    expected = jax.grad(objective)(before.params)
+    found = moment(after)
+    found.pop("loop", None), expected.pop("loop", None)
+    jax.tree.map(
+        lambda m, g: np.testing.assert_allclose(np.asarray(m), 0.1 * np.asarray(g), atol=3e-6),
+        found, expected,
+    )  # fmt: skip
+    last = scored_mean(batch, exits_of(before.params, batch, cfg, plan)[1][-1])
+    assert float(metrics["loss"]) == pytest.approx(float(last), rel=1e-5)
 
 
 def test_the_random_exit_is_one_earlier_repetition_beside_the_last(looped):
@@ -359,12 +397,27 @@ def test_stage_two_trains_the_gate_alone_on_the_printed_loss(looped):
         ),
         ({"exit_gate": "gate"}, "1x2-1x2", "one loop, but plan 1x2-1x2 has several"),
         ({"exit_gate": "joint", "exit_entropy": -1.0}, "2x2", "exit_entropy=-1.0 must be at least"),
+        ({"jacobian": 1.0, "exit_gate": "gate"}, "2x2", "jacobian=1.0 must be 0 with"),
+        ({"jacobian": 1.0}, "4", "losses.jacobian=1.0 requires a plan with a loop"),
     ],
 )
 def test_losses_of_exits_without_sense_are_refused(looped, losses, depth, sentence):
     looped.depth = depth
     looped.losses.update(losses)
     with pytest.raises(UserError, match=sentence):
+        run.outline(looped)
+
+
+def test_options_of_loops_that_do_not_go_with_a_loss_are_refused(looped):
+    looped.losses.jacobian = 1.0
+    looped.loop.norm = True
+    with pytest.raises(
+        UserError, match="jacobian=1.0 .* does not apply with config.loop.norm=True"
+    ):
+        run.outline(looped)
+    looped.losses.update(jacobian=0.0, exit_gate="gate")
+    looped.loop.backprop = 1
+    with pytest.raises(UserError, match="exit_gate='gate' trains no layer"):
         run.outline(looped)
 
 

@@ -27,6 +27,7 @@ from loopjax.checkpoint_files import context_of
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
+from loopjax.loop_config import ACTIVE
 
 MOST_TOKENS = 2**24  # positions are exact in float32
 
@@ -126,7 +127,7 @@ class LanguageModel:
             )
         if rule and self.cfg.loop.has_boundary:
             raise UserError(
-                f"--exit {rule} does not apply to a model with config.{self.cfg.loop.changes()[0]}, which "
+                f"--exit {rule} does not apply to a model with config.{self.cfg.loop.options(ACTIVE)[0]}, which "
                 "changes states between repetitions"
             )
         if most is None:
