@@ -51,6 +51,25 @@ class Placement:
 
 
 @flax.struct.dataclass
+class Held:
+    """Rotated keys and values of tokens that have left a loop, [B, T, K, C] each.
+
+    Attributes:
+      key, value: those of the last repetition in which the token took part.
+      active_BT: whether a token still takes part: it has keys and values of its own.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    active_BT: jax.Array
+
+    def instead(self, k_BTKC, v_BTKC):
+        """The keys and values [B, T, K, C] that are attended to."""
+        active = self.active_BT[..., None, None]
+        return jnp.where(active, k_BTKC, self.key), jnp.where(active, v_BTKC, self.value)
+
+
+@flax.struct.dataclass
 class Repetition:
     """What a layer in a loop knows of the repetition that it runs in (`config.loop`).
 
@@ -78,6 +97,8 @@ class Context:
       repetition: None outside of loops, and where layers do not depend on it.
       loop: what is carried from repetition to repetition (`loop.Carried`); None without options of
         `config.loop` that change the residual stream between them.
+      held: for tokens that have left the loop (`exits.py`), what others attend to instead of what this
+        layer computes for them; None if no token has.
     """
 
     angles: tuple[jax.Array, jax.Array]
@@ -87,6 +108,7 @@ class Context:
     embedded_BTD: jax.Array | None = None
     repetition: Repetition | None = None
     loop: Any = None
+    held: Held | None = None
 
 
 def fan_in_normal(scale: float = 1.0):
@@ -136,12 +158,14 @@ class Block(nn.Module):
         q_BTHC = nn.with_logical_constraint(q_BTHC, ("batch", "seq", "heads", "head_size"))
         k_BTKC = nn.with_logical_constraint(k_BTKC, ("batch", "seq", "kv_heads", "head_size"))
         v_BTKC = nn.with_logical_constraint(v_BTKC, ("batch", "seq", "kv_heads", "head_size"))
+        if context.held is not None:
+            k_BTKC, v_BTKC = context.held.instead(k_BTKC, v_BTKC)
+        self.sow("intermediates", "key", k_BTKC)
+        self.sow("intermediates", "value", v_BTKC)
         if cache is not None:
-            cache = _written(cache, KVCache(k_BTKC, v_BTKC), placement.slot)
+            cache = written(cache, KVCache(k_BTKC, v_BTKC), placement.slot)
             out_BTHC = attention.cached(q_BTHC, cache.key, cache.value, placement.mask_BTS)
         else:
-            self.sow("intermediates", "key", k_BTKC)
-            self.sow("intermediates", "value", v_BTKC)
             segments_BT = None if placement is None else placement.segments_BT
             shared = placement is not None and placement.shared_context
             out_BTHC = attention.causal(
@@ -216,7 +240,7 @@ def rms_norm(x, scale, eps):
     return (x32 * scale).astype(x.dtype)
 
 
-def _written(cache: KVCache, new: KVCache, slot) -> KVCache:
+def written(cache: KVCache, new: KVCache, slot) -> KVCache:
     """The cache with new keys and values [B, T, K, C] written to the slots from `slot` on."""
 
     def write(old_BKSC, new_BTKC):

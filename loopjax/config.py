@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from loopjax import optim, paths
+from loopjax import losses, optim, paths
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
 from loopjax.loop_config import ACTIVE, TRAINING, LoopConfig
@@ -47,6 +47,8 @@ _WHOLE = {
     "growth.block": (1, _MOST),
     "growth.steps": (0, _MOST),
     "growth.rewarm_steps": (0, _MOST),
+    "losses.block": (1, _MOST),
+    "losses.jacobian_steps": (0, 1000),
     "cooldown.steps": (0, _MOST),
     "model.init_depth": (0, _MOST),
     "warmup_steps": (0, _MOST),
@@ -127,6 +129,23 @@ def default() -> ConfigDict:
     config.learning_rate = 5e-4
     config.schedule = "trapezoid"  # "trapezoid", "cosine", "constant"
     config.warmup_steps = 2000  # linear warm-up; -1: 1% of all steps
+
+    # Terms added to the loss (docs/recurrence.md).
+    config.losses = ConfigDict()
+    config.losses.block_cosine = 0.0  # weight of 1 - the cosine of successive blocks; 0: off
+    config.losses.block = 4  # layers per block
+    # Exits after repetitions of a loop that have a loss: "mean" of all, "random": the last and an
+    # earlier one; empty: the last.
+    config.losses.per_repetition = ""
+    config.losses.exit_gate = (
+        ""  # exit gate, trained "joint" with the model or as "gate" alone; empty: none
+    )
+    config.losses.exit_entropy = 0.1  # weight of the entropy of the exits with "joint"
+    config.losses.jacobian = (
+        0.0  # weight of a repetition's spectral norm above jacobian_most; 0: off
+    )
+    config.losses.jacobian_most = 1.0  # spectral norm of a repetition's Jacobian without a penalty
+    config.losses.jacobian_steps = 2  # power iterations that estimate the spectral norm
 
     # Optimizer; each uses some of these fields and rejects the others (`optim.OPTIMIZERS`).
     config.clip_norm = 1.0  # largest norm of the gradient of all parameters
@@ -238,7 +257,8 @@ def model_config(config: ConfigDict, plans: Sequence[DepthPlan] = ()) -> ModelCo
         with field("depth"):
             fields["init_depth"] = DepthPlan.parse(config.depth).n_effective
     try:
-        cfg = ModelConfig(**fields, loop=_loop_config(config, plans))
+        gate = bool(config.losses.exit_gate)
+        cfg = ModelConfig(**fields, loop=_loop_config(config, plans), exit_gate=gate)
     except ValueError as error:  # its message begins with the name of the field
         raise UserError(f"config.{error}") from None
     with field("depth"):
@@ -322,6 +342,7 @@ def check(config: ConfigDict) -> None:
             f"config.patience={config.patience} requires config.eval_every and config.eval_batches"
         )
     optim.check(config, default())
+    losses.of(config)
     for name in (
         "learning_rate", "clip_norm", "optimizer.eps", "watchdog.least_s", "watchdog.silence_s",
     ):  # fmt: skip
@@ -383,6 +404,10 @@ def unused(values: dict) -> set[str]:
         "growth.moments": adds,
         "mixture_update": bool(values["mixture_update.rate"]),
         "mixture_update.rate": True,
+        "losses.block": bool(values["losses.block_cosine"]),
+        "losses.jacobian_most": bool(values["losses.jacobian"]),
+        "losses.jacobian_steps": bool(values["losses.jacobian"]),
+        "losses.exit_entropy": values["losses.exit_gate"] == "joint",
         "init": bool(values["init_from"]),
         "init_operator": bool(values["init_from"]),
         # Also where growth ends by default, and what the trapezoid decays over.
@@ -395,53 +420,6 @@ def unused(values: dict) -> set[str]:
         "optimizer": optimizer is None,
     }
     return {name for name in values if not used.get(name, used.get(name.partition(".")[0], True))}
-
-
-def contradictions(saved: dict, current: dict, *, branch: bool = False) -> list[str]:
-    """The fields in which two configs (nested dicts) describe different runs, with both values.
-
-    Fields that a resumed run may change are not compared, nor those that determine the phases, nor,
-    with `branch`, those that determine the initialization.
-    """
-    # A field that the saved config lacks had its default value.
-    saved = flatten(default().to_dict()) | flatten(upgraded(saved))
-    current = flatten(current)
-    free = (*RUNTIME_FIELDS, *FUTURE_FIELDS, *(INIT_FIELDS if branch else ()))
-    names = [n for n in {**saved, **current} if not any(f"{n}.".startswith(f"{f}.") for f in free)]
-    return [
-        f"config.{n}={current.get(n)} (the run has {saved.get(n)})"
-        for n in names
-        if saved.get(n) != current.get(n)
-    ]
-
-
-def upgraded(saved: dict) -> dict:
-    """A saved config (nested dicts) in which fields of earlier versions have their current names."""
-    out = {key: dict(value) if isinstance(value, dict) else value for key, value in saved.items()}
-    for old, new in MOVED.items():
-        above, _, name = old.rpartition(".")
-        holder = out.get(above, {}) if above else out
-        if name in holder:
-            group, _, current = new.partition(".")
-            value = holder.pop(name)
-            out[group] = {**out.get(group, {}), current: value}
-    return out
-
-
-def from_saved(saved: dict) -> ConfigDict:
-    """The config of a saved run; fields that it lacks have their defaults."""
-
-    def filled(known: dict, given: dict) -> dict:
-        out = dict(given)
-        for key, value in known.items():
-            if key not in given:
-                out[key] = value
-            elif isinstance(value, dict) and key not in by_source:
-                out[key] = filled(value, given[key])
-        return out
-
-    by_source = {name.rpartition(".")[2] for name in BY_SOURCE}
-    return ConfigDict(filled(default().to_dict(), upgraded(saved)))
 
 
 def is_by_source(field: str) -> bool:

@@ -5,7 +5,9 @@ XLA's own cost analysis counts the body of a scan once, so executed depth must c
 
 import math
 
+from loopjax import losses
 from loopjax.depth import DepthPlan
+from loopjax.losses import Losses
 from loopjax.model_config import ModelConfig
 
 
@@ -22,7 +24,7 @@ def count_params(cfg: ModelConfig, n_layers: int) -> int:
     vectors += cfg.attention_bias * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_size
     vectors += cfg.qk_norm * 2 * cfg.head_size
     layer = layer_params(cfg) + vectors + cfg.loop.own * lora_params(cfg)
-    loop = sum(map(math.prod, cfg.loop.shapes(cfg.d_model).values()))
+    loop = sum(map(math.prod, cfg.loop_shapes.values()))
     return n_layers * layer + vocab + cfg.d_model + loop
 
 
@@ -86,6 +88,45 @@ def repetitions(cfg: ModelConfig, planned: int) -> float:
 
 
 def training_flops(cfg: ModelConfig, plan: DepthPlan, config, *, causal: bool = False) -> int:
-    """FLOPs of one update."""
+    """FLOPs of one update, with what the losses of `config.losses` cost besides the forward and
+    backward pass of the plan (`exit_flops_per_token`)."""
     per_token = training_flops_per_token(cfg, plan, config.seq_len, causal=causal)
+    if "losses" in config:  # configs saved by earlier versions have none
+        per_token += exit_flops_per_token(
+            cfg, plan, config.seq_len, losses.of(config), causal=causal
+        )
     return per_token * config.batch_size * config.seq_len
+
+
+def exit_flops_per_token(
+    cfg: ModelConfig, plan: DepthPlan, seq_len: int, added: Losses, *, causal: bool = False
+) -> int:
+    """FLOPs of losses of a loop in addition to `training_flops_per_token`; 0 for other plans.
+
+    Every exit but the last runs the layers after the loop and the head once more, forward and backward.
+    A gate trained alone needs no backward pass, so two thirds of everything are subtracted. A
+    penalty on the Jacobian takes 2 k + 8 forward passes of a repetition: one, 2 k products in k power
+    iterations, the last product, and six for its gradient.
+    """
+    if not added.of_exits(plan):
+        return 0
+    most = cfg.loop.law.largest if cfg.loop.repeats else max(s.repeats for s in plan.segments)
+    kept = min(
+        cfg.loop.backprop or most, most
+    )  # exits are computed for all repetitions with a gradient
+    loop = next(s for s in plan.segments if s.repeats > 1)
+    after = plan.n_unique - loop.stop
+    exits = {"random": 2, "mean": kept}.get(added.per_repetition, 1)
+    if added.exit_gate:
+        exits = kept
+    coda = DepthPlan.of([(after, 1)] if after else [])
+    more = (exits - 1) * _per_token(cfg, coda, seq_len, causal, training=True)
+    if added.exit_gate == "gate":
+        whole = training_flops_per_token(cfg, plan, seq_len, causal=causal) + more
+        return more - 2 * whole // 3
+    if added.jacobian:
+        head = 6 * cfg.vocab_size * cfg.d_model
+        once = DepthPlan.of([(loop.layers, 1)])
+        forward = (_per_token(cfg, once, seq_len, causal, training=True) - head) // 3
+        more += (2 * added.jacobian_steps + 8) * forward
+    return more

@@ -72,6 +72,31 @@ def _weighted_loss_bwd(axes, gradients, cotangents):
 weighted_loss.defvjp(_weighted_loss_fwd, _weighted_loss_bwd)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def weighted_losses(x_BTD, head, targets_BT, weights_BT, axes):
+    """The weighted sum of `weighted_loss`, and {term: its value for each token, [B, T]}.
+
+    Only the first is differentiated, here with respect to the weights too.
+    """
+    (total, terms_BT), _ = _on_mesh(x_BTD, head, (targets_BT, weights_BT), axes, _local_losses)
+    return total, terms_BT
+
+
+def _weighted_losses_fwd(x_BTD, head, targets_BT, weights_BT, axes):
+    inputs = (targets_BT, weights_BT)
+    results, gradients = _on_mesh(x_BTD, head, inputs, axes, _local_losses_and_gradients)
+    return results, (*gradients, sum(results[1].values()))
+
+
+def _weighted_losses_bwd(axes, gradients, cotangents):
+    of_total, _ = cotangents
+    dx_BTD, dhead, d_weights_BT = (of_total.astype(g.dtype) * g for g in gradients)
+    return dx_BTD, dhead, None, d_weights_BT
+
+
+weighted_losses.defvjp(_weighted_losses_fwd, _weighted_losses_bwd)
+
+
 def token_losses(x_BTD, head, targets_BT, axes):
     """Negative log-likelihood of each target and whether the argmax is the target, [B, T] each.
 
@@ -95,8 +120,11 @@ def _on_mesh(x_BTD, head, inputs, axes, local):
     if where is None:
         return run(x_BTD, head, *inputs)
     tokens = PartitionSpec(*where.rows)
-    gradients = (tokens, where.spec) if local is _local_loss_and_gradients else None
+    with_gradients = (_local_loss_and_gradients, _local_losses_and_gradients)
+    gradients = (tokens, where.spec) if local in with_gradients else None
     results = tokens if local is _local_token_losses else PartitionSpec()
+    if local in (_local_losses, _local_losses_and_gradients):
+        results = PartitionSpec(), tokens
     return jax.shard_map(
         run,
         in_specs=(tokens, where.spec, *(tokens for _ in inputs)),
@@ -163,21 +191,51 @@ def _local_loss_and_gradients(x_BTD, head, targets_BT, weights_BT, *, place):
     head_DV = place.gather(head, x_BTD.dtype)
 
     def chunk(carry, inputs):
-        sums, dhead_DV = carry
-        x_nD, targets_n, weights_n = inputs
-        logits_nV, most_n, sum_n, own_n, *of_token = _logits(x_nD, head_DV, targets_n, place.vocab)
-        terms, pull = jax.vjp(token_terms, *of_token)
-        d_log_sum_n, d_target_n = pull({name: weights_n for name in terms})
-        is_target_nV = jnp.arange(logits_nV.shape[-1]) == own_n[:, None]
-        dlogits_nV = jnp.exp(logits_nV - most_n[:, None]) * (d_log_sum_n / sum_n)[:, None]
-        dlogits_nV += jnp.where(is_target_nV, d_target_n[:, None], 0.0)
-        dx_nD, more_DV = kernels.matmul_gradients(x_nD, head_DV, dlogits_nV, jnp.float32)
-        return (_added(sums, terms, weights_n), dhead_DV + more_DV), dx_nD
+        carry, (dx_nD, _) = _with_gradients(carry, inputs, head_DV, place)
+        return carry, dx_nD
 
     start = _no_terms(), jnp.zeros(head_DV.shape, jnp.float32)
     (sums, dhead_DV), dx_BTD = _chunked(chunk, start, x_BTD, targets_BT, weights_BT)
     gradients = _summed(dx_BTD, place.vocab), place.scatter(dhead_DV)
     return _totals(sums, place), gradients
+
+
+def _with_gradients(carry, inputs, head_DV, place):
+    """A chunk: the sums of the terms and the head's gradient so far; (d x [n, D], {term: [n]})."""
+    sums, dhead_DV = carry
+    x_nD, targets_n, weights_n = inputs
+    logits_nV, most_n, sum_n, own_n, *of_token = _logits(x_nD, head_DV, targets_n, place.vocab)
+    terms, pull = jax.vjp(token_terms, *of_token)
+    d_log_sum_n, d_target_n = pull({name: weights_n for name in terms})
+    is_target_nV = jnp.arange(logits_nV.shape[-1]) == own_n[:, None]
+    dlogits_nV = jnp.exp(logits_nV - most_n[:, None]) * (d_log_sum_n / sum_n)[:, None]
+    dlogits_nV += jnp.where(is_target_nV, d_target_n[:, None], 0.0)
+    dx_nD, more_DV = kernels.matmul_gradients(x_nD, head_DV, dlogits_nV, jnp.float32)
+    return (_added(sums, terms, weights_n), dhead_DV + more_DV), (dx_nD, terms)
+
+
+def _local_losses_and_gradients(x_BTD, head, targets_BT, weights_BT, *, place):
+    head_DV = place.gather(head, x_BTD.dtype)
+
+    def chunk(carry, inputs):
+        return _with_gradients(carry, inputs, head_DV, place)
+
+    start = _no_terms(), jnp.zeros(head_DV.shape, jnp.float32)
+    (sums, dhead_DV), (dx_BTD, terms_BT) = _chunked(chunk, start, x_BTD, targets_BT, weights_BT)
+    gradients = _summed(dx_BTD, place.vocab), place.scatter(dhead_DV)
+    return (_totals(sums, place)[0], terms_BT), gradients
+
+
+def _local_losses(x_BTD, head, targets_BT, weights_BT, *, place):
+    head_DV = place.gather(head, x_BTD.dtype)
+
+    def chunk(sums, inputs):
+        x_nD, targets_n, weights_n = inputs
+        terms = token_terms(*_logits(x_nD, head_DV, targets_n, place.vocab)[-2:])
+        return _added(sums, terms, weights_n), terms
+
+    sums, terms_BT = _chunked(chunk, _no_terms(), x_BTD, targets_BT, weights_BT)
+    return (_totals(sums, place)[0], terms_BT), None
 
 
 def _local_token_losses(x_BTD, head, targets_BT, *, place):

@@ -55,7 +55,7 @@ class Carried:
 
 
 class Weights(nn.Module):
-    """The weights of `config.loop` outside the stack: `loop/*` of the canonical tree."""
+    """The weights of loops outside the stack: `loop/*` of the canonical tree."""
 
     cfg: ModelConfig
 
@@ -65,13 +65,15 @@ class Weights(nn.Module):
             "adapter": (_pass_first, _ADAPTER),
             "embedding": (nn.initializers.zeros, (None, "norm")),
             "scale": (nn.initializers.ones, (None,)),
+            "exit_gate": (nn.initializers.zeros, ("norm",)),
+            "exit_gate_bias": (nn.initializers.zeros, (None,)),
         }
 
         def param(name, shape):
             init, axes = inits[name]
             return self.param(name, nn.with_logical_partitioning(init, axes), shape)
 
-        shapes = self.cfg.loop.shapes(self.cfg.d_model)
+        shapes = self.cfg.loop_shapes
         return {name: param(name, shape) for name, shape in shapes.items()}
 
 

@@ -15,7 +15,8 @@ The canonical parameter tree does not depend on the plan:
     layers/down              [U, F, D]
     final_norm               [D]             scale
     head                     [D, V]          only with tie_embeddings=False
-    loop/*                                   only with options of loops that have weights (`loop.py`)
+    loop/*                                   only with an exit gate, and options of loops that have weights
+                                             (`loop.py`)
 
 and in the model families that use them:
 
@@ -46,13 +47,11 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from loopjax import head, kernels, loop, rope, sharded_weights, windows
+from loopjax import head, kernels, loop, rope, segment, sharded_weights
 from loopjax.block import Block, Context, Placement, fan_in_normal, rms_norm
-from loopjax.depth import DepthPlan, ExecutedLayer, Window
+from loopjax.depth import DepthPlan, ExecutedLayer
 from loopjax.model_config import ModelConfig
-from loopjax.remat import POLICIES
 from loopjax.surgery import fitting
 
 
@@ -125,8 +124,8 @@ class Transformer(nn.Module):
     def run_from(self, first, x_BTD, context, passes=None):
         """The residual stream after the last segment, from that before segment `first`."""
         weights = self.loop()  # here, so that every plan initializes them
-        for i, segment in enumerate(self.plan.segments[first:], first):
-            with jax.named_scope(f"segment_{i}_x{segment.repeats}"):
+        for i, part in enumerate(self.plan.segments[first:], first):
+            with jax.named_scope(f"segment_{i}_x{part.repeats}"):
                 carried = loop.Carried.start(self.cfg.loop, weights, x_BTD)
                 context = context.replace(loop=carried)
                 x_BTD = self.run_segment(i, x_BTD, context, passes)
@@ -144,84 +143,20 @@ class Transformer(nn.Module):
         logits_BTV = kernels.matmul(x_BTD, head_DV, dtype=jnp.float32)
         return nn.with_logical_constraint(logits_BTV, ("batch", "seq", "vocab"))
 
-    def run_segment(self, index, x_BTD, context, passes=None):
-        """nn.scan over repetitions (parameters broadcast) of nn.scan over layers (scanned)."""
+    def exit_logits(self, x_BTD, alone=False):
+        """The logit of leaving the loop at residual streams after a repetition, float32 [...].
+
+        With `alone`, the gate has a gradient and the norm before it none.
+        """
+        weights = self.loop()
+        x32_BTD = self.normed(x_BTD).astype(jnp.float32)
+        x32_BTD = jax.lax.stop_gradient(x32_BTD) if alone else x32_BTD
+        return jnp.sum(x32_BTD * weights["exit_gate"], axis=-1) + weights["exit_gate_bias"][0]
+
+    def run_segment(self, index, x_BTD, context, passes=None, every=False):
+        """See `segment.run`."""
         block = getattr(self, f"segment_{index}")
-        segment = self.plan.segments[index]
-        unique_L = iteration_R = None
-        if "place" in block.reads:
-            unique_L = jnp.arange(segment.start, segment.stop)
-        if "place" in block.reads or isinstance(segment, Window):
-            iteration_R = jnp.arange(segment.repeats)
-
-        def layer(block, x_BTD, unique, iteration, context):
-            if unique is not None:
-                context = context.replace(place=ExecutedLayer(unique, index, iteration))
-            return block(checkpoint_name(x_BTD, "layer_input"), context)
-
-        if self.cfg.remat != "none":
-            policy = POLICIES[self.cfg.remat]
-            layer = nn.remat(layer, prevent_cse=False, policy=policy)
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0, "intermediates": 0, "losses": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=segment.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        looped = segment.repeats > 1 and not isinstance(segment, Window)
-        if looped and (passes is not None or self.cfg.loop.is_active):
-            return self.run_loop(block, segment, stack, unique_L, x_BTD, context, passes)
-        if segment.repeats > 1:
-            one_pass = windows.one_pass(stack, segment) if isinstance(segment, Window) else stack
-            stack = nn.scan(
-                one_pass,
-                variable_broadcast="params",
-                variable_axes={"intermediates": 0, "losses": 0},
-                split_rngs={"params": False},
-                in_axes=(nn.broadcast, 0, nn.broadcast),
-                length=segment.repeats,
-            )
-        elif iteration_R is not None:
-            iteration_R = iteration_R[0]
-        x_BTD, _ = stack(block, x_BTD, unique_L, iteration_R, context)
-        return x_BTD
-
-    def run_loop(self, block, segment, stack, unique_L, x_BTD, context, passes):
-        """A segment that repeats, with options of `config.loop`; `stack` runs its layers once."""
-        cfg = self.cfg
-
-        def repetition(block, x_BTD, iteration, unique_L, context):
-            x_BTD, context = loop.enter_repetition(x_BTD, iteration, context, cfg)
-            known = loop.repetition_of(segment, iteration, cfg)
-            x_BTD, _ = stack(block, x_BTD, unique_L, iteration, context.replace(repetition=known))
-            return loop.leave_repetition(x_BTD, iteration, context, cfg), None
-
-        if passes is None:
-            repeated = nn.scan(
-                repetition,
-                variable_broadcast="params",
-                variable_axes={"intermediates": 0, "losses": 0},
-                split_rngs={"params": False},
-                in_axes=(0, nn.broadcast, nn.broadcast),
-                length=segment.repeats,
-            )
-            x_BTD, _ = repeated(block, x_BTD, jnp.arange(segment.repeats), unique_L, context)
-            return loop.leave_loop(x_BTD, cfg)
-        pure = nn.apply(repetition, Block(cfg, parent=None), mutable=["losses"])
-
-        def once(inputs, x_BTD, iteration):
-            params, context = inputs
-            (x_BTD, _), sown = pure({"params": params}, x_BTD, iteration, unique_L, context)
-            return x_BTD, sown
-
-        most = cfg.loop.law.largest if passes.count is not None else segment.repeats
-        inputs = (block.variables["params"], context)
-        x_BTD, sown = loop.run_passes(once, inputs, x_BTD, passes, most)
-        for name, value in sums_of(sown).items():
-            self.sow("losses", name, value)
-        return loop.leave_loop(x_BTD, cfg)
+        return segment.run(self, block, index, x_BTD, context, passes, every)
 
 
 def angles_of(cfg: ModelConfig, positions):
@@ -265,7 +200,7 @@ def outputs(params, tokens_BT, cfg: ModelConfig, plan: DepthPlan | str, placemen
     layers; the plain transformer has none.
     """
     plan = fitting(params, plan)
-    return _with_losses("__call__", cut_segments(params, plan), cfg, plan, tokens_BT, placement)
+    return with_losses("__call__", cut_segments(params, plan), cfg, plan, tokens_BT, placement)
 
 
 def weighted_loss(
@@ -286,7 +221,7 @@ def weighted_loss(
       sum []}, of which "nll" is the cross-entropy; {name: auxiliary loss []} as in `outputs`).
     """
     args = tokens_BT, targets_BT, weights_BT, placement, passes
-    (total, terms), losses = _with_losses("weighted_loss", segments, cfg, plan, *args)
+    (total, terms), losses = with_losses("weighted_loss", segments, cfg, plan, *args)
     return total, terms, losses
 
 
@@ -299,20 +234,15 @@ def token_losses(
     return Transformer(cfg, plan).apply(*args, method="token_losses")
 
 
-def _with_losses(method: str, segments, cfg, plan, *args):
-    """(what a method of `Transformer` returns, the auxiliary losses sown in it)."""
+def with_losses(method, segments, cfg, plan, *args):
+    """(what a method of `Transformer` returns, the auxiliary losses sown in it).
+
+    Args:
+      method: its name, or a function of the module and `args`.
+    """
     variables = {"params": segments}
     result, sown = Transformer(cfg, plan).apply(variables, *args, method=method, mutable=["losses"])
-    return result, sums_of(sown)
-
-
-def sums_of(sown) -> dict[str, jax.Array]:
-    """{name: sum of all that was sown by that name}."""
-    sums: dict[str, jax.Array] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
-        name = next(key.key for key in reversed(path) if hasattr(key, "key"))
-        sums[name] = sums.get(name, 0.0) + jnp.sum(leaf)
-    return sums
+    return result, segment.sums_of(sown)
 
 
 def residual(
@@ -370,10 +300,15 @@ def unembed(params, x_BTD, cfg: ModelConfig) -> jax.Array:
     return outside_stack(params, cfg, x_BTD, "unembed")
 
 
-def outside_stack(params, cfg, x, method: str):
+def token_losses_of(params, x_BTD, targets_BT, cfg: ModelConfig):
+    """`token_losses` of a residual stream before the final norm."""
+    return outside_stack(params, cfg, head.token_losses, "losses", x_BTD, targets_BT)
+
+
+def outside_stack(params, cfg, x, method: str, *args):
     """The result of a method of `Transformer` that uses no layer."""
     outside = {k: v for k, v in params.items() if k != "layers"}
-    return Transformer(cfg, DepthPlan(())).apply({"params": outside}, x, method=method)
+    return Transformer(cfg, DepthPlan(())).apply({"params": outside}, x, *args, method=method)
 
 
 def run_layer(layers, e, x_BTD, context: Context, cfg: ModelConfig, plan: DepthPlan, cache=None):

@@ -37,6 +37,7 @@ class ModelConfig:
         "attention" (all but products with the weights of attention), "full" (all but the input of
         each layer), "offload" (as "full", with these inputs in the memory of the host; GPU and TPU).
       loop: what happens between the repetitions of a loop.
+      exit_gate: whether the model has weights that say when to leave a loop (`losses.exit_gate`).
     """
 
     vocab_size: int
@@ -56,6 +57,7 @@ class ModelConfig:
     attention: str = "auto"
     remat: str = "none"
     loop: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    exit_gate: bool = False
 
     def __post_init__(self):
         if isinstance(self.loop, Mapping):  # as it is saved
@@ -123,5 +125,13 @@ class ModelConfig:
             layer |= self.loop.lora_shapes(name, shape)
         stack = {f"layers/{name}": (n_unique, *shape) for name, shape in layer.items()}
         head = {} if self.tie_embeddings else {"head": (D, V)}
-        loop = {f"loop/{name}": shape for name, shape in self.loop.shapes(D).items()}
+        loop = {f"loop/{name}": shape for name, shape in self.loop_shapes.items()}
         return {"embed": (V, D), **stack, "final_norm": (D,), **head, **loop}
+
+    @property
+    def loop_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters below `loop/`, by name."""
+        gate: dict[str, tuple[int, ...]] = {}
+        if self.exit_gate:
+            gate = {"exit_gate": (self.d_model,), "exit_gate_bias": (1,)}
+        return self.loop.shapes(self.d_model) | gate

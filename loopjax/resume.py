@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from loopjax import config as config_lib
-from loopjax import curriculum, flops, optim, paths, surgery
+from loopjax import config_saved, curriculum, flops, optim, paths, surgery
 from loopjax.checkpoint import Checkpoints, load_params, newest_note, restore, versions
 from loopjax.checkpoint_files import context_of, locate, read_meta, steps_in
 from loopjax.data import pipeline
@@ -33,7 +32,7 @@ from loopjax.lineage import Ancestry
 from loopjax.mixture_update import History
 from loopjax.model_config import ModelConfig
 from loopjax.run import Run
-from loopjax.step import TrainState, abstract_state, sharded_init
+from loopjax.step import TrainState, abstract_state, gate_of, sharded_init
 
 # Fields of the architecture in which a run may differ from the checkpoint it is initialized from.
 FREE = ("init_depth", "dtype", "attention", "remat", "rope_theta", "rope_scaling")
@@ -254,7 +253,7 @@ def check(run: Run, source: Source) -> None:
         check_same_run(run, meta)
         return
     if config.init == "moments":
-        theirs = config_lib.from_saved(meta["config"]).optimizer.name
+        theirs = config_saved.from_saved(meta["config"]).optimizer.name
         if theirs != config.optimizer.name:
             raise UserError(
                 f"config.optimizer.name={config.optimizer.name!r}, but config.init_from="
@@ -262,6 +261,13 @@ def check(run: Run, source: Source) -> None:
             )
     theirs = dataclasses.asdict(ModelConfig(**meta["model"]))
     ours = dataclasses.asdict(run.cfg)
+    has_gate = theirs.pop("exit_gate")
+    if ours.pop("exit_gate") != has_gate and (has_gate or config.init == "moments"):
+        raise UserError(
+            f"config.losses.exit_gate={config.losses.exit_gate!r}, but config.init_from="
+            f"{config.init_from!r} has {'an' if has_gate else 'no'} exit gate, which only "
+            "config.init='weights' may add"
+        )
     for name in ours.keys() - {*FREE}:
         if ours[name] != theirs[name]:
             raise UserError(
@@ -286,12 +292,12 @@ def check_same_run(run: Run, meta: dict, workdir: pathlib.Path | None = None) ->
     """
     step, branch = meta["step"], workdir is None
     run.stream.follow(History.of_json(meta.get("mixture_history", NO_CHANGES)))
-    problems = config_lib.contradictions(meta["config"], run.config.to_dict(), branch=branch)
+    problems = config_saved.contradictions(meta["config"], run.config.to_dict(), branch=branch)
     if step > run.config.steps:
         problems.append(f"config.steps={run.config.steps} (the run is at step {step})")
     if not problems and meta["phases"] != curriculum.past(run.phases, step):
         problems.append("depth, growth or mixture differ in the steps already done")
-    saved = config_lib.from_saved(meta["config"])
+    saved = config_saved.from_saved(meta["config"])
     if not problems and step:
         steps = np.arange(step, dtype=np.float32)
         if not np.array_equal(optim.make_optimizer(saved)[1](steps), run.schedule(steps)):
@@ -316,7 +322,7 @@ def check_same_directory(run: Run, workdir: pathlib.Path) -> None:
         phases = json.loads((workdir / "phases.json").read_text())
     except (OSError, ValueError):
         return
-    problems = config_lib.contradictions(saved, run.config.to_dict())
+    problems = config_saved.contradictions(saved, run.config.to_dict())
     if phases != [phase.to_json() for phase in run.phases]:
         problems.append("the phases differ")
     if problems:
@@ -330,9 +336,10 @@ def _different_run(workdir: pathlib.Path, problems: list[str]) -> UserError:
     )
 
 
-def _abstract(run: Run, plan: DepthPlan) -> TrainState:
-    """Shapes and shardings of the train state for the stack of a plan."""
-    return abstract_state(run.cfg, plan.n_unique, run.optimizer, run.mesh, run.rules)
+def _abstract(run: Run, plan: DepthPlan, **changes) -> TrainState:
+    """Shapes and shardings of the train state for the stack of a plan; `changes` of the architecture."""
+    cfg = dataclasses.replace(run.cfg, **changes)
+    return abstract_state(cfg, plan.n_unique, run.optimizer, run.mesh, run.rules)
 
 
 def _order(run: Run, source: Source) -> tuple[int, ...] | None:
@@ -355,7 +362,8 @@ def initial_state(run: Run, source: Source) -> TrainState:
         )
     order = _order(run, source)
     new = _abstract(run, run.phases[0].plan)
-    old = _abstract(run, DepthPlan.parse(source.meta["plan"]))
+    has_gate = source.meta["model"].get("exit_gate", False)
+    old = _abstract(run, DepthPlan.parse(source.meta["plan"]), exit_gate=has_gate)
     if run.config.init == "moments":
         state = restore(source.directory, source.step, old)
         zero = jax.device_put(np.int32(0), new.step.sharding)
@@ -367,6 +375,9 @@ def initial_state(run: Run, source: Source) -> TrainState:
         params = surgery.grow(params, order, donate=True)
 
     def fresh(params):
+        if not has_gate:  # one that the checkpoint lacks is new
+            zeros = {name: jnp.zeros(leaf.shape) for name, leaf in gate_of(new.params).items()}
+            params = {**params, **({"loop": params.get("loop", {}) | zeros} if zeros else {})}
         return TrainState(jnp.zeros((), jnp.int32), params, run.optimizer.init(params))
 
     new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)

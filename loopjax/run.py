@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from loopjax import attention, curriculum, flops, kernels, mixture_update, model, sharding
+from loopjax import attention, curriculum, flops, kernels, losses, mixture_update, model, sharding
 from loopjax import config as config_lib
 from loopjax.checkpoint import locate, read_meta, tokenizer_of
 from loopjax.curriculum import Phase
@@ -89,6 +89,7 @@ class Placed(Outline):
             microbatches=self.config.microbatches,
             seed=self.config.seed,
             skip_bad=self.config.skip_bad_steps > 0,
+            added=losses.of(self.config),
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         # Metrics are replicated, so that every process can read them.
@@ -127,8 +128,10 @@ def outline(config) -> Outline:
     config_lib.check(config)
     phases = curriculum.build(config)
     mixture_update.check(config, [phase.mixture for phase in phases])
-    cfg = config_lib.model_config(config, [phase.plan for phase in phases])
+    plans = [phase.plan for phase in phases]
+    cfg = config_lib.model_config(config, plans)
     config_lib.check_loop(config, cfg, phases)
+    losses.check_plans(losses.of(config), plans, cfg.loop)
     return Outline(config=config, phases=phases, cfg=cfg, plan=DepthPlan.parse(config.depth))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
-from loopjax import flops, json_shapes, paths
+from loopjax import config_saved, flops, json_shapes, paths
 from loopjax.depth import DepthPlan
 from loopjax.files import read_json, read_rows
 from loopjax.json_shapes import count, number, plan
@@ -167,7 +167,7 @@ def fields(config: dict) -> dict:
     Fields that did not exist in its run have their default.
     """
     known = config_lib.flatten(config_lib.default().to_dict())
-    saved = config_lib.flatten(config_lib.upgraded(config))
+    saved = config_lib.flatten(config_saved.upgraded(config))
     values = {f: v for f, v in known.items() if not config_lib.is_by_source(f)} | saved
     unused = config_lib.unused(values)
     return {field: value for field, value in values.items() if field not in unused}

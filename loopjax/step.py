@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from loopjax import block, loop, model, optim, sharding
+from loopjax import block, exit_losses, exits, loop, model, optim, sharding
+from loopjax import losses as losses_lib
 from loopjax.depth import DepthPlan
+from loopjax.losses import Losses
 from loopjax.surgery import on_stack
 
 
@@ -81,9 +83,12 @@ def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int)
 def token_losses(params, batch, cfg, plan) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Negative log-likelihood, whether the argmax is the target, whether there is one; each [B, T]."""
     targets_BT = batch["targets"]
-    scored_BT = targets_BT >= 0
     args = params, batch["inputs"], targets_BT, cfg, plan, _placement(batch)
-    nll_BT, hits_BT = model.token_losses(*args)
+    return _where_scored(*model.token_losses(*args), targets_BT)
+
+
+def _where_scored(nll_BT, hits_BT, targets_BT):
+    scored_BT = targets_BT >= 0
     return jnp.where(scored_BT, nll_BT, 0.0), hits_BT & scored_BT, scored_BT
 
 
@@ -96,7 +101,7 @@ def _placement(batch) -> block.Placement | None:
 
 def train_step(
     state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int,
-    seed: int = 0, skip_bad: bool = False,
+    seed: int = 0, skip_bad: bool = False, added: Losses = losses_lib.NONE,
 ):  # fmt: skip
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
@@ -110,7 +115,7 @@ def train_step(
     divided by the number of targets of the whole batch and gradients are summed, which gives the
     same mean. Training minimizes the loss plus other terms of the losses of tokens
     (`head.token_terms`) and the auxiliary losses (`model.outputs`), which are averaged over the
-    microbatches; the plain model has neither.
+    microbatches; the plain model has neither. `added` are those of `config.losses`.
 
     With `skip_bad`, an update with a loss, a gradient or a new parameter that is nan or infinite
     leaves parameters and moments as they were, bit by bit; the step and the schedule advance. The
@@ -121,10 +126,12 @@ def train_step(
 
     def objective(segments, part):
         weights_BT = (part["targets"] >= 0) / n_targets
-        total, terms, losses = model.weighted_loss(
-            segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part),
-            passes,
-        )  # fmt: skip
+        args = segments, part["inputs"], part["targets"], weights_BT, cfg, plan, _placement(part)
+        if added.of_exits(plan):
+            drawn = {"seed": seed, "step": state.step}
+            total, terms, losses = exit_losses.weighted_loss(*args, passes, added, **drawn)
+        else:
+            total, terms, losses = model.weighted_loss(*args, passes)
         losses = {name: value / microbatches for name, value in losses.items()}
         return sum(losses.values(), start=total), (terms.pop("nll"), losses | terms)
 
@@ -134,9 +141,16 @@ def train_step(
     else:
         grads, (loss, losses) = _accumulated(objective, segments, batch, microbatches)
     (grads,) = joined(grads)
+    if added.block_cosine:
+        # A function of the parameters alone: once per update, not per microbatch.
+        term, more = jax.value_and_grad(_block_cosine)(state.params, added)
+        losses = {**losses, "block_cosine": term}
+        grads = jax.tree.map(jnp.add, grads, more)
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if added.exit_gate == "gate":  # weight decay would change the others
+            params = {**state.params, "loop": {**state.params["loop"], **gate_of(params)}}
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
@@ -154,6 +168,16 @@ def train_step(
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         metrics["skipped"] = ~good
     return new, metrics
+
+
+def gate_of(params) -> dict:
+    """The parameters of the exit gate; {} without one."""
+    names = ("exit_gate", "exit_gate_bias")
+    return {name: leaf for name, leaf in params.get("loop", {}).items() if name in names}
+
+
+def _block_cosine(params, added: Losses):
+    return added.block_cosine * losses_lib.block_cosine(params, added.block)
 
 
 def _accumulated(objective, segments, batch, microbatches: int):
@@ -180,13 +204,22 @@ def _norm(path, leaf):
     return jnp.sqrt(jnp.sum(jnp.square(leaf), axis=tuple(axes)))
 
 
-def eval_step(params, batch, *, cfg, plan: DepthPlan):
+def eval_step(params, batch, *, cfg, plan: DepthPlan, rule: exits.Rule | None = None):
     """Sums over tokens, {"nll", "hits", "targets"}, and over rows, {"exact", "rows"}, of a batch.
 
-    "rows" counts rows with a target, "exact" those in which all targets are predicted.
+    "rows" counts rows with a target, "exact" those in which all targets are predicted. With a rule of
+    early exits, "repeats" are the repetitions of the loop of all "inputs".
     """
-    nll, hits, scored = token_losses(params, batch, cfg, plan)
+    counted = {}
+    if rule is None:
+        nll, hits, scored = token_losses(params, batch, cfg, plan)
+    else:
+        args = params, batch["inputs"], cfg, plan, rule, _placement(batch)
+        x_BTD, repeats_BT = exits.residual(*args)
+        losses = model.token_losses_of(params, x_BTD, batch["targets"], cfg)
+        nll, hits, scored = _where_scored(*losses, batch["targets"])
+        counted = {"repeats": repeats_BT, "inputs": jnp.ones_like(repeats_BT)}
     rows = jnp.any(scored, axis=1)
     exact = rows & jnp.all(hits == scored, axis=1)
-    sums = {"nll": nll, "hits": hits, "targets": scored, "exact": exact, "rows": rows}
+    sums = {"nll": nll, "hits": hits, "targets": scored, "exact": exact, "rows": rows, **counted}
     return {key: jnp.sum(value) for key, value in sums.items()}

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from loopjax import checkpoint
-from loopjax import config as config_lib
+from loopjax import checkpoint, config_saved
 from loopjax.callbacks import WANDB_ID, Callback, TensorBoard, WeightsAndBiases
 from loopjax.errors import UserError
 from loopjax.files import read_rows
@@ -172,7 +171,7 @@ def test_what_wandb_refuses_is_one_sentence_of_the_user(wandb, tmp_path):
 def test_wandb_may_be_switched_on_or_off_when_a_run_is_resumed():
     before, after = short_run(), short_run()
     after.wandb = "study"
-    assert config_lib.contradictions(before.to_dict(), after.to_dict()) == []
+    assert config_saved.contradictions(before.to_dict(), after.to_dict()) == []
 
 
 def test_tensorboard_that_cannot_write_is_a_warning(tmp_path, capfd):

@@ -181,6 +181,9 @@ CONFIG = [
     ("a negative weight", ['mixture={"p_hop_1": -1.0}'], ["config.mixture"]),
     ("a weight that is no number", ['mixture={"p_hop_1": "much"}'], ["config.mixture"]),
     ("no source", ["mixture={}"], ["config.mixture"]),
+    ("an unknown loss of exits", ["losses.per_repetition=all"], ["config.losses.per_repetition"]),
+    ("a loss of exits without a loop", ["losses.exit_gate=joint"], ["losses.exit_gate", "plan 2"]),
+    ("blocks that do not fit", ["losses.block_cosine=1", "losses.block=3"], ["losses.block=3"]),
     (
         "an unknown source",
         ['mixture={"wbe": 1.0}'],
@@ -398,6 +401,17 @@ OTHER = [
         "a temperature below zero",
         ["generate", *EVAL[1:5], "--temperature", "-1"],
         ["--temperature"],
+    ),
+    (
+        "an exit of no rule",
+        ["nll", *EVAL[1:3], "--exit", "soon:1"],
+        ["--exit 'soon:1'", "latent:0.03"],
+    ),
+    ("an exit without a loop", ["nll", *EVAL[1:3], "--exit", "kl:1e-3"], ["--exit", "plan 4"]),
+    (
+        "repetitions without a loop",
+        ["generate", *EVAL[1:5], "--max-repeats", "3"],
+        ["--max-repeats 3", "plan 4"],
     ),
     ("a mixture that is none", ["nll", *EVAL[1:3], "--mixture", "web"], ["--mixture 'web'"]),
     (

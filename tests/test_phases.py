@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loopjax import config as config_lib
-from loopjax import curriculum, growth, lineage, optim, resume, run, step
+from loopjax import config_saved, curriculum, growth, lineage, optim, resume, run, step
 from loopjax.callbacks import Callback
 from loopjax.checkpoint import load_params
 from loopjax.depth import DepthPlan, grown, lidas, midas, written
@@ -116,9 +116,9 @@ def test_a_saved_config_with_the_old_name_of_plans_is_the_same_run():
     old["growth"]["depths"] = old["growth"].pop("plans")
     for name in ("starts", "rewarm_steps"):
         del old["growth"][name]
-    restored = config_lib.from_saved(old)
+    restored = config_saved.from_saved(old)
     assert curriculum.build(restored) == curriculum.build(config)
-    assert not config_lib.contradictions(old, config.to_dict())
+    assert not config_saved.contradictions(old, config.to_dict())
     assert config_lib.unknown_field(config, "growth.depths").endswith("use config.growth.plans")
 
 
@@ -275,7 +275,7 @@ def test_a_branch_has_the_growth_steps_and_the_rewarming_of_its_past(tiny_config
         ({"growth.starts": "5"}, "depth, growth or mixture differ"),
         ({"growth.plans": "1x3,1x4"}, "depth, growth or mixture differ"),
     ):
-        config = config_lib.from_saved(tiny_config.to_dict())
+        config = config_saved.from_saved(tiny_config.to_dict())
         config.update_from_flattened_dict(change)
         planned = run.plan_run(config)
         with pytest.raises(UserError, match=says):

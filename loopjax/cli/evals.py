@@ -24,6 +24,29 @@ def add_plans(add) -> None:
     add("--depth", metavar="PLAN,...", help="depth plans of the model (default: as trained)")
 
 
+def add_exit(add) -> None:
+    """Flags of tokens that leave a loop early."""
+    add(
+        "--exit",
+        metavar="RULE:THRESHOLD",
+        help="rule by which each token leaves the loop early, like kl:5e-4, latent:0.03, "
+        "confidence:0.9 or gate:0.8 (default: full depth)",
+    )
+    add(
+        "--max-repeats",
+        type=positive,
+        metavar="N",
+        help="most repetitions of the loop (default: the plan's)",
+    )
+
+
+def exit_rule(args):
+    """The rule that the flags of `add_exit` name, or None."""
+    from loopjax.exits import Rule
+
+    return None if args.exit is None else Rule.parse(args.exit)
+
+
 def add_text(add) -> None:
     """Flags for models of text."""
     add("--max-length", type=positive, metavar="N", help="context in tokens (default: as trained)")
@@ -118,6 +141,7 @@ def evaluate(argv: list[str]) -> int:
     need_harness()
     from loopjax.evals import evaluate as evaluation
 
+    rule = exit_rule(args)
     depths = split_plans(args.depth)
     lm = open_named(args, None)
     evaluation.evaluate(
@@ -126,6 +150,8 @@ def evaluate(argv: list[str]) -> int:
         args.tasks.split(","),
         args.output,
         num_fewshot=args.num_fewshot,
+        exit=rule,
+        max_repeats=args.max_repeats,
         **task_options(args),
     )
     print(args.output)
@@ -199,6 +225,7 @@ def nll(argv: list[str]) -> int:
     from loopjax import compilation_cache
     from loopjax.evals import nll as evaluation
 
+    rule = exit_rule(args)
     compilation_cache.enable()
     result = evaluation.measure(
         args.checkpoint,
@@ -211,6 +238,8 @@ def nll(argv: list[str]) -> int:
         mesh=args.mesh,
         dtype=args.dtype,
         context=args.max_length,
+        exit=rule,
+        max_repeats=args.max_repeats,
         say=print,
     )
     if args.output:
@@ -223,6 +252,7 @@ def _nll_parser():
     add = command.add_argument
     add_model(add)
     add_plans(add)
+    add_exit(add)
     add("--max-length", type=positive, metavar="N", help="sequence length (default: as trained)")
     add("--all", action="store_true", help="measure all checkpoints of the run")
     add(
@@ -263,7 +293,10 @@ def generate(argv: list[str]) -> int:
     sampling = decode.Sampling(args.temperature, args.top_p, args.seed)
     # One prompt does not fill several devices: use one, unless a mesh is asked for.
     devices = None if args.mesh else jax.devices()[:1]
+    rule = exit_rule(args)
     lm = open_named(args, args.depth, devices=devices)
+    if rule or args.max_repeats:
+        lm = lm.with_exit(rule, args.max_repeats)
     prompt = lm.tokenizer.encode(args.prompt) or [lm.tokenizer.bos_id]
     # A prompt that fits the context is kept whole, however few tokens can follow.
     room = lm.context - len(prompt)
@@ -279,9 +312,19 @@ def generate(argv: list[str]) -> int:
     cut = f", prompt cut by {generation.truncated} tokens" if generation.truncated else ""
     say(
         f"plan {lm.plan}: {len(generation.tokens)} tokens in {seconds:.1f} s (with compilation), "
-        f"ended by {generation.ended}{cut}"
+        f"ended by {generation.ended}{cut}{_saved(lm, generation.repeats)}"
     )
     return 0
+
+
+def _saved(lm, repeats: list[int]) -> str:
+    """What early exits saved while decoding; "" at full depth."""
+    if not repeats:
+        return ""
+    from loopjax import exits
+
+    args = lm.cfg, lm.plan, lm.exit, lm.context, len(repeats), sum(repeats)
+    return f"; {exits.saving(*args).as_text()}"
 
 
 def _generate_parser():
@@ -289,6 +332,7 @@ def _generate_parser():
     add = command.add_argument
     add_model(add)
     add_plan(add)
+    add_exit(add)
     add_text(add)
     add("--prompt", default="", metavar="TEXT", help="prompt text (default: empty)")
     add(

@@ -4,6 +4,7 @@ The output is written after every task; rerunning the same command resumes.
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -16,7 +17,7 @@ from importlib import metadata
 
 import numpy as np
 
-from loopjax import checkpoint, outputs, paths
+from loopjax import checkpoint, exits, outputs, paths
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.evals import suite
@@ -40,6 +41,8 @@ def evaluate(
     limit: int | None = None,
     data_dir=None,
     batch_tokens: int | None = None,
+    exit: exits.Rule | None = None,
+    max_repeats: int | None = None,
     say=print,
 ) -> dict:
     """Evaluates every task at every plan and returns what `output` (a JSON file) holds.
@@ -50,11 +53,17 @@ def evaluate(
       num_fewshot: shots; by default those of each task.
       limit: number of items of each task, from the first.
       data_dir: a directory of files to read instead of the hub.
+      exit, max_repeats: rule by which tokens leave the loop early, and its repetitions at most; tasks
+        then have "exits", the fields of `exits.Saving`.
     """
     models = {depth: lm.with_plan(depth) for depth in depths}
+    if exit or max_repeats:
+        models = {depth: m.with_exit(exit, max_repeats) for depth, m in models.items()}
     loaded = suite.load(tasks, data_dir, num_fewshot)["tasks"]
     output = paths.of(output)
     settings = {"num_fewshot": num_fewshot, "limit": limit, "data_dir": data_dir}
+    if exit:
+        settings["exit"] = str(exit)
     result = begin("eval", output, lm, **settings)
     plans = result.setdefault("plans", {})
     for depth, at_plan in models.items():
@@ -135,6 +144,7 @@ def run_task(
     begun = time.monotonic()
     harness.truncated = 0
     harness.cut_items = set()
+    harness.exited = [0, 0]
     # The harness prints, and would fork this process, which is unsafe with JAX's threads.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -161,7 +171,17 @@ def run_task(
         "truncated": harness.truncated,
         "items_truncated": len(harness.cut_items),
         "seconds": time.monotonic() - begun,
+        **_exits(harness),
     }
+
+
+def _exits(harness: LoopjaxLM) -> dict:
+    """{"exits": fields of `exits.Saving`}; {} at full depth."""
+    lm, (tokens, repeats) = harness.lm, harness.exited
+    if not lm.exit or not tokens:
+        return {}
+    saving = exits.saving(lm.cfg, lm.plan, lm.exit, lm.context, tokens, repeats)
+    return {"exits": dataclasses.asdict(saving)}
 
 
 def _summary(task: dict) -> str:
@@ -172,7 +192,8 @@ def _summary(task: dict) -> str:
     ]
     n, cut = task["n_samples"], task["items_truncated"]
     warning = f"  {cut} of {n} prompts cut at the start to fit the context" if cut else ""
-    return f"{'  '.join(metrics)}  ({n} items, {duration(task['seconds'])}){warning}"
+    saved = f"  {exits.Saving(**task['exits']).as_text()}" if "exits" in task else ""
+    return f"{'  '.join(metrics)}  ({n} items, {duration(task['seconds'])}){saved}{warning}"
 
 
 def group_scores(tasks: dict) -> dict:

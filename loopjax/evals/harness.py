@@ -6,6 +6,7 @@
         --tasks hellaswag
 """
 
+import dataclasses
 import math
 
 import jax
@@ -82,12 +83,13 @@ class LoopjaxLM(TemplateLM):
         self.truncated = 0  # requests cut on the left to fit the context
         self.cut_items: set = set()  # numbers of the items that these requests belong to
         self._cut = np.zeros(0, bool)  # whether each of the last requests was cut
+        self.exited = [0, 0]  # with early exits: tokens, and repetitions of the loop of all of them
         self.shown = True  # whether a progress bar is shown
         self.check()
 
     def check(self) -> None:
         """Compares the score of a known text with one plain forward pass."""
-        lm = self.lm
+        lm = dataclasses.replace(self.lm, exit=None)
         ids = [self.prefix_token_id, *self.tok_encode(PROBE, add_special_tokens=False)]
         ids = ids[: lm.context]
         tokens = np.array([ids] * lm.batch_parts, np.int32)
@@ -147,6 +149,9 @@ class LoopjaxLM(TemplateLM):
         # Nothing is left of a context of white space.
         return before or [self.prefix_token_id], after
 
+    def _count(self, tokens: int, repeats: int) -> None:
+        self.exited = [self.exited[0] + tokens, self.exited[1] + repeats]
+
     def loglikelihood(self, requests, disable_tqdm: bool = False):
         # Tokenizing is quick: the progress bar is for scoring alone.
         self.shown = not disable_tqdm
@@ -166,6 +171,7 @@ class LoopjaxLM(TemplateLM):
             batch_tokens=self.batch_tokens,
             progress=f"scoring at {self.lm.plan}" if self.shown else "",
         )
+        self._count(scores.tokens, scores.repeats)
         self._cut = scores.cut
         self.truncated += scores.truncated
         pairs = zip(scores.logprobs.tolist(), scores.greedy.tolist(), strict=True)
@@ -213,6 +219,7 @@ class LoopjaxLM(TemplateLM):
             )
             for i, generation in zip(numbers, generations, strict=True):
                 texts[i] = generation.text
+                self._count(len(generation.repeats), sum(generation.repeats))
                 if generation.truncated:
                     self.truncated += 1
                     self.cut_items.add(requests[i].doc_id)

@@ -5,6 +5,7 @@ the checkpoint was trained on, or other data with the same tokenizer.
 """
 
 import collections
+import dataclasses
 import functools
 import math
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from loopjax import config as config_lib
+from loopjax import exits
 from loopjax.checkpoint import locate, tokenizer_of, versions
 from loopjax.data import pipeline
 from loopjax.errors import UserError
@@ -33,6 +35,8 @@ def measure(
     mesh: str = "",
     dtype: str | None = None,
     context: int | None = None,
+    exit: exits.Rule | None = None,
+    max_repeats: int | None = None,
     say=print,
 ) -> dict:
     """Rows of {"step", "depth", "nll", "accuracy", "bits_per_byte", "sources": {name: ...}}.
@@ -44,6 +48,8 @@ def measure(
       mixture: weight of each source; by default that of the last training phase.
       data_dir: directory of the sources; by default that of the training.
       context: tokens per sequence, at most as in training.
+      exit, max_repeats: rule by which tokens leave the loop early, and its repetitions at most; rows
+        then have "exits", the fields of `exits.Saving`.
       batches, batch_size: at most this many batches of this many sequences per source.
     """
     directory, step = locate(checkpoint)
@@ -60,6 +66,8 @@ def measure(
         for depth in depths:
             try:
                 at_plan = lm.with_plan(depth) if depth else lm
+                if exit or max_repeats:
+                    at_plan = at_plan.with_exit(exit, max_repeats)
             except UserError as error:
                 if not all_steps:
                     raise
@@ -71,7 +79,7 @@ def measure(
             say(as_line(row))
     return {
         **schema.header("nll"), "checkpoint": str(directory), "mixture": weights, "data_dir": data_dir and str(data_dir),
-        "batches": batches, "batch_size": batch_size, "context": lm.context, "model": lm.describe(),
+        "batches": batches, "batch_size": batch_size, "context": lm.context, **({"exit": str(exit)} if exit else {}), "model": lm.describe(),
         "versions": versions(), "rows": rows,
     }  # fmt: skip
 
@@ -105,14 +113,24 @@ def _over(lm: LanguageModel, sources: dict, weights: dict, counts, *sizes: int) 
         k for k in ("nll", "accuracy", "bits_per_byte") if all(k in s for s in by_source.values())
     ]
     means = {k: sum(weights[n] / total * s[k] for n, s in by_source.items()) for k in keys}
+    exited = [source["exits"] for source in by_source.values() if "exits" in source]
+    if exited:
+        tokens = sum(e["tokens"] for e in exited)
+        repeats = sum(e["tokens"] * e["repeats"] for e in exited)
+        means["exits"] = _saving(lm, tokens, repeats)
     return {**means, "sources": by_source}
+
+
+def _saving(lm: LanguageModel, tokens: int, repeats: float) -> dict:
+    args = lm.cfg, lm.plan, lm.exit, lm.context, tokens, repeats
+    return dataclasses.asdict(exits.saving(*args))
 
 
 def _source(
     lm: LanguageModel, source, counts: TokenBytes | None, n_batches: int, batch_size: int
 ) -> dict:
     B = lm.batch_parts * -(-min(batch_size, len(source)) // lm.batch_parts)
-    step, n_bytes = _step(lm.cfg, lm.plan), 0
+    step, n_bytes = _step(lm.cfg, lm.plan, lm.exit), 0
     sums: collections.Counter = collections.Counter()
     with lm.on_mesh():
         for batch in pipeline.heldout_batches(source, B, n_batches, np.arange(B)):
@@ -124,14 +142,16 @@ def _source(
     out = {"nll": sums["nll"] / n, "accuracy": sums["hits"] / n, "tokens": int(n)}
     if source.one_answer:
         out["exact"] = sums["exact"] / sums["rows"]
+    if lm.exit:
+        out["exits"] = _saving(lm, int(sums["inputs"]), sums["repeats"])
     if n_bytes:
         out |= {"bytes": n_bytes, "bits_per_byte": sums["nll"] / math.log(2) / n_bytes}
     return out
 
 
 @functools.lru_cache(maxsize=32)
-def _step(cfg, plan):
-    return jax.jit(functools.partial(eval_step, cfg=cfg, plan=plan))
+def _step(cfg, plan, rule):
+    return jax.jit(functools.partial(eval_step, cfg=cfg, plan=plan, rule=rule))
 
 
 def as_line(row: dict) -> str:
@@ -139,6 +159,8 @@ def as_line(row: dict) -> str:
     if "bits_per_byte" in row:
         parts.append(f"bits/byte {row['bits_per_byte']:.4f}")
     parts.append(f"accuracy {row['accuracy']:.4f}")
+    if "exits" in row:
+        parts.append(exits.Saving(**row["exits"]).as_text())
     if len(row["sources"]) > 1:
         parts += [f"{name} {source['nll']:.4f}" for name, source in row["sources"].items()]
     return "  ".join(parts)

@@ -68,6 +68,8 @@ def export_hf(
     without_bos = meta.get("add_bos") is False
     if without_bos:  # a text without context follows the end of the document before
         ids = ids | {"bos_token_id": ids["eos_token_id"]}
+    if cfg.exit_gate:
+        print("the exit gate is left out: the model runs at full depth", file=sys.stderr)
     config = architectures.write_config(cfg, plan.n_effective, context_of(meta), dtype, ids)
     with files.new(directory) as temporary:
         write_tensors(saved, temporary, cfg, plan, dtype, shard_size)
@@ -90,7 +92,8 @@ def write_tensors(
     saved: Saved, directory, cfg: ModelConfig, plan: DepthPlan, dtype: str, shard_size: int
 ) -> None:
     """Writes the safetensors of a checkpoint with the layers in the order of a plan."""
-    leaves = saved.params()
+    # An exit gate changes nothing that the model computes, and has no counterpart there.
+    leaves = {k: leaf for k, leaf in saved.params().items() if not k.startswith("loop/exit_gate")}
     n_layers = plan.n_effective
     names = {}  # of the tensors of each leaf
     tensors = architectures.zero_biases(cfg, n_layers)

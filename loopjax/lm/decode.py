@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax import block, model, windows
+from loopjax import block, exits, model, windows
 from loopjax.errors import UserError
+from loopjax.lm import exit_decoding
 from loopjax.lm.batching import bucket
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.progress import Progress
@@ -62,12 +63,15 @@ class Generation:
       text: decoded tokens, without special tokens, and the part of a token before a stop string.
       ended: reason for the end: "eos", "stop" (a stop string) or "length".
       truncated: number of tokens cut from the left of the prompt to fit it into the context.
+      repeats: with early exits, repetitions of the loop in the step that chose each of `tokens`; the
+        first is chosen by the prompt, which is read at full depth.
     """
 
     tokens: list[int]
     text: str
     ended: str
     truncated: int = 0
+    repeats: list[int] = dataclasses.field(default_factory=list)
 
 
 def generate(
@@ -130,17 +134,16 @@ def _continue(lm, prompts, numbers, max_new_tokens, stop, sampling) -> list[Gene
         lengths[r] = len(prompt)
         seeds[r] = number
     chunks = -(-max_new_tokens // CHUNK)
-    start, step = _programs(lm.cfg, lm.plan, sampling.temperature, sampling.top_p)
+    start, step = _programs(lm.cfg, lm.plan, sampling.temperature, sampling.top_p, lm.exit)
     rows = lm.put({"tokens": tokens, "lengths": lengths, "seeds": seeds})
     key = jax.random.key(sampling.seed)
     state = start(lm.params, rows, key, slots=T + chunks * CHUNK)
     outside = {name: leaf for name, leaf in lm.params.items() if name != "layers"}
     ends = [_End(lm.tokenizer, stop, max_new_tokens) for _ in prompts]
     for _ in range(chunks):
-        state, new_BN = step(outside, lm.layers, state, key)
-        new_BN = np.asarray(new_BN)
-        for end, row in zip(ends, new_BN, strict=False):
-            end.add(row.tolist())
+        state, *made_BN = step(outside, lm.layers, state, key)
+        for end, *row in zip(ends, *jax.device_get(made_BN), strict=False):
+            end.add(*(numbers.tolist() for numbers in row))
         if all(end.ended for end in ends):
             break
     return [end.generation() for end in ends]
@@ -158,12 +161,14 @@ class _End:
         self.stop[False] = [s for s in stop if s not in self.stop[True]]
         self.limit = limit
         self.tokens: list[int] = []
+        self.repeats: list[int] = []
         self.text = ""
         self.ended = ""
 
-    def add(self, new: list[int]) -> None:
+    def add(self, new: list[int], repeats: Sequence[int] = ()) -> None:
         if self.ended:
             return
+        self.repeats += repeats
         new = new[: self.limit - len(self.tokens)]
         if self.tokenizer.eos_id in new:
             new = new[: new.index(self.tokenizer.eos_id)]
@@ -192,7 +197,8 @@ class _End:
         return self.tokens[:n], self.decoded(n) + before[len(self.decoded(n, special)) :]
 
     def generation(self) -> Generation:
-        return Generation(self.tokens, self.text, self.ended or "length")
+        repeats = self.repeats[: len(self.tokens)]
+        return Generation(self.tokens, self.text, self.ended or "length", repeats=repeats)
 
 
 def prefill(params, tokens_BT, cfg, plan):
@@ -229,15 +235,15 @@ def decode_step(params, layers, tokens_BT, cfg, plan, placement: block.Placement
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(cfg, plan, temperature: float, top_p: float):
+def _programs(cfg, plan, temperature: float, top_p: float, rule: exits.Rule | None):
     """The two compiled programs: prompts to a state, and a state to CHUNK more tokens."""
     choose = functools.partial(_choose, temperature=temperature, top_p=top_p)
-    start = functools.partial(_start, cfg=cfg, plan=plan, choose=choose)
-    steps = functools.partial(_steps, cfg=cfg, plan=plan, choose=choose)
+    start = functools.partial(_start, cfg=cfg, plan=plan, choose=choose, rule=rule)
+    steps = functools.partial(_steps, cfg=cfg, plan=plan, choose=choose, rule=rule)
     return jax.jit(start, static_argnames="slots"), jax.jit(steps, donate_argnums=2)
 
 
-def _start(params, rows, key, *, slots: int, cfg, plan, choose) -> dict:
+def _start(params, rows, key, *, slots: int, cfg, plan, choose, rule) -> dict:
     """The state after the prompts: caches, the next token and first slot of each row, the next slot."""
     tokens_BT, lengths_B = rows["tokens"], rows["lengths"]
     T = tokens_BT.shape[1]
@@ -252,33 +258,49 @@ def _start(params, rows, key, *, slots: int, cfg, plan, choose) -> dict:
         padded = jnp.pad(right, ((0, 0), (0, 0), (0, slots - T), (0, 0)))
         return nn.with_logical_constraint(padded, CACHE_AXES)
 
-    return {
+    state = {
         "caches": jax.tree.map(aligned, caches),
         "next": choose(logits_BV, key, rows["seeds"], lengths_B),
         "first": first_B,
         "seeds": rows["seeds"],
         "slot": jnp.int32(T),
     }
+    if rule is not None:  # this token is chosen at full depth
+        state["repeats"] = jnp.full(first_B.shape, exits.loop_of(plan).repeats, jnp.int32)
+    return state
 
 
-def _steps(params, layers, state, key, *, cfg, plan, choose):
-    """The state after CHUNK more tokens per row, and these tokens, [B, CHUNK]."""
+def _steps(params, layers, state, key, *, cfg, plan, choose, rule):
+    """The state after CHUNK more tokens per row, and these tokens, [B, CHUNK].
+
+    With a rule of early exits also the repetitions in the steps that chose them, [B, CHUNK].
+    """
     slots = jnp.arange(state["caches"][0].key.shape[2])
     first_B = state["first"]
 
+    def next_logits(next_B, placement, caches):
+        args = params, layers, next_B[:, None], cfg, plan
+        if rule is not None:
+            return exit_decoding.decode_step(*args, rule, placement, caches)
+        x_B1D, caches = decode_step(*args, placement, caches)
+        return model.unembed(params, x_B1D, cfg)[:, 0], None, caches
+
     def step(carry, _):
-        caches, next_B, slot = carry
+        caches, next_B, slot, repeats_B = carry
         positions_B = slot - first_B
         mask_B1S = (slots[None] >= first_B[:, None]) & (slots[None] <= slot)
         placement = block.Placement(positions_B[:, None], mask_BTS=mask_B1S[:, None], slot=slot)
-        x_B1D, caches = decode_step(params, layers, next_B[:, None], cfg, plan, placement, caches)
-        logits_BV = model.unembed(params, x_B1D, cfg)[:, 0]
+        logits_BV, count_B, caches = next_logits(next_B, placement, caches)
         chosen_B = choose(logits_BV, key, state["seeds"], positions_B + 1)
-        return (caches, chosen_B, slot + 1), next_B
+        made = (next_B,) if rule is None else (next_B, repeats_B)
+        return (caches, chosen_B, slot + 1, count_B), made
 
-    carry = (state["caches"], state["next"], state["slot"])
-    (caches, next_B, slot), made_NB = jax.lax.scan(step, carry, length=CHUNK)
-    return {**state, "caches": caches, "next": next_B, "slot": slot}, made_NB.T
+    carry = (state["caches"], state["next"], state["slot"], state.get("repeats"))
+    (caches, next_B, slot, repeats_B), made_NB = jax.lax.scan(step, carry, length=CHUNK)
+    after = {"caches": caches, "next": next_B, "slot": slot}
+    if rule is not None:
+        after["repeats"] = repeats_B
+    return {**state, **after}, *(made.T for made in made_NB)
 
 
 def _choose(logits_BV, key, seeds_B, positions_B, *, temperature: float, top_p: float):

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from loopjax import config as config_lib
-from loopjax import model, sharding, surgery
+from loopjax import exits, model, sharding, surgery
 from loopjax.checkpoint import (
     chosen_plan,
     load_params,
@@ -27,6 +27,7 @@ from loopjax.checkpoint_files import context_of
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan, window
 from loopjax.errors import UserError
+from loopjax.loop_config import ACTIVE
 from loopjax.passes import Passes
 
 MOST_TOKENS = 2**24  # positions are exact in float32
@@ -46,6 +47,7 @@ class LanguageModel:
       path: directory of the checkpoint.
       order: executed layers set by `with_order`, as indices into the plan that the model was opened
         with; None for all layers in turn.
+      exit: rule by which tokens leave the loop early, set by `with_exit`; None for full depth.
     """
 
     params: Any
@@ -58,6 +60,7 @@ class LanguageModel:
     meta: dict
     path: pathlib.Path
     order: tuple[int, ...] | None = None
+    exit: exits.Rule | None = None
     _cut: list = dataclasses.field(default_factory=list, repr=False)  # shared by all plans
 
     @property
@@ -122,6 +125,30 @@ class LanguageModel:
         lm = self.with_order(range(E)) if self.plan.is_looped else self
         return dataclasses.replace(lm, plan=window(E, start, size, repeats, passes))
 
+    def with_exit(self, rule: exits.Rule | None, most: int | None = None) -> "LanguageModel":
+        """The model whose tokens leave the loop of its plan early; raises UserError without one loop.
+
+        Scoring, decoding and `nll` use the rule; diagnostics do not.
+
+        Args:
+          most: repetitions of the loop at most (default: the plan's).
+        """
+        if rule and rule.name == "gate" and not self.cfg.exit_gate:
+            raise UserError(
+                f"--exit {rule} requires a model with an exit gate (config.losses.exit_gate)"
+            )
+        if rule and self.cfg.loop.has_boundary:
+            raise UserError(
+                f"--exit {rule} does not apply to a model with config.{self.cfg.loop.options(ACTIVE)[0]}, which "
+                "changes states between repetitions"
+            )
+        if most is None:
+            plan = self.plan
+            exits.loop_of(plan)
+        else:
+            plan = exits.repeated(self.plan, most)
+        return dataclasses.replace(self, plan=plan, exit=rule)
+
     def describe(self) -> dict:
         """The description of the model that is saved with results."""
         return {
@@ -129,6 +156,7 @@ class LanguageModel:
             "step": self.meta["step"],
             "depth": str(self.plan),
             "order": self.order,
+            **({"exit": str(self.exit)} if self.exit else {}),
             "trained_depth": self.meta["plan"],
             "unique_layers": self.plan.n_unique,
             "effective_layers": self.plan.n_effective,

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopjax import block, model
+from loopjax import exits as exits_lib
 from loopjax.errors import UserError
 from loopjax.lm.batching import bucket, default_batch_tokens
 from loopjax.lm.loaded_model import LanguageModel
@@ -65,6 +66,7 @@ class Scores:
       cut: whether a request was cut to the context, [requests].
       rows: number of sequences computed.
       tokens: number of tokens computed.
+      repeats: with early exits, repetitions of the loop of all tokens together; else 0.
     """
 
     logprobs: np.ndarray
@@ -72,6 +74,7 @@ class Scores:
     cut: np.ndarray
     rows: int
     tokens: int
+    repeats: int = 0
 
     @property
     def truncated(self) -> int:
@@ -99,20 +102,22 @@ def log_likelihoods(
     """
     rows, cut = make_rows(requests, lm.context)
     shape = (len(requests),) if exits is None else (lm.plan.n_effective + 1, len(requests))
-    logprobs, greedy = np.zeros(shape), np.ones(shape, bool)
+    logprobs, greedy, repeats = np.zeros(shape), np.ones(shape, bool), 0
     with lm.on_mesh(), Progress(len(requests), progress) as shown:
-        score = _scorer(lm.cfg, lm.plan)
+        score = _scorer(lm.cfg, lm.plan, lm.exit if exits is None else None)
         for batch, branched in _batches(rows, lm, batch_tokens or default_batch_tokens(lm)):
             arrays = _arrays(batch, lm)
-            scored, best = jax.device_get(
+            scored, best, counted = jax.device_get(
                 score(lm.params, lm.put(arrays), exits, branched=branched)
             )
+            repeats += int(counted)
             for r, row in enumerate(batch):
                 for n, (_, _, request) in enumerate(row.reads):
                     logprobs[..., request] += scored[..., r, n]
                     greedy[..., request] &= best[..., r, n]
             shown.update(len({request for row in batch for *_, request in row.reads}))
-    return Scores(logprobs, greedy, cut, len(rows), sum(len(row.tokens) for row in rows))
+    n_tokens = sum(len(row.tokens) for row in rows)
+    return Scores(logprobs, greedy, cut, len(rows), n_tokens, repeats)
 
 
 def make_rows(requests, context: int) -> tuple[list[Row], np.ndarray]:
@@ -183,35 +188,48 @@ def _arrays(batch: list[Row], lm: LanguageModel) -> dict:
     N = bucket(max(len(row.reads) for row in batch), least=1)
     names = ("tokens", "positions", "branches")
     out = {name: np.zeros((B, T), np.int32) for name in names}
+    # Padding is a branch of its own: no token attends to it.
+    out["branches"][:] = -1
     out |= {name: np.zeros((B, N), np.int32) for name in ("slots", "targets")}
     for r, row in enumerate(batch):
         for name in names:
             out[name][r, : len(row.tokens)] = getattr(row, name)
-        # Padding is a branch of its own: no token attends to it.
-        out["branches"][r, len(row.tokens) :] = -1
         out["slots"][r, : len(row.reads)] = [slot for slot, _, _ in row.reads]
         out["targets"][r, : len(row.reads)] = [target for _, target, _ in row.reads]
     return out
 
 
 @functools.lru_cache(maxsize=16)
-def _scorer(cfg, plan):
-    return jax.jit(functools.partial(_score, cfg=cfg, plan=plan), static_argnames="branched")
+def _scorer(cfg, plan, rule):
+    score = functools.partial(_score, cfg=cfg, plan=plan, rule=rule)
+    return jax.jit(score, static_argnames="branched")
 
 
-def _score(params, batch, exits, *, cfg, plan, branched: bool):
+def _score(params, batch, exits, *, cfg, plan, rule, branched: bool):
     """Log-probability of each target, and whether it is the most likely token; both [B, N].
 
-    With exits both are [E + 1, B, N].
+    With exits both are [E + 1, B, N]. Also the repetitions of all tokens together, with a rule of
+    early exits; else 0.
     """
     placement = _placement(batch) if branched else None
     targets_BN = batch["targets"]
     if exits is None:
-        x_BTD = model.residual(params, batch["tokens"], cfg, plan, placement)
+        x_BTD, repeats = _residual(params, batch, cfg, plan, rule, placement)
         x_BND = jnp.take_along_axis(x_BTD, batch["slots"][..., None], axis=1)
-        return _read(params, x_BND, targets_BN, cfg)
+        return *_read(params, x_BND, targets_BN, cfg), repeats
     at = (params, batch["tokens"], batch["slots"], cfg, plan, placement)
-    return jax.lax.map(lambda x_BND: _read(params, x_BND, targets_BN, cfg), exits.residuals(*at))
+    read = jax.lax.map(lambda x_BND: _read(params, x_BND, targets_BN, cfg), exits.residuals(*at))
+    return *read, 0
+
+
+def _residual(params, batch, cfg, plan, rule, placement):
+    """The residual stream [B, T, D], and the repetitions of all tokens (0 without a rule)."""
+    if rule is None:
+        return model.residual(params, batch["tokens"], cfg, plan, placement), 0
+    there_BT = batch["branches"] >= 0
+    args = params, batch["tokens"], cfg, plan, rule, placement, there_BT
+    x_BTD, count_BT = exits_lib.residual(*args)
+    return x_BTD, jnp.sum(count_BT)
 
 
 def _read(params, x_BND, targets_BN, cfg):

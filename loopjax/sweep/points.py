@@ -25,7 +25,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from loopjax import config as config_lib
-from loopjax import run
+from loopjax import config_saved, run
 from loopjax.config_flags import parse, raised_inside
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
@@ -246,7 +246,7 @@ def _check_directory(point: Point) -> None:
     if saved is None:
         return
     current = point.config.to_dict()
-    problems = config_lib.contradictions(saved, current)
+    problems = config_saved.contradictions(saved, current)
     if point.result() is not None:
         problems += _other_future(saved, current)
     if problems:

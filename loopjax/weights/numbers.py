@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from loopjax import lineage
-from loopjax.config import from_saved
+from loopjax.config_saved import from_saved
 from loopjax.depth import DepthPlan
 from loopjax.optim import make_optimizer
 from loopjax.progress import Progress

@@ -113,6 +113,7 @@ def bad_values(action) -> tuple[str, ...]:
         return BAD_PATH
     return {"PLAN": ("0", "x", HUGE, "4-"), "PLAN,...": ("0", ",", "4,,8"),
             "JSON": ("x", "{}", "[1]", '{"a": NaN}', '{"a": -1}', '{"a": "x"}'),
+            "RULE:THRESHOLD": ("", "kl", "kl:-1", "gate:2", "no:1", "latent:nan"),
             "AXIS=N,...": ("fsdp", "fsdp=0", f"fsdp={HUGE}", "pipe=2", "fsdp=x"),
             }.get(str(action.metavar), ())  # fmt: skip
 
@@ -165,6 +166,7 @@ TEXTS = {
     "init": ("no",), "init_operator": ("no",), "depth": ("x", "0", HUGE, "999999", "4x999999", "-1"),
     "growth.operator": ("no",), "growth.plans": ("x", "4,2", HUGE, "1,,8", "4x2,12"),
     "growth.starts": ("x", "0", "-1", "1.5", HUGE, "0.1,,0.5", "nan", "0.5,0.2"),
+    "losses.per_repetition": ("no",), "losses.exit_gate": ("no",),
     "growth.transform": ("no",), "growth.moments": ("no",), "cooldown.depth": ("x", HUGE),
     "cooldown.operator": ("no",), "schedule": ("no", ""), "optimizer.name": ("no", ""),
     "model.rope_scaling": ("x", "llama3:0:1:4:8192", "llama3:8:4:4:8192", "llama3:8:0:4:0"),

@@ -1,0 +1,304 @@
+"""Early exits: what a token computes alone, by a cache and without one, and what that saves."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from loopjax import exits, flops, model
+from loopjax.block import Placement
+from loopjax.depth import DepthPlan
+from loopjax.errors import UserError
+from loopjax.exits import Rule
+from loopjax.lm import decode, score
+from loopjax.loop_config import LoopConfig
+from tests.test_score import CFG, LM, ONE, language_model
+
+PROMPTS = [[5, 9, 200, 17], [3], [250, 1, 7, 7, 30, 99, 41], [11, 12]]
+
+
+# --- a token after the other, without a cache ---------------------------------------------------
+
+
+class Reference:
+    """The semantics again, in NumPy: lists of keys and values of every token at every executed layer."""
+
+    def __init__(self, lm, rule):
+        self.cfg, self.plan, self.rule = lm.cfg, lm.plan, rule
+        self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(lm.params))
+        self.loop = next(s for s in lm.plan.segments if s.repeats > 1)
+        self.seen = [[] for _ in range(lm.plan.n_effective)]  # (key, value) of each token
+
+    def norm(self, x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.cfg.norm_eps) * scale
+
+    def rotated(self, x_NC, t):
+        C = self.cfg.head_size
+        angle = t * self.cfg.rope_theta ** (-2 * np.arange(C // 2) / C)
+        a, b = x_NC[:, : C // 2], x_NC[:, C // 2 :]
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1)
+
+    def layer(self, e, x, t):
+        cfg = self.cfg
+        w = {n: leaf[self.plan.order[e]] for n, leaf in self.params["layers"].items()}
+        h = self.norm(x, w["attention_norm"])
+        q = self.rotated((h @ w["query"]).reshape(-1, cfg.head_size), t)
+        k = self.rotated((h @ w["key"]).reshape(-1, cfg.head_size), t)
+        v = (h @ w["value"]).reshape(-1, cfg.head_size)
+        self.seen[e] = [*self.seen[e][:t], (k, v)]
+        out = np.zeros_like(q)
+        for head in range(cfg.n_heads):
+            group = head // (cfg.n_heads // cfg.n_kv_heads)
+            keys = np.array([key[group] for key, _ in self.seen[e]])
+            logits = keys @ q[head] / np.sqrt(cfg.head_size)
+            weights = np.exp(logits - logits.max())
+            out[head] = weights / weights.sum() @ np.array([v[group] for _, v in self.seen[e]])
+        x = x + out.reshape(-1) @ w["output"]
+        h = self.norm(x, w["mlp_norm"])
+        gate = h @ w["gate"]
+        return x + (gate / (1 + np.exp(-gate)) * (h @ w["up"])) @ w["down"]
+
+    def distribution(self, x, t):
+        """log p of the next token as if the token left now."""
+        for e in range(self.first + self.loop.layers * self.loop.repeats, self.plan.n_effective):
+            x = self.layer(e, x, t)
+        logits = self.norm(x, self.params["final_norm"]) @ self.params["embed"].T
+        logits -= logits.max()
+        return logits - np.log(np.exp(logits).sum())
+
+    def token(self, token, t, may_leave=True):
+        """(log p of the next token, repetitions) of the token at position t."""
+        x, before, self.stays = self.params["embed"][token], None, 1.0
+        self.first = self.loop.start
+        for e in range(self.first):
+            x = self.layer(e, x, t)
+        L, R = self.loop.layers, self.loop.repeats
+        for r in range(1, R + 1):
+            entered = x
+            for e in range(L):
+                x = self.layer(self.first + (r - 1) * L + e, x, t)
+            log_p = self.distribution(x, t)
+            left = self.leaves(x, entered, log_p, before)
+            before = log_p
+            if may_leave and left:
+                break
+        for deeper in range(r, R):
+            for e in range(L):
+                at = self.first + deeper * L + e
+                self.seen[at] = [*self.seen[at][:t], self.seen[self.first + (r - 1) * L + e][t]]
+        return log_p, r
+
+    def leaves(self, x, entered, log_p, before):
+        threshold = self.rule.threshold
+        if self.rule.name == "latent":
+            return np.linalg.norm(x - entered) / np.linalg.norm(x) < threshold
+        if self.rule.name == "gate":
+            gate = self.params["loop"]
+            logit = self.norm(x, self.params["final_norm"]) @ gate["exit_gate"]
+            self.stays *= 1 - 1 / (1 + np.exp(-logit - gate["exit_gate_bias"][0]))
+            return 1 - self.stays > threshold
+        if self.rule.name == "confidence":
+            return np.exp(log_p.max()) > threshold
+        return before is not None and (np.exp(log_p) * (log_p - before)).sum() < threshold
+
+
+def typical(lm, name):
+    """A threshold that about half of the tokens of random text reach in the loop."""
+    values = []
+    for tokens in np.random.default_rng(1).integers(0, 257, (2, 8)):
+        reference = Reference(lm, Rule(name, 0.0))
+        reference.leaves = lambda x, e, p, b: values.append((x, e, p, b))
+        for t, token in enumerate(tokens):
+            reference.token(token, t)
+    if name == "gate":
+        return Rule(name, 0.8)
+    if name == "latent":
+        found = [np.linalg.norm(x - e) / np.linalg.norm(x) for x, e, _, _ in values]
+    elif name == "confidence":
+        found = [np.exp(p.max()) for _, _, p, _ in values]
+    else:
+        found = [(np.exp(p) * (p - b)).sum() for _, _, p, b in values if b is not None]
+    return Rule(name, float(np.quantile(found, 0.6 if name == "confidence" else 0.4)))
+
+
+def model_of(depth, name="", **where):
+    """A random model; its gate, if there is one, is random too."""
+    lm = language_model(depth, exit_gate=name == "gate", **where)
+    if name == "gate":
+        gate = {"exit_gate": jax.random.normal(jax.random.key(5), (CFG.d_model,)) / 3}
+        gate["exit_gate_bias"] = jnp.array([0.2])
+        lm = dataclasses.replace(lm, params={**lm.params, "loop": gate})
+    return lm
+
+
+@pytest.mark.parametrize(
+    ("depth", "name"), [("2x4", "kl"), *(("1-2x3-1", name) for name in exits.RULES)]
+)
+def test_cached_decoding_is_that_of_each_token_alone(depth, name):
+    lm = model_of(depth, name, mesh="", devices=jax.devices()[:1])
+    rule = typical(lm, name)
+    greedy = decode.generate(lm.with_exit(rule), PROMPTS, 8)
+    sampled = decode.generate(lm.with_exit(rule), PROMPTS, 8, sampling=decode.Sampling(1.0))
+    counts = set()
+    for i, generation in enumerate(greedy + sampled):
+        prompt = PROMPTS[i % len(PROMPTS)]
+        reference = Reference(lm, rule)
+        for t, token in enumerate(prompt):  # prompts are read at full depth
+            log_p, _ = reference.token(token, t, may_leave=False)
+        repeats = [reference.loop.repeats]
+        for t, token in enumerate(generation.tokens, len(prompt)):
+            if i < len(PROMPTS):  # the most likely one, unless two are as likely up to rounding
+                assert log_p[token] > log_p.max() - 1e-4
+            log_p, r = reference.token(token, t)
+            repeats.append(r)
+        assert generation.repeats == repeats[: len(generation.tokens)]
+        counts |= set(generation.repeats[1:])
+    assert len(counts) > 1, "the threshold separates no tokens"
+
+
+@pytest.mark.parametrize("name", exits.RULES)
+@pytest.mark.parametrize("depth", ["2x4", "1-1x5"])
+def test_whole_sequences_leave_like_tokens_one_after_another(depth, name):
+    lm = model_of(depth, name, mesh="", devices=jax.devices()[:1])
+    rule = typical(lm, name)
+    tokens = np.random.default_rng(2).integers(0, 257, (3, 9))
+    x_BTD, count_BT = exits.residual(lm.params, jnp.array(tokens), lm.cfg, lm.plan, rule)
+    log_p_BTV = jax.nn.log_softmax(model.unembed(lm.params, x_BTD, lm.cfg))
+    for b, row in enumerate(tokens):
+        reference = Reference(lm, rule)
+        for t, token in enumerate(row):
+            log_p, r = reference.token(token, t)
+            assert count_BT[b, t] == r
+            np.testing.assert_allclose(log_p_BTV[b, t], log_p, atol=1e-4)
+    assert len(np.unique(count_BT)) > 1
+
+
+# --- never ---------------------------------------------------------------------------------------
+
+NEVER = [Rule("kl", 0.0), Rule("latent", 0.0), Rule("confidence", 1.0), Rule("gate", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("depth", "rule"), [("2x3-1", NEVER[2]), *(("1-2x3-1", rule) for rule in NEVER)], ids=str
+)
+def test_a_rule_that_never_holds_is_full_depth_bit_for_bit(depth, rule):
+    lm = model_of(depth, rule.name)
+    plain = decode.generate(lm, PROMPTS, 20)
+    found = decode.generate(lm.with_exit(rule), PROMPTS, 20)
+    assert [g.tokens for g in found] == [g.tokens for g in plain]
+    most = exits.loop_of(lm.plan).repeats
+    assert all(set(g.repeats) <= {most} for g in found) and not plain[0].repeats
+
+
+@pytest.mark.parametrize("rule", NEVER, ids=str)
+def test_the_logits_and_caches_of_a_step_are_those_of_full_depth_bit_for_bit(rule):
+    lm = model_of("1-2x3-1", rule.name, mesh="", devices=jax.devices()[:1])
+    plan, layers, cfg = lm.plan, lm.layers, lm.cfg
+    _, caches = decode.prefill(lm.params, jnp.array([[4, 7, 9, 200]]), cfg, plan)
+    caches = jax.tree.map(lambda c: jnp.pad(c, ((0, 0), (0, 0), (0, 2), (0, 0))), caches)
+    mask_BTS = (jnp.arange(6) <= 4)[None, None]
+    placement = Placement(jnp.array([[4]]), mask_BTS=mask_BTS, slot=jnp.int32(4))
+    token = jnp.array([[33]])
+
+    @jax.jit
+    def plain(caches):
+        x_B1D, caches = decode.decode_step(lm.params, layers, token, cfg, plan, placement, caches)
+        return model.unembed(lm.params, x_B1D, cfg)[:, 0], caches
+
+    @jax.jit
+    def exiting(caches):
+        args = lm.params, layers, token, cfg, plan, rule, placement, caches
+        logits, _, caches = decode.exit_decoding.decode_step(*args)
+        return logits, caches
+
+    jax.tree.map(np.testing.assert_array_equal, exiting(caches), plain(caches))
+
+
+@pytest.mark.parametrize("rule", NEVER, ids=str)
+def test_scores_at_full_depth_are_the_plain_scores(rule):
+    requests = [([1, 2, 3], [4]), ([1, 2, 3], [9, 9]), ([7], [200, 3, 3, 8])]
+    lm = model_of("1-2x3-1", rule.name)
+    plain = score.log_likelihoods(lm, requests)
+    found = score.log_likelihoods(lm.with_exit(rule), requests)
+    np.testing.assert_allclose(found.logprobs, plain.logprobs, rtol=1e-5)
+    assert found.repeats == 3 * found.tokens and plain.repeats == 0
+
+
+def test_always_leaving_is_the_plan_of_one_repetition():
+    once = dataclasses.replace(LM, plan=DepthPlan.parse("4"))
+    rule = Rule("confidence", 0.0)
+    requests = [([1, 2, 3], [4, 8]), ([7], [200, 3, 3, 8])]
+    expected = score.log_likelihoods(once, requests).logprobs
+    found = score.log_likelihoods(LM.with_exit(rule), requests)
+    np.testing.assert_allclose(found.logprobs, expected, rtol=1e-5)
+    assert found.repeats == found.tokens
+
+
+# --- what is saved -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", exits.RULES)
+def test_the_saving_counts_layers_and_readings(name):
+    plan, counts = DepthPlan.parse("1-2x4-3"), [1, 4, 2, 2, 3]
+    found = exits.saving(CFG, plan, Rule(name, 0.5), 48, len(counts), sum(counts))
+    layer = 2 * flops.layer_params(CFG) + 4 * CFG.n_heads * CFG.head_size * 48
+    head = 2 * CFG.d_model * CFG.vocab_size
+    cost = layers = 0
+    for count in counts:
+        readings = count if name in ("kl", "confidence") else 1
+        layers += 1 + 2 * count + 3 * readings
+        cost += (1 + 2 * count + 3 * readings) * layer + readings * head
+    full = 12 * layer + head
+    assert found.repeats == pytest.approx(12 / 5)
+    assert found.layers == pytest.approx(layers / 5)
+    assert found.flops == pytest.approx(cost / 5)
+    assert found.saved == pytest.approx(1 - cost / 5 / full)
+    per_token = flops.training_flops_per_token(CFG, plan, 48) // 3
+    assert found.most_flops == per_token
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["", "kl", "kl:", "kl:x", "kl:-1", "kl:nan", "kl:inf", "no:1", "confidence:1.5", ":1"]
+)
+def test_a_rule_that_cannot_be_read_is_refused(text):
+    with pytest.raises(UserError, match="must be a rule and its threshold"):
+        Rule.parse(text)
+
+
+@pytest.mark.parametrize(("depth", "what"), [("4", "no loop"), ("1x2-2x2", "2 loops")])
+def test_plans_without_exactly_one_loop_are_refused(depth, what):
+    lm = language_model(depth, mesh="", devices=jax.devices()[:1])
+    with pytest.raises(
+        UserError, match=f"requires a plan with one loop, but plan {depth} has {what}"
+    ):
+        lm.with_exit(Rule("kl", 0.1))
+
+
+def test_a_gate_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="--exit gate:0.8 requires a model with an exit gate"):
+        ONE.with_exit(Rule("gate", 0.8))
+
+
+def test_a_model_with_a_norm_between_repetitions_is_refused():
+    lm = dataclasses.replace(ONE, cfg=dataclasses.replace(CFG, loop=LoopConfig(norm=True)))
+    with pytest.raises(UserError, match="does not apply to a model with config.loop.norm=True"):
+        lm.with_exit(Rule("latent", 0.1))
+
+
+@pytest.mark.parametrize(("repeats", "depth"), [(1, "1-2x3-1"), (5001, "1-2x3-1"), (3, "4")])
+def test_repetitions_that_cannot_be_are_refused(repeats, depth):
+    lm = language_model(depth, mesh="", devices=jax.devices()[:1])
+    with pytest.raises(UserError, match=f"--max-repeats {repeats} (must lie|requires a plan)"):
+        lm.with_exit(None, repeats)
+
+
+def test_more_repetitions_than_in_training_are_another_plan():
+    lm = ONE.with_exit(Rule("latent", 0.0), 7)
+    assert str(lm.plan) == "1-2x7-1"
+    assert set(decode.generate(lm, PROMPTS[:1], 4)[0].repeats) == {7}
