@@ -231,11 +231,11 @@ def test_the_same_command_goes_on_where_it_was_stopped(place, tmp_path, monkeypa
     evaluated = []
 
     def stops_at(n):
-        def run_task(harness, name, *args):
+        def run_task(harness, name, *args, **kwargs):
             if len(evaluated) == n:
                 raise KeyboardInterrupt
             evaluated.append((harness.lm.order, name))
-            return evaluate.run_task(harness, name, *args)
+            return evaluate.run_task(harness, name, *args, **kwargs)
 
         return run_task
 

@@ -24,6 +24,7 @@ TOKENS = [list(range(3, 24)), [7, 1, 200] * 11, [9, 8] * 9, list(range(40))]
 CASES = [(tokens, 6, group) for tokens, group in zip(TOKENS, "aabb", strict=True)]
 TRAINING = lens.Training(steps=1, tokens=24)
 PARTS = {"norms": 4, "future_local": 4, "future": 4, "current_attention": 4, "depth_score": 4,
+         "trajectories": 4,
          "overlap": 2}  # fmt: skip
 
 

@@ -197,7 +197,7 @@ _ROWS = (
         run="loopjax.analysis.trajectories:run",
         plot="loopjax.plots.trajectories:plot",
         finding="loopjax.report.diagnostic_findings:trajectories",
-        prompts=20,
+        prompts=10,
         settings=("repetitions",),
         windows=True,
     ),

@@ -39,7 +39,7 @@ from loopjax.lm.loaded_model import LanguageModel
 SETTLES = 0.95
 TURN = 30.0
 LEAST = 1e-6  # smallest denominator
-ITERATIONS = 64  # of the power iteration
+ITERATIONS = 32  # of the power iteration
 KRYLOV = 6  # vectors of the space in which the largest eigenvalue is then found
 READ_CHUNK = 64  # positions whose logits are held at a time
 
