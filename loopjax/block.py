@@ -220,7 +220,7 @@ class Block(nn.Module):
         a_RIr = self.param(a, nn.with_logical_partitioning(a_init, a_axes), a_shape)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, b_axes)
         b_RrO = self.param(b, zeros, b_shape)
-        if context.repetition is None:
+        if context.repetition is None:  # outside of loops
             return out
         iteration = context.repetition.iteration
         i = jnp.clip(iteration, 0, self.cfg.loop.own - 1)

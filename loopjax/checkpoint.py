@@ -42,6 +42,7 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
 from loopjax.host import COMMITTED, last_good
+from loopjax.loop_config import LoopConfig
 from loopjax.step_grid import KEEP_ALL, Kept
 
 # Arrays are stored in pieces of this many bytes, so that a reader never holds a whole array.
@@ -362,6 +363,12 @@ def chosen_plan(meta: dict, depth: str | None = None) -> DepthPlan:
         raise UserError(
             f"--depth={depth} has {plan.n_unique} unique layers, the checkpoint has "
             f"{trained.n_unique}"
+        )
+    weighted = LoopConfig(**meta["model"].get("loop", {})).weighted()
+    if plan.n_loops > 1 and weighted:
+        raise UserError(
+            f"--depth={depth} has {plan.n_loops} loops, but {weighted[0]} of the checkpoint has weights "
+            "of one"
         )
     return plan
 

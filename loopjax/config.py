@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from loopjax import losses, optim, paths
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, field
-from loopjax.loop_config import ACTIVE, TRAINING, LoopConfig
+from loopjax.loop_config import LoopConfig
 from loopjax.model_config import ModelConfig
 
 # Fields that a resumed run may change.
@@ -277,32 +277,6 @@ def _loop_config(config: ConfigDict, plans: Sequence[DepthPlan]) -> LoopConfig:
     # A law without a cap has a tail that does not deserve weights.
     bounded = loop.law and (loop.most or not loop.law.is_capped)
     return dataclasses.replace(loop, own=max(most, loop.law.largest if bounded else 1))
-
-
-def check_loop(config: ConfigDict, cfg: ModelConfig, phases) -> None:
-    """Raises UserError for options of loops that the plans of a run cannot have."""
-    loop, plans = cfg.loop, [phase.plan for phase in phases]
-    options = loop.options((*ACTIVE, *TRAINING))
-    if not options:
-        return
-    if not any(plan.is_looped for plan in plans):
-        raise UserError(
-            f"config.{options[0]} requires a plan that loops; config.depth={config.depth!r} runs every "
-            "layer once"
-        )
-    for plan in plans:
-        if plan.n_loops > 1 and (of_one := loop.weighted() + loop.options(("repeats",))):
-            raise UserError(
-                f"config.{of_one[0]} requires plans with one loop; plan {plan} has {plan.n_loops}"
-            )
-    if not loop.is_active:
-        return
-    for phase in phases:
-        if phase.operator in ("untie", "tie"):
-            raise UserError(
-                f"config.{options[0]} does not fit operator {phase.operator!r}: layers alone do not "
-                "compute what it does between repetitions (`surgery.untie` merges what can be merged)"
-            )
 
 
 def check_size(cfg: ModelConfig, n_unique: int) -> None:

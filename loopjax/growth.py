@@ -14,7 +14,7 @@ import numpy as np
 from loopjax import model, optim, surgery
 
 # The matrices that write into the residual stream.
-OUTPUTS = ("output", "down")
+OUTPUTS = ("output", "down", "output_lora_b", "down_lora_b")
 
 
 def new_layers(order) -> np.ndarray:

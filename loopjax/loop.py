@@ -156,8 +156,10 @@ def before_layer(x_BTD, edges: Edges, iteration, context: Context, cfg: ModelCon
     """(input of an executed layer, its context), from the state after the layer before it."""
     if context.loop is None:
         return x_BTD, context
-    fresh = Carried.start(cfg.loop, context.loop.weights, x_BTD)
-    carried = jax.tree.map(lambda a, b: _where(edges.begins, a, b), fresh, context.loop)
+    carried = context.loop
+    if cfg.loop.inject:
+        anchor_BTD = _where(edges.begins, x_BTD, carried.anchor_BTD)
+        carried = carried.replace(anchor_BTD=anchor_BTD)
 
     def enter(x_BTD, carried):
         x_BTD, inside = enter_repetition(x_BTD, iteration, context.replace(loop=carried), cfg)
@@ -211,10 +213,7 @@ def repetition_of(segment: Segment, iteration, cfg: ModelConfig) -> Repetition |
     loop = cfg.loop
     if segment.repeats == 1 or not (loop.lora_rank or loop.residual_scale):
         return None
-    scale = None
-    if loop.residual_scale:
-        # 2606.18524: with it, the best learning rate depends on L and not on N.
-        scale = loop.residual_lambda / (segment.repeats * segment.layers**0.5)
+    scale = loop.sublayer_scale(segment.repeats, segment.layers) if loop.residual_scale else None
     return Repetition(iteration if loop.lora_rank else None, scale)
 
 

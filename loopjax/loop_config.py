@@ -14,6 +14,7 @@ RESIDUAL = ("", "outer", "outer_delta", "scaled")
 RESIDUAL_SCALE = ("", "loops")
 # Fields that change what a loop computes, and those that only concern its training.
 ACTIVE = ("norm", "inject", "residual", "residual_scale", "embedding", "lora_rank")
+BOUNDARY = ("norm", "inject", "residual", "embedding")
 TRAINING = ("repeats", "most", "backprop")
 
 
@@ -101,7 +102,7 @@ class LoopConfig:
     @property
     def has_boundary(self) -> bool:
         """Whether the residual stream is changed between repetitions."""
-        return bool(self.options(("norm", "inject", "residual", "embedding")))
+        return bool(self.options(BOUNDARY))
 
     @property
     def has_weights(self) -> bool:
@@ -116,6 +117,12 @@ class LoopConfig:
         concat = ("inject",) if self.inject == "concat" else ()
         scaled = ("residual",) if self.residual == "scaled" else ()
         return self.options((*concat, *scaled, "embedding", "lora_rank"))
+
+    def sublayer_scale(self, repeats: int, layers: int) -> float:
+        """The factor of the outputs of sublayers in a segment, lambda / (N sqrt(L)) (2606.18524)."""
+        if repeats == 1 or not self.residual_scale:
+            return 1.0
+        return self.residual_lambda / (repeats * math.sqrt(layers))
 
     def shapes(self, d_model: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the weights below `loop/`, by name."""

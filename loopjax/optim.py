@@ -89,11 +89,13 @@ SCHEDULES = {"trapezoid": trapezoid, "cosine": cosine, "constant": constant}
 def decay_mask(params):
     """True for matrices and embeddings, False for norm scales and biases.
 
-    Decided by name, since a stacked scale has the rank of a matrix.
+    Decided by name, since a stacked scale has the rank of a matrix. The vectors of repetitions
+    (`loop/embedding`, `loop/scale`) are biases and scales too.
     """
+    vectors = ("norm", "bias", "scale", "embedding")
 
     def decays(path, _):
-        return not any(str(getattr(key, "key", "")).endswith(("norm", "bias")) for key in path)
+        return not any(str(getattr(key, "key", "")).endswith(vectors) for key in path)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

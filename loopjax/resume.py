@@ -15,12 +15,13 @@ import dataclasses
 import json
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from loopjax import config_saved, curriculum, flops, optim, paths, surgery
+from loopjax import config_saved, curriculum, flops, loop_checks, model, optim, paths, surgery
 from loopjax.checkpoint import Checkpoints, load_params, newest_note, restore, versions
 from loopjax.checkpoint_files import context_of, locate, read_meta, steps_in
 from loopjax.data import pipeline
@@ -32,7 +33,7 @@ from loopjax.lineage import Ancestry
 from loopjax.mixture_update import History
 from loopjax.model_config import ModelConfig
 from loopjax.run import Run
-from loopjax.step import TrainState, abstract_state, gate_of, sharded_init
+from loopjax.step import TrainState, abstract_state, sharded_init
 
 # Fields of the architecture in which a run may differ from the checkpoint it is initialized from.
 FREE = ("init_depth", "dtype", "attention", "remat", "rope_theta", "rope_scaling")
@@ -268,7 +269,8 @@ def check(run: Run, source: Source) -> None:
             f"{config.init_from!r} has {'an' if has_gate else 'no'} exit gate, which only "
             "config.init='weights' may add"
         )
-    for name in ours.keys() - {*FREE}:
+    loop_checks.check_origin(config, run.cfg.loop, ModelConfig(**meta["model"]).loop)
+    for name in ours.keys() - {*FREE, "loop"}:
         if ours[name] != theirs[name]:
             raise UserError(
                 f"config.model.{name}={ours[name]}, but config.init_from={config.init_from!r} has "
@@ -336,9 +338,15 @@ def _different_run(workdir: pathlib.Path, problems: list[str]) -> UserError:
     )
 
 
-def _abstract(run: Run, plan: DepthPlan, **changes) -> TrainState:
-    """Shapes and shardings of the train state for the stack of a plan; `changes` of the architecture."""
-    cfg = dataclasses.replace(run.cfg, **changes)
+def _abstract(run: Run, plan: DepthPlan, source: Source | None = None) -> TrainState:
+    """Shapes and shardings of the train state for the stack of a plan.
+
+    With `source`, without the weights of loops that the run adds to those of this checkpoint.
+    """
+    cfg = run.cfg
+    if source:
+        saved = ModelConfig(**source.meta["model"])
+        cfg = dataclasses.replace(cfg, loop=saved.loop, exit_gate=saved.exit_gate)
     return abstract_state(cfg, plan.n_unique, run.optimizer, run.mesh, run.rules)
 
 
@@ -362,8 +370,7 @@ def initial_state(run: Run, source: Source) -> TrainState:
         )
     order = _order(run, source)
     new = _abstract(run, run.phases[0].plan)
-    has_gate = source.meta["model"].get("exit_gate", False)
-    old = _abstract(run, DepthPlan.parse(source.meta["plan"]), exit_gate=has_gate)
+    old = _abstract(run, DepthPlan.parse(source.meta["plan"]), source)
     if run.config.init == "moments":
         state = restore(source.directory, source.step, old)
         zero = jax.device_put(np.int32(0), new.step.sharding)
@@ -375,13 +382,23 @@ def initial_state(run: Run, source: Source) -> TrainState:
         params = surgery.grow(params, order, donate=True)
 
     def fresh(params):
-        if not has_gate:  # one that the checkpoint lacks is new
-            zeros = {name: jnp.zeros(leaf.shape) for name, leaf in gate_of(new.params).items()}
-            params = {**params, **({"loop": params.get("loop", {}) | zeros} if zeros else {})}
+        key = jax.random.key(run.config.seed)
+        initial = nn.meta.unbox(model.init_params(run.cfg, run.phases[0].plan.n_unique, key))
+        params = _updated(initial, params)
         return TrainState(jnp.zeros((), jnp.int32), params, run.optimizer.init(params))
 
     new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
     return jax.jit(fresh, out_shardings=new_shardings, donate_argnums=0)(params)
+
+
+def _updated(tree: dict, values: dict) -> dict:
+    """A tree with the values of another that has some of its leaves."""
+    return {
+        key: _updated(leaf, values[key])
+        if isinstance(values.get(key), dict)
+        else values.get(key, leaf)
+        for key, leaf in tree.items()
+    }
 
 
 def inherited(run: Run, source: Source) -> Ancestry:

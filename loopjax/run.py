@@ -15,7 +15,17 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from loopjax import attention, curriculum, flops, kernels, losses, mixture_update, model, sharding
+from loopjax import (
+    attention,
+    curriculum,
+    flops,
+    kernels,
+    loop_checks,
+    losses,
+    mixture_update,
+    model,
+    sharding,
+)
 from loopjax import config as config_lib
 from loopjax.checkpoint import locate, read_meta, tokenizer_of
 from loopjax.curriculum import Phase
@@ -130,7 +140,7 @@ def outline(config) -> Outline:
     mixture_update.check(config, [phase.mixture for phase in phases])
     plans = [phase.plan for phase in phases]
     cfg = config_lib.model_config(config, plans)
-    config_lib.check_loop(config, cfg, phases)
+    loop_checks.check_plans(config, cfg.loop, phases)
     losses.check_plans(losses.of(config), plans, cfg.loop)
     return Outline(config=config, phases=phases, cfg=cfg, plan=DepthPlan.parse(config.depth))
 

@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from loopjax.depth import DepthPlan
+from loopjax.errors import UserError
+from loopjax.loop_config import ACTIVE, BOUNDARY, LoopConfig
 
 
 def on_stack(path) -> bool:
@@ -132,15 +134,52 @@ def fitting(params, plan: DepthPlan | str) -> DepthPlan:
     return plan
 
 
-def untie(params, plan: DepthPlan | str):
-    """The tree of E independent layers that computes what `plan` computes with U shared ones."""
+def untie(params, plan: DepthPlan | str, loop: LoopConfig = LoopConfig()):  # noqa: B008
+    """The tree of E independent layers that computes what `plan` computes with U shared ones.
+
+    Low-rank additions of repetitions and the scale of their residuals become part of the matrices.
+
+    Args:
+      params: parameters, if `loop` is given; else any tree with stacked leaves.
+      loop: options of the loops. UserError if layers alone cannot compute what they do.
+    """
     plan = fitting(params, plan)
-    return reorder(params, plan.order)
+    if plan.is_looped and (between := loop.options(BOUNDARY)):
+        raise UserError(
+            f"{between[0]} changes the residual stream between repetitions, which untied layers cannot; "
+            f"plan {plan} stays a loop"
+        )
+    if not loop.is_active:
+        return reorder(params, plan.order)
+    return _merged(reorder(params, plan.order), plan, loop)
 
 
-def tie(params, plan: DepthPlan | str):
-    """The inverse of `untie`: U shared layers, each the first of the E executed layers that use it."""
+def _merged(params, plan: DepthPlan, loop: LoopConfig):
+    """Untied parameters with what `loop` does in each repetition in their matrices."""
+    segments = [plan.segments[place.segment] for place in plan.executed]
+    looped = np.array([segment.repeats > 1 for segment in segments])
+    own = np.minimum([place.iteration for place in plan.executed], loop.own - 1)
+    stack = dict(params["layers"])
+    for name in [name for name in stack if f"{name}_lora_a" in stack]:
+        a_EIr, b_ErO = (stack.pop(f"{name}_lora_{x}")[np.arange(len(own)), own] for x in "ab")
+        low_EIO = jnp.einsum("eir,ero->eio", a_EIr, b_ErO, precision=jax.lax.Precision.HIGHEST)
+        stack[name] += jnp.where(looped[:, None, None], low_EIO, 0.0)
+    for name in ("output", "down") if loop.residual_scale else ():
+        scale = [loop.sublayer_scale(segment.repeats, segment.layers) for segment in segments]
+        stack[name] *= jnp.array(scale)[:, None, None]
+    return {**params, "layers": stack}
+
+
+def tie(params, plan: DepthPlan | str, loop: LoopConfig = LoopConfig()):  # noqa: B008
+    """The inverse of `untie`: U shared layers, each the first of the E executed layers that use it.
+
+    UserError with options of loops: what they add was not there before.
+    """
     plan = DepthPlan.parse(plan)
+    if active := loop.options(ACTIVE):
+        raise UserError(
+            f"{active[0]} is not part of untied layers, so that they cannot be tied to it"
+        )
     _check_depth(params, plan.n_effective, f"plan {plan} executes {plan.n_effective} layers")
     return reorder(params, plan.first_uses)
 

@@ -57,12 +57,12 @@ LAYERS = [
     "report.diagnostic_findings", "report.figures", "report.sections", "report.page", "cli.report",
     "plots.trajectories", "exits", "step", "memory", "lm.loaded_model", "lm.batching",
     "analysis.effects", "analysis.depth_score", "lm.score", "analysis.norms", "analysis.similarity",
-    "evals.nll", "analysis.lens", "analysis.early_exit", "analysis.analyze", "run", "cost",
-    "cli.planning", "aot.compile", "cli.compiling", "sweep.points", "sweep.progress", "sweep.local",
-    "sweep.retry", "sweep.slurm_job", "sweep.slurm", "cli.sweep", "resume", "finetune",
-    "compilation", "heldout", "step_metrics", "same", "train", "cli.training",
+    "evals.nll", "analysis.lens", "analysis.early_exit", "analysis.analyze",
     "analysis.trajectories", "lm.exit_decoding", "lm.decode", "evals.harness", "evals.evaluate",
     "analysis.exit_accuracy", "evals.icl", "cli.evals", "analysis.interventions", "cli.analysis",
+    "loop_checks", "run", "cost", "cli.planning", "aot.compile", "cli.compiling", "sweep.points",
+    "sweep.progress", "sweep.local", "sweep.retry", "sweep.slurm_job", "sweep.slurm", "cli.sweep",
+    "resume", "finetune", "compilation", "heldout", "step_metrics", "same", "train", "cli.training",
 ]  # fmt: skip
 
 

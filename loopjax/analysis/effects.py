@@ -28,6 +28,7 @@ from loopjax.analysis.activations import activations
 from loopjax.errors import UserError
 from loopjax.lm.batching import chunks, padded, rows_at_once
 from loopjax.lm.loaded_model import LanguageModel
+from loopjax.loop_config import BOUNDARY
 
 BOUNDARIES, SEED = 4, 123
 LEAST = 1e-6
@@ -109,7 +110,7 @@ def ablate(lm: LanguageModel, prompt: Sequence[int], boundaries, sublayer: str =
     rows = rows_at_once(lm, tokens_1T.shape[1], size, n + 1, cost)
     matrix, output = np.zeros((E, E)), np.zeros(E)
     with lm.on_mesh():
-        clean = _clean(lm, tokens_1T)["residual"]
+        clean = _clean(lm, tokens_1T)
         for chosen in chunks(n, rows - 1):
             batch = _batch(pairs, np.append(-1, chosen))
             args = (lm.params, clean, batch["source"][1], lm.put(batch), len(prompt))
@@ -125,7 +126,16 @@ def local(
     boundaries: Sequence[Sequence[int]] | None = None,
     each=map,
 ) -> Effects:
-    """Direct effects of each whole layer on each later layer."""
+    """Direct effects of each whole layer on each later layer.
+
+    Raises UserError if the stream that layers add to is changed between repetitions.
+    """
+    if lm.cfg.loop.has_boundary and lm.plan.is_looped:
+        option = lm.cfg.loop.options(BOUNDARY)[0]
+        raise UserError(
+            f"local effects are of layers that add to one residual stream, which {option} changes "
+            "between repetitions; measure future_effects instead"
+        )
 
     def of_prompt(case):
         return {"matrix": _local(lm, *case)}
@@ -214,44 +224,52 @@ def _program(cfg, plan):
     return jax.jit(ablated, static_argnames="sublayers")
 
 
-def _ablated(params, clean_X1TD, first, batch, length, *, cfg, plan, sublayers):
+def _ablated(params, clean, first, batch, length, *, cfg, plan, sublayers):
     """(relative change [E, B], change of the output [B]), maxima over the measured tokens.
 
-    Layers before `first`, the first ablated one, are not run: their outputs are in `clean_X1TD`.
+    Layers before `first`, the first ablated one, are not run: their outputs are in `clean`. With
+    options that change the stream between repetitions, what these carry is not, and all layers run.
     """
     (B,) = batch["source"].shape
-    T = clean_X1TD.shape[2]
+    T = clean["residual"].shape[2]
     E = plan.n_effective
     hidden_BT, measured_BT = _where(batch, T, length)
-    context = _context(clean_X1TD, cfg)
+    if cfg.loop.has_boundary:
+        first, start_1TD = 0, clean["embedded"]
+    else:
+        start_1TD = clean["residual"][first]
+    x_BTD = jnp.broadcast_to(start_1TD, (B, *start_1TD.shape[1:])).astype(cfg.dtype)
+    context = _context(clean, cfg, params, x_BTD if cfg.loop.has_boundary else None)
 
     def run_layer(e, carry):
-        x_BTD, change_EB = carry
+        x_BTD, loop, change_EB = carry
         gate_BT = jnp.where(hidden_BT & (batch["source"] == e)[:, None], 0.0, 1.0)
         kept_BT = jnp.ones_like(gate_BT)
         gates = {name: gate_BT if name in sublayers else kept_BT for name in SUBLAYERS["layer"]}
-        at = params["layers"], e, x_BTD, context.replace(gates=gates)
-        x_BTD, c_BTD = _run_layer(*at, cfg, plan)
+        at = params["layers"], e, x_BTD, context.replace(gates=gates, loop=loop)
+        x_BTD, after, _, sown = model.advance(*at, cfg, plan)
+        c_BTD = _update(sown)
         change_BT = _relative(c_BTD, c_BTD[:1])
-        return x_BTD, change_EB.at[e].set(jnp.where(measured_BT, change_BT, 0.0).max(-1))
+        change_EB = change_EB.at[e].set(jnp.where(measured_BT, change_BT, 0.0).max(-1))
+        return x_BTD, after.loop, change_EB
 
-    x_BTD = jnp.broadcast_to(clean_X1TD[first], (B, *clean_X1TD.shape[2:])).astype(cfg.dtype)
-    carry = x_BTD, jnp.zeros((E, B))
-    x_BTD, change_EB = jax.lax.fori_loop(first, E, run_layer, carry)
+    carry = x_BTD, context.loop, jnp.zeros((E, B))
+    x_BTD, _, change_EB = jax.lax.fori_loop(first, E, run_layer, carry)
     return change_EB, _output_change(params, x_BTD, measured_BT, cfg)
 
 
-def _context(clean_X1TD, cfg):
-    """The context for running layers one by one on a prompt, whose embeddings are h_0."""
-    embedded_1TD = clean_X1TD[0].astype(cfg.dtype)
-    return model.context_of(cfg, jnp.arange(clean_X1TD.shape[2]), embedded_1TD)
+def _context(clean, cfg, params=None, embedded_BTD=None):
+    """The context for running layers one by one on a prompt."""
+    if embedded_BTD is None:
+        embedded_BTD = clean["embedded"].astype(cfg.dtype)
+    positions = jnp.arange(clean["residual"].shape[2])
+    return model.context_of(cfg, positions, embedded_BTD, weights=params)
 
 
-def _run_layer(layers, e, x_BTD, context, cfg, plan):
-    """(residual stream after executed layer e, its update c in float32), [B, T, D] each."""
-    x_BTD, _, sown = model.run_layer(layers, e, x_BTD, context, cfg, plan)
+def _update(sown):
+    """The update c of a layer, float32 [B, T, D]."""
     a, m = (sown[name].astype(jnp.float32) for name in SUBLAYERS["layer"])
-    return x_BTD, a + m
+    return a + m
 
 
 def _where(batch, T: int, length):
@@ -304,7 +322,9 @@ def _output_change(params, x_BTD, measured_BT, cfg):
 def _clean_program(cfg, plan):
     def clean(params, tokens_BT):
         acts = activations(params, tokens_BT, cfg, plan)
-        return {"residual": acts.residual[:, :1], "update": acts.update[:, :1]}
+        embedded_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
+        residual = {"residual": acts.residual[:, :1], "embedded": embedded_BTD[:1]}
+        return {**residual, "update": acts.update[:, :1]}
 
     return jax.jit(clean)
 
@@ -325,8 +345,8 @@ def _ablated_for_one(params, clean, reference_TD, target, batch, length, *, cfg,
     hidden_BT &= (batch["source"] >= 0)[:, None]
     ablated_BTD = clean["update"][batch["source"], 0] * hidden_BT[..., None]
     x_BTD = (clean["residual"][target] - ablated_BTD).astype(cfg.dtype)
-    context = _context(clean["residual"], cfg)
-    _, c_BTD = _run_layer(params["layers"], target, x_BTD, context, cfg, plan)
+    context = _context(clean, cfg).replace(loop=None)
+    c_BTD = _update(model.run_layer(params["layers"], target, x_BTD, context, cfg, plan)[2])
     reference_TD = jnp.where(batch["source"][0] < 0, c_BTD[0], reference_TD)
     change_BT = _relative(c_BTD, reference_TD[None])
     return jnp.where(measured_BT, change_BT, 0.0).max(-1), reference_TD

@@ -17,6 +17,7 @@ from loopjax.errors import UserError
 from loopjax.files import write_json
 from loopjax.interop import architectures, files, tokenizer_files
 from loopjax.interop.tensors import Writer
+from loopjax.loop_config import ACTIVE
 from loopjax.model_config import DTYPES, ModelConfig
 from loopjax.progress import Progress
 from loopjax.weights.saved import Saved, open_saved
@@ -61,6 +62,11 @@ def export_hf(
             f"{plan.n_effective} layers (remove --no-untie)"
         )
     cfg = ModelConfig(**meta["model"])
+    if cfg.loop.weighted() or (plan.is_looped and cfg.loop.is_active):
+        raise UserError(
+            f"{cfg.loop.options(ACTIVE)[0]} of the checkpoint has no counterpart in a Hugging Face model; "
+            "nothing is exported"
+        )
     dtype = dtype or (source["dtype"] if source.get("dtype") in DTYPES else "float32")
     if (run / tokenizers.FILE).is_file():
         files.check_tokenizer(run)

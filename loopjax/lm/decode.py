@@ -219,7 +219,7 @@ def decode_step(params, layers, tokens_BT, cfg, plan, placement: block.Placement
       caches: a `KVCache` for each executed layer.
     """
     x_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
-    context = model.context_of(cfg, placement.positions_BT, x_BTD, placement)
+    context = model.context_of(cfg, placement.positions_BT, x_BTD, placement, weights=params)
     written = []
     for segment in plan.segments:
         for iteration in range(segment.repeats):
@@ -228,9 +228,10 @@ def decode_step(params, layers, tokens_BT, cfg, plan, placement: block.Placement
                 here = context.replace(gates=gates)
             for _ in range(segment.layers):
                 e = len(written)
-                x_BTD, cache, _ = model.run_layer(layers, e, x_BTD, here, cfg, plan, caches[e])
+                x_BTD, here, cache, _ = model.advance(layers, e, x_BTD, here, cfg, plan, caches[e])
                 written.append(cache)
             x_BTD = windows.stepped(segment, entered_BTD, x_BTD)
+            context = here.replace(gates=context.gates)
     return x_BTD, tuple(written)
 
 

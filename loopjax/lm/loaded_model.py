@@ -103,9 +103,16 @@ class LanguageModel:
 
         Args:
           order: indices of the executed layers 0..E-1 of the current plan, at least one.
+
+        Raises UserError for a loop with options of `config.loop`.
         """
         if self.plan.windows:
             raise ValueError(f"plan {self.plan} has a window; its layers cannot be reordered")
+        if self.plan.is_looped and (active := self.cfg.loop.options(ACTIVE)):
+            raise UserError(
+                f"{active[0]} of the checkpoint says what happens between repetitions, which another "
+                "order of its layers does not have"
+            )
         order = tuple(map(int, order))
         executed = self.plan.order
         if not order or not all(0 <= e < len(executed) for e in order):
