@@ -15,7 +15,8 @@ from loopjax.analysis import trajectories as lib
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.plots import trajectories as plots
-from loopjax.report import diagnostic_findings
+from loopjax.report import collect, diagnostic_findings, page
+from tests import report_material as material
 from tests.test_layer import CFG, TOKENS_BT, params_of
 from tests.test_score import language_model
 from tests.test_windows import Stepped
@@ -182,7 +183,7 @@ def test_more_repetitions_of_a_window_are_steps_of_the_same_size():
 @pytest.mark.parametrize(
     ("depth", "repetitions", "says"),
     [
-        ("4", None, "trajectories need a plan with a loop or a window, not 4"),
+        ("4", None, "trajectories needs a plan with a loop or a window, not 4"),
         ("1-2x6-1", 5, "--repetitions 5 must lie within 6..4,999 for the loop 2x6"),
         ("1-2x2-1", 3, "--repetitions 3 must lie within 4..4,999 for the loop 2x2"),
         ("1-2x2-1", 5000, "--repetitions 5000 must lie within 4..4,999"),
@@ -200,3 +201,18 @@ def test_diagnostics_of_sums_of_updates_refuse_windows(tmp_path):
     about = {"prompts": {"name": "made", "source": ""}, "say": lambda text: None}
     with pytest.raises(UserError, match="norms needs a plan without windows, not 1-2x2:mlp-1"):
         analyze.analyze(lm, ["norms"], CASES, tmp_path, **about)
+
+
+def test_the_page_asks_only_for_what_a_plan_allows(tmp_path):
+    kinds = ["norms", "trajectories", "similarity", "intervene repeat"]
+    tied = material.run(tmp_path / "run", material.LOOP)
+    (tied / "checkpoints").mkdir()
+    own = collect.open_model(str(tied))
+    asked = {}
+    for plan in ("12", "4x3", "4-4x2:damped-4"):
+        entry = collect.Entry("m", own, DepthPlan.parse(plan))
+        asked[plan] = " ".join(page.commands(entry, kinds))
+    assert "norms,similarity" in asked["12"] and "intervene" in asked["12"]
+    assert "norms,trajectories,similarity" in asked["4x3"] and "intervene" in asked["4x3"]
+    assert "trajectories,similarity" in asked["4-4x2:damped-4"]
+    assert not any(word in asked["4-4x2:damped-4"] for word in ("norms", "intervene"))

@@ -51,6 +51,7 @@ class Diagnostic:
       marks_blocks: whether its figure marks where blocks begin.
       windows: whether it is defined for plans with windows (`depth.Window`), whose residual stream is not
         the sum of the updates of its layers.
+      loops: whether it is of loops, so that a plan needs one, or a window.
       tables: (`report.collect.Collection`) -> list of tables below the figures.
     """
 
@@ -71,6 +72,7 @@ class Diagnostic:
     tables: str = ""
     marks_blocks: bool = False
     windows: bool = False
+    loops: bool = False
 
     def result_type(self) -> type:
         return _imported(self.result)
@@ -80,10 +82,16 @@ class Diagnostic:
         self.check_installed()
         return _imported(self.run)
 
-    def check_plan(self, plan: DepthPlan) -> None:
-        """Raises UserError for a plan with windows unless the diagnostic is defined for it."""
+    def requirement(self, plan: DepthPlan) -> str:
+        """What the diagnostic needs that a plan is not, as a phrase; "" if it is defined for the plan."""
         if plan.windows and not self.windows:
-            raise UserError(f"{self.name} needs a plan without windows, not {plan} (see --depth)")
+            return "a plan without windows"
+        return "a plan with a loop or a window" if self.loops and not plan.is_looped else ""
+
+    def check_plan(self, plan: DepthPlan) -> None:
+        """Raises UserError for a plan that the diagnostic is not defined for."""
+        if missing := self.requirement(plan):
+            raise UserError(f"{self.name} needs {missing}, not {plan} (see --depth)")
 
     def check_installed(self) -> None:
         """Raises MissingPackage if the optional package of `run` is not installed."""
@@ -200,6 +208,7 @@ _ROWS = (
         prompts=10,
         settings=("repetitions",),
         windows=True,
+        loops=True,
     ),
     Diagnostic(
         name="future_local",

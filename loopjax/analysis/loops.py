@@ -15,7 +15,7 @@ def longest(plan: DepthPlan) -> int:
     repeated = [i for i, segment in enumerate(segments) if segment.repeats > 1]
     if not repeated:
         raise UserError(
-            f"trajectories need a plan with a loop or a window, not {plan} (see --depth)"
+            f"trajectories needs a plan with a loop or a window, not {plan} (see --depth)"
         )
     return max(repeated, key=lambda i: segments[i].layers * segments[i].repeats)
 

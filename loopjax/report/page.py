@@ -287,6 +287,8 @@ def commands(entry: collect.Entry, kinds: list[str]) -> list[str]:
     lines = []
     for kind in kinds:
         if kind.startswith("intervene "):
+            if entry.plan.windows:
+                continue
             op = kind.removeprefix("intervene ")
             size = {"swap": "1,2,4", "skip": "1,2,4"}.get(op, "4")
             times = ("--times", "1,2") if op == "repeat" else ()
@@ -295,7 +297,8 @@ def commands(entry: collect.Entry, kinds: list[str]) -> list[str]:
             lines.append(_command(entry, "eval", kind, "--tasks", "paper_suite"))
         elif kind in ("icl", "nll"):
             lines.append(_command(entry, kind, kind))
-    if diagnostics := [kind for kind in kinds if kind in DIAGNOSTICS]:
+    diagnostics = [kind for kind in kinds if kind in DIAGNOSTICS]
+    if diagnostics := [k for k in diagnostics if not DIAGNOSTICS[k].requirement(entry.plan)]:
         lines.append(_command(entry, "analyze", "signature", "--what", ",".join(diagnostics)))
     return lines
 

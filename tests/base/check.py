@@ -84,6 +84,9 @@ RUNS = [
     ("nll --checkpoint runs/a --depth 4,4x2 --output nll.json", "bits/byte"),
     ("generate --checkpoint runs/a --prompt line --max-new-tokens 8", "8 tokens"),
     ("analyze --checkpoint runs/a --n 4 --output signature", "norms-arithmetic"),
+    ("nll --checkpoint runs/a --depth 1-2x3:damped-1", "1-2x3:damped-1"),
+    ("analyze --checkpoint runs/a --depth 4x2 --what trajectories --n 2 --output loops",
+     "trajectories-arithmetic"),
     ("export-hf runs/a exported", "LlamaForCausalLM"),
     ("import-orbax runs/a imported --map own.toml", "4 layers"),
 ]  # fmt: skip

@@ -111,7 +111,7 @@ def bad_values(action) -> tuple[str, ...]:
         return BAD_WHOLE
     if re.search(r"(?<!:)\b(DIR|FILE|PATH|OUT)\b", str(action.metavar)):
         return BAD_PATH
-    return {"PLAN": ("0", "x", HUGE, "4-"), "PLAN,...": ("0", ",", "4,,8"),
+    return {"PLAN": ("0", "x", HUGE, "4-", "4x2:damped0"), "PLAN,...": ("0", ",", "4,,8"),
             "JSON": ("x", "{}", "[1]", '{"a": NaN}', '{"a": -1}', '{"a": "x"}'),
             "RULE:THRESHOLD": ("", "kl", "kl:-1", "gate:2", "no:1", "latent:nan"),
             "AXIS=N,...": ("fsdp", "fsdp=0", f"fsdp={HUGE}", "pipe=2", "fsdp=x"),
@@ -163,11 +163,11 @@ def of_absl():
 
 
 TEXTS = {
-    "init": ("no",), "init_operator": ("no",), "depth": ("x", "0", HUGE, "999999", "4x999999", "-1"),
+    "init": ("no",), "init_operator": ("no",), "depth": ("x", "0", HUGE, "999999", "4x999999", "-1", "1x8:damped"),
     "growth.operator": ("no",), "growth.plans": ("x", "4,2", HUGE, "1,,8", "4x2,12"),
     "growth.starts": ("x", "0", "-1", "1.5", HUGE, "0.1,,0.5", "nan", "0.5,0.2"),
     "losses.per_repetition": ("no",), "losses.exit_gate": ("no",),
-    "growth.transform": ("no",), "growth.moments": ("no",), "cooldown.depth": ("x", HUGE),
+    "growth.transform": ("no",), "growth.moments": ("no",), "cooldown.depth": ("x", HUGE, "4x2:mlp"),
     "cooldown.operator": ("no",), "schedule": ("no", ""), "optimizer.name": ("no", ""),
     "model.rope_scaling": ("x", "llama3:0:1:4:8192", "llama3:8:4:4:8192", "llama3:8:0:4:0"),
     "mixture_update.metric": ("no", ""),
