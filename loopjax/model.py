@@ -169,7 +169,12 @@ def init_params(cfg: ModelConfig, n_layers: int, key: jax.Array):
     """The canonical tree of a stack of `n_layers`, boxed with logical axis names (`nn.meta`)."""
     plan = DepthPlan.of([(n_layers, 1)])
     params = Transformer(cfg, plan).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-    return {("layers" if k == "segment_0" else k): v for k, v in params.items()}
+    params = {("layers" if k == "segment_0" else k): v for k, v in params.items()}
+    if cfg.loop.lora_rank:  # flax draws in turn; the other parameters begin as without it
+        loop_config = dataclasses.replace(cfg.loop, lora_rank=0)
+        plain = init_params(dataclasses.replace(cfg, loop=loop_config), n_layers, key)
+        params["layers"] = params["layers"] | plain["layers"]
+    return params
 
 
 def cut_segments(params, plan: DepthPlan):

@@ -384,21 +384,11 @@ def initial_state(run: Run, source: Source) -> TrainState:
     def fresh(params):
         key = jax.random.key(run.config.seed)
         initial = nn.meta.unbox(model.init_params(run.cfg, run.phases[0].plan.n_unique, key))
-        params = _updated(initial, params)
+        params = surgery.updated(initial, params)
         return TrainState(jnp.zeros((), jnp.int32), params, run.optimizer.init(params))
 
     new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
     return jax.jit(fresh, out_shardings=new_shardings, donate_argnums=0)(params)
-
-
-def _updated(tree: dict, values: dict) -> dict:
-    """A tree with the values of another that has some of its leaves."""
-    return {
-        key: _updated(leaf, values[key])
-        if isinstance(values.get(key), dict)
-        else values.get(key, leaf)
-        for key, leaf in tree.items()
-    }
 
 
 def inherited(run: Run, source: Source) -> Ancestry:

@@ -28,6 +28,16 @@ def map_stack(fn, tree):
     )
 
 
+def updated(tree: dict, values: dict) -> dict:
+    """A tree of dicts with the values of another one that has some of its leaves."""
+    return {
+        key: updated(leaf, values[key])
+        if isinstance(values.get(key), dict)
+        else values.get(key, leaf)
+        for key, leaf in tree.items()
+    }
+
+
 def n_layers(tree) -> int:
     """U of a tree; raises ValueError when the stacked leaves disagree or there are none."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
