@@ -19,8 +19,8 @@ learning rate rises anew over 40 updates.
 What differs from their model. Both have RoPE, SwiGLU, normalized queries and keys, and a head of its
 own; theirs also has norms without scales (of queries and keys after RoPE), a norm of the embeddings,
 branches multiplied by 0.25, logits by 0.5 (vanilla), matrices that write to the stream and head
-initialized to 0, and keeps the stream in float32. At the ends of a core's repetitions it normalizes the
-stream and adds the prelude's output to it (marked below). Their Muon has row normalization, Polar
+initialized to 0, and keeps the stream in float32. After each repetition of the core, and after each of the
+untied cores, it normalizes the stream and adds the prelude's output to it (for loops, marked below). Their Muon has row normalization, Polar
 Express coefficients, a second moment, decay only where it agrees with the update, and a momentum that
 rises from 0.85; embedding, head and matrices have learning rates of their own. Here one rate serves all:
 the one that gives an update of a square matrix the RMS of theirs. Their decay is linear, here

@@ -68,10 +68,10 @@ def _training_flops(outline: run.Outline, *, causal: bool = False) -> int:
     )
 
 
-def _convention(cost: dict) -> str:
-    """Both counts of the training FLOPs in words."""
+def _both(cost: dict) -> str:
+    """The training FLOPs with attention to all tokens, and with causal attention, in words."""
     full, causal = (quantity(cost[f"training_flops{end}"], "FLOPs") for end in ("", "_causal"))
-    return f"{full}, or {causal} with attention counted half, as it is causal"
+    return f"{full} over {cost['tokens']:,} tokens ({causal} with half of the attention, which is causal)"
 
 
 def standard_plan(plan: DepthPlan) -> DepthPlan:
@@ -98,7 +98,7 @@ def flops_text(cost: dict) -> str:
     lines = [
         *aligned([head, *rows], left=3),
         "",
-        f"training      {_convention(cost)}, over {cost['tokens']:,} tokens",
+        f"training      {_both(cost)}",
         f"inference     {quantity(cost['inference_flops_per_token'], 'FLOPs')} per token",
         f"parameters    {cost['params_unique']:,} unique, {cost['params_effective']:,} executed",
         f"standard {standard['plan']:<4} {quantity(standard['training_flops'], 'FLOPs')}, "
@@ -243,7 +243,7 @@ def plan_text(plan: dict) -> str:
         f"{span(3600 * plan['hours'])} for {plan['tokens']:,} tokens, at {plan['mfu']:.0%} of "
         f"{quantity(plan['peak_flops'], 'FLOP/s')} per device: {plan['hours'] / standard['hours']:.1%} "
         f"of the standard model's time, {plan['peak'] / standard['peak']:.1%} of its memory",
-        f"FLOPs: {_convention(plan)}; the time is by the {'second' if plan['causal'] else 'first'}",
+        f"{_both(plan)}; the time is by the {'second' if plan['causal'] else 'first'}",
     ]
     if plan["memory"]:
         peak = f"the peak is {quantity(plan['peak'], 'B')} of {quantity(plan['memory'], 'B')}"

@@ -76,6 +76,8 @@ def test_a_new_growth_operator_is_a_variant_of_every_config_that_grows(monkeypat
         "mini": "copy_last,math", "tiny": "copy_last", "smollm": "360m,copy_last",
         "addition": "paper,4,copy_last", "igsm": "4,copy_last", "hops": "p16,6,copy_last",
     }  # fmt: skip
-    assert variants.keys() | {"p_hop"} == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert variants.keys() | {"p_hop", "scaling_exponents"} == {
+        path.stem for path in (ROOT / "configs").glob("*.py")
+    }
     for file, variant in variants.items():
         assert load(file, variant)["growth.operator"] == "copy_last"

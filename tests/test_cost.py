@@ -286,9 +286,7 @@ def test_both_conventions_are_printed_and_the_time_is_by_the_one_asked_for(capsy
     assert [row["plan"] for row in full["phases"]] == ["2-2x2-2", "2-2x4-2"]
     assert cli.main([*line, "--causal"]) == 0
     text = capsys.readouterr().out
-    assert (
-        "or 545 PFLOPs with attention counted half" in text and "the time is by the second" in text
-    )
+    assert "545 PFLOPs with half of the attention" in text and "the time is by the second" in text
 
 
 def _json_of(capsys, argv):

@@ -1,6 +1,7 @@
 """Growth in all its forms: of loops, within a loop, in one step; moments and learning rate."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from loopjax.depth import DepthPlan, grown, lidas, midas, written
 from loopjax.errors import UserError
 from loopjax.files import read_rows
 from loopjax.model_config import ModelConfig
+from loopjax.report import findings
 from loopjax.train import train
 
 CFG = ModelConfig(
@@ -120,6 +122,24 @@ def test_a_saved_config_with_the_old_name_of_plans_is_the_same_run():
     assert curriculum.build(restored) == curriculum.build(config)
     assert not config_saved.contradictions(old, config.to_dict())
     assert config_lib.unknown_field(config, "growth.depths").endswith("use config.growth.plans")
+
+
+def test_the_report_says_how_loops_and_layers_grew():
+    def said(**fields):
+        phases = phases_of(**fields)
+        events = curriculum.lineage(phases, 1000)
+        model = types.SimpleNamespace(events=events, stages=lineage.stages(events))
+        entry = types.SimpleNamespace(own=True, model=model)
+        family = types.SimpleNamespace(label="M", entries=[entry])
+        return findings.lineage(types.SimpleNamespace(families=[family]))
+
+    loops = {"depth": "4x4", "plans": "4x2,4x3,4x4", "starts": "500,600"}
+    run = "run by 4x2, from step 500 on by 4x3, from step 600 on by 4x4"
+    assert said(**loops) == [f"M: one stack, {run}."]
+    both = {"depth": "2x3", "plans": "1x2,2x2,2x3", "operator": "stack", "starts": "500,600"}
+    run = "run by 2x2, from step 600 on by 2x3"
+    assert said(**both) == [f"M: 1 → 2 layers by stack, at step 500, {run}."]
+    assert said(depth="4x4") == ["M: one stack from the first step on."]
 
 
 # --- Learning rate -----------------------------------------------------------------------------
