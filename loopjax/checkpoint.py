@@ -2,6 +2,7 @@
 
     <directory>/<step>/params       canonical parameters
     <directory>/<step>/optimizer    step counter and optimizer state; missing in imported models
+    <directory>/<step>/ema          moving average of the parameters, only with config.ema
     <directory>/<step>/meta         JSON: plan, lineage, phases, data position, config, checksums
 
 `meta` holds everything needed to read a checkpoint without its config, and has a hash of its own.
@@ -31,6 +32,7 @@ from loopjax.checkpoint_files import (
     Damaged,
     array,
     digest,
+    item_of,
     locate,
     open_arrays,
     read_meta,
@@ -38,11 +40,9 @@ from loopjax.checkpoint_files import (
     steps_in,
 )
 from loopjax.data import tokenizers
-from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
 from loopjax.files import write_json
 from loopjax.host import COMMITTED, last_good
-from loopjax.loop_config import LoopConfig
 from loopjax.step_grid import KEEP_ALL, Kept
 
 # Arrays are stored in pieces of this many bytes, so that a reader never holds a whole array.
@@ -57,11 +57,6 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def weights_digest(meta: dict) -> str:
-    """Hash that identifies the parameters of a checkpoint, from their checksums."""
-    return digest({k: v for k, v in meta["checksums"].items() if k.startswith("params/")})
-
-
 def _signed(step: int, meta: dict, sums: dict[str, int]) -> dict:
     """The content of the `meta` file: with format, step, checksums and its own hash."""
     meta = {"format": FORMAT, "step": step, **meta, "checksums": sums}
@@ -69,7 +64,8 @@ def _signed(step: int, meta: dict, sums: dict[str, int]) -> dict:
 
 
 def _items(state) -> dict:
-    return {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
+    items = {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
+    return items if state.ema is None else items | {"ema": state.ema}
 
 
 class Checkpoints:
@@ -113,6 +109,7 @@ class Checkpoints:
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
                 "optimizer": ocp.StandardCheckpointHandler(),
+                "ema": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
@@ -249,7 +246,7 @@ def restore(directory: pathlib.Path, step: int, abstract):
 
 def _state(abstract, items):
     optimizer = items["optimizer"]
-    return type(abstract)(optimizer["step"], items["params"], optimizer["state"])
+    return type(abstract)(optimizer["step"], items["params"], optimizer["state"], items.get("ema"))
 
 
 class _Literal(type(epath.Path())):
@@ -350,43 +347,23 @@ def tokenizer_of(directory: pathlib.Path) -> str:
     return str(file) if file.is_file() else ""
 
 
-def chosen_plan(meta: dict, depth: str | None = None) -> DepthPlan:
-    """The plan to run a checkpoint by: its own, or another with as many unique layers."""
-    trained = DepthPlan.parse(meta["plan"])
-    if not depth:
-        return trained
-    try:
-        plan = DepthPlan.parse(depth)
-    except ValueError as error:
-        raise UserError(f"--depth: {error}") from None
-    if plan.n_unique != trained.n_unique:
-        raise UserError(
-            f"--depth={depth} has {plan.n_unique} unique layers, the checkpoint has "
-            f"{trained.n_unique}"
-        )
-    weighted = LoopConfig(**meta["model"].get("loop", {})).weighted()
-    if plan.n_loops > 1 and weighted:
-        raise UserError(
-            f"--depth={depth} has {plan.n_loops} loops, but {weighted[0]} of the checkpoint has weights "
-            "of one"
-        )
-    return plan
-
-
-def load_params(directory, step: int | None = None, shardings=None):
+def load_params(directory, step: int | None = None, shardings=None, *, ema: bool = False):
     """(params, meta) of a checkpoint, without its config, mesh and optimizer state.
 
     Args:
       directory: directory of checkpoints, or of a run; DIR@STEP too.
       step: step of the checkpoint; the newest by default.
       shardings: tree with the sharding of each parameter; one device by default.
+      ema: whether to load the moving average of the parameters in their place; UserError if the
+        checkpoint has none.
     """
     directory, step = locate(directory, step)
     path, meta = directory / str(step), read_meta(directory, step)
+    item = item_of(path, meta, ema)
     with reading(path):
-        stores = open_arrays(path, meta, ("params",))
+        stores = open_arrays(path, meta, (item,))
     # The arrays that were saved, not those of a formula: a changed layer may have others.
-    saved = _nested({name.removeprefix("params/"): store for name, store in stores.items()})
+    saved = _nested({name.removeprefix(f"{item}/"): store for name, store in stores.items()})
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, saved)
@@ -398,9 +375,9 @@ def load_params(directory, step: int | None = None, shardings=None):
         saved,
         shardings,
     )
-    items = read_arrays(path, meta, {"params": abstract})
+    items = read_arrays(path, meta, {item: abstract})
     verify(path, items, meta["checksums"])
-    return items["params"], meta
+    return items[item], meta
 
 
 def _check_same_parameters(path: pathlib.Path, saved, model) -> None:

@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -19,6 +20,7 @@ from loopjax import config, paths
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
 from loopjax.host import is_complete, say
+from loopjax.loop_config import LoopConfig
 from loopjax.model_config import ModelConfig
 
 FORMAT = 1
@@ -97,6 +99,35 @@ def read_meta(directory: pathlib.Path, step: int) -> dict:
             )
     _check_fields(meta, path)
     return meta
+
+
+def weights_digest(meta: dict, ema: bool = False) -> str:
+    """Hash that identifies the parameters of a checkpoint, or their average, from the checksums."""
+    item = "ema/" if ema else "params/"
+    return digest({k: v for k, v in meta["checksums"].items() if k.startswith(item)})
+
+
+def chosen_plan(meta: dict, depth: str | None = None) -> DepthPlan:
+    """The plan to run a checkpoint by: its own, or another with as many unique layers."""
+    trained = DepthPlan.parse(meta["plan"])
+    if not depth:
+        return trained
+    try:
+        plan = DepthPlan.parse(depth)
+    except ValueError as error:
+        raise UserError(f"--depth: {error}") from None
+    if plan.n_unique != trained.n_unique:
+        raise UserError(
+            f"--depth={depth} has {plan.n_unique} unique layers, the checkpoint has "
+            f"{trained.n_unique}"
+        )
+    weighted = LoopConfig(**meta["model"].get("loop", {})).weighted()
+    if plan.n_loops > 1 and weighted:
+        raise UserError(
+            f"--depth={depth} has {plan.n_loops} loops, but {weighted[0]} of the checkpoint has weights "
+            "of one"
+        )
+    return plan
 
 
 def context_of(meta: dict) -> int:
@@ -190,7 +221,7 @@ def kvstore(directory: pathlib.Path) -> dict:
     return {"driver": "file", "path": f"{directory}/"}
 
 
-def open_arrays(path: pathlib.Path, meta: dict, items=("params", "optimizer")) -> dict:
+def open_arrays(path: pathlib.Path, meta: dict, items=("params", "optimizer", "ema")) -> dict:
     """{name: TensorStore array} of the checkpoint; only what describes them is read.
 
     Raises ValueError when one is missing, or when a parameter has another shape than in the model
@@ -200,13 +231,24 @@ def open_arrays(path: pathlib.Path, meta: dict, items=("params", "optimizer")) -
     futures = {name: array(path, name) for name in names}
     stores = {name: _opened(name, future) for name, future in futures.items()}
     shapes = ModelConfig(**meta["model"]).parameter_shapes(DepthPlan.parse(meta["plan"]).n_unique)
-    for name, shape in shapes.items():
-        store = stores.get(f"params/{name}")
+    for item, (name, shape) in itertools.product(("params", "ema"), shapes.items()):
+        store = stores.get(f"{item}/{name}")
         if store is not None and store.shape != shape:
             raise ValueError(
-                f"params/{name} has shape {store.shape}, the model of meta has {shape}"
+                f"{item}/{name} has shape {store.shape}, the model of meta has {shape}"
             )
     return stores
+
+
+def item_of(path: pathlib.Path, meta: dict, ema: bool) -> str:
+    """The item of a checkpoint that holds its parameters, or their average; UserError without one."""
+    item = "ema" if ema else "params"
+    if not any(name.startswith(f"{item}/") for name in meta["checksums"]):
+        raise UserError(
+            f"checkpoint {path} has no moving average of the parameters (--ema): its run had "
+            f"config.ema={meta['config'].get('ema', 0.0)}"
+        )
+    return item
 
 
 def _opened(name: str, future):

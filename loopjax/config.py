@@ -156,6 +156,8 @@ def default() -> ConfigDict:
     config.optimizer.beta2 = 0.95  # decay rate of the second moment
     config.optimizer.eps = 1e-8  # added to the root of the second moment
     config.optimizer.momentum = 0.95  # momentum of muon
+    # Decay rate per update of a moving average of the parameters, such as 0.999; 0: no average.
+    config.ema = 0.0
 
     # Output, and how often (in steps).
     config.checkpoint_every = 1000  # steps between checkpoints; 0: only at the end
@@ -327,6 +329,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f"config.optimizer.{name}={config.optimizer[name]} must lie within 0..1"
             )
+    if not 0 <= config.ema < 1:
+        raise UserError(f"config.ema={config.ema} must be at least 0 and below 1")
     if config.batch_size % config.microbatches:
         raise UserError(
             f"config.microbatches={config.microbatches} does not divide "

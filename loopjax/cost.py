@@ -156,7 +156,8 @@ def plan_of(config, machine: Machine, *, causal: bool = False) -> dict:
     def size_of(plan: DepthPlan, microbatches: int) -> memory.StepMemory:
         shape = config.batch_size // microbatches, config.seq_len
         with kernels.traced_for(machine.platform):
-            return memory.step_memory(cfg, plan, shape, microbatches, optimizer, mesh, rules)
+            parts = cfg, plan, shape, microbatches, optimizer, mesh, rules
+            return memory.step_memory(*parts, ema=config.ema > 0)
 
     def cost(plan: DepthPlan, steps: int) -> dict:
         size = size_of(plan, config.microbatches)

@@ -111,7 +111,9 @@ def _change(shapes, phase, optimizer, seed: int, cfg):
 
     def changed(state):
         if phase.transform:
-            state = state.replace(params=transformed(state.params))
+            # The same change of the average, so that its new layers begin as those of the model.
+            average = None if state.ema is None else transformed(state.ema)
+            state = state.replace(params=transformed(state.params), ema=average)
         if phase.moments == "zero":
             moments = surgery.map_stack(
                 lambda leaf: jnp.where(_along(new_U, leaf), jnp.zeros_like(leaf), leaf),

@@ -70,6 +70,15 @@ class HeldoutEvaluation:
                 }
             return self._batches
 
+    def of_state(self, state, plan: DepthPlan) -> dict[str, float]:
+        """The evaluation of a train state: that of its parameters, and with an average of the
+        parameters the same numbers of that as "eval_ema/nll", "eval_ema/SOURCE/nll", ..."""
+        found = self(state.params, plan)
+        if state.ema is not None:
+            average = self(state.ema, plan)
+            found |= {name.replace("eval/", "eval_ema/", 1): n for name, n in average.items()}
+        return found
+
     def __call__(self, params, plan: DepthPlan) -> dict[str, float]:
         """{"eval/nll": nats per token, "eval/accuracy": share of argmax hits, ...}.
 

@@ -30,7 +30,7 @@ class StepMemory:
     """Bytes per device.
 
     Attributes:
-      parameters, optimizer: parameters and optimizer state.
+      parameters, optimizer: parameters; optimizer state and moving average of the parameters.
       gradients: gradients of all parameters; those of microbatches are added in place.
       activations: values saved on the device by the forward pass for the backward pass, and the
         gradients that the head computes in it.
@@ -46,17 +46,19 @@ class StepMemory:
 
 
 def step_memory(
-    cfg, plan: DepthPlan, shape: tuple[int, int], microbatches: int, optimizer, mesh, rules
-) -> StepMemory:
+    cfg, plan: DepthPlan, shape: tuple[int, int], microbatches: int, optimizer, mesh, rules,
+    ema: bool = False,
+) -> StepMemory:  # fmt: skip
     """Memory of an update on each device of a mesh (which may be an `AbstractMesh`).
 
     Args:
       cfg, plan: the model.
       shape: [B, T] of one microbatch, over all devices.
       microbatches: number of microbatches per update.
+      ema: whether the state has a moving average of the parameters.
     """
-    state = step.abstract_state(cfg, plan.n_unique, optimizer, mesh, rules)
-    parameters, moments = shard_bytes(state.params), shard_bytes(state.opt_state)
+    state = step.abstract_state(cfg, plan.n_unique, optimizer, mesh, rules, ema)
+    parameters, moments = shard_bytes(state.params), shard_bytes((state.opt_state, state.ema))
     parts = {logical: math.prod(mesh.shape[a] for a in axes or ()) for logical, axes in rules}
     local = local_config(cfg, parts)
     shape = shape[0] // parts["batch"], shape[1]

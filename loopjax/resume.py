@@ -33,7 +33,7 @@ from loopjax.lineage import Ancestry
 from loopjax.mixture_update import History
 from loopjax.model_config import ModelConfig
 from loopjax.run import Run
-from loopjax.step import TrainState, abstract_state, sharded_init
+from loopjax.step import TrainState, abstract_state, sharded_init, state_of
 
 # Fields of the architecture in which a run may differ from the checkpoint it is initialized from.
 FREE = ("init_depth", "dtype", "attention", "remat", "rope_theta", "rope_scaling")
@@ -347,7 +347,8 @@ def _abstract(run: Run, plan: DepthPlan, source: Source | None = None) -> TrainS
     if source:
         saved = ModelConfig(**source.meta["model"])
         cfg = dataclasses.replace(cfg, loop=saved.loop, exit_gate=saved.exit_gate)
-    return abstract_state(cfg, plan.n_unique, run.optimizer, run.mesh, run.rules)
+    parts = cfg, plan.n_unique, run.optimizer, run.mesh, run.rules
+    return abstract_state(*parts, ema=run.config.ema > 0)
 
 
 def _order(run: Run, source: Source) -> tuple[int, ...] | None:
@@ -372,10 +373,12 @@ def initial_state(run: Run, source: Source) -> TrainState:
     new = _abstract(run, run.phases[0].plan)
     old = _abstract(run, DepthPlan.parse(source.meta["plan"]), source)
     if run.config.init == "moments":
-        state = restore(source.directory, source.step, old)
+        state = restore(source.directory, source.step, old.replace(ema=None))
         zero = jax.device_put(np.int32(0), new.step.sharding)
         state = TrainState(zero, state.params, optim.rescheduled(state.opt_state))
-        return state if order is None else surgery.grow(state, order, donate=True)
+        state = state if order is None else surgery.grow(state, order, donate=True)
+        average = jax.tree.map(jnp.copy, state.params) if run.config.ema else None
+        return state.replace(ema=average)
     old_shardings = jax.tree.map(lambda leaf: leaf.sharding, old.params)
     params, _ = load_params(source.directory, source.step, old_shardings)
     if order is not None:
@@ -384,8 +387,7 @@ def initial_state(run: Run, source: Source) -> TrainState:
     def fresh(params):
         key = jax.random.key(run.config.seed)
         initial = nn.meta.unbox(model.init_params(run.cfg, run.phases[0].plan.n_unique, key))
-        params = surgery.updated(initial, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, run.optimizer.init(params))
+        return state_of(surgery.updated(initial, params), run.optimizer, run.config.ema > 0)
 
     new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
     return jax.jit(fresh, out_shardings=new_shardings, donate_argnums=0)(params)

@@ -100,6 +100,7 @@ class Placed(Outline):
             seed=self.config.seed,
             skip_bad=self.config.skip_bad_steps > 0,
             added=losses.of(self.config),
+            ema=self.config.ema,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         # Metrics are replicated, so that every process can read them.

@@ -18,25 +18,35 @@ from loopjax.surgery import on_stack
 
 @flax.struct.dataclass
 class TrainState:
-    """The state that an update changes: step int32 [], canonical parameters, optimizer state."""
+    """The state that an update changes: step int32 [], canonical parameters, optimizer state.
+
+    `ema` is the exponential moving average of the parameters, a tree like theirs; None without.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    ema: Any = None
 
 
-def init_state(cfg: model.ModelConfig, n_layers: int, optimizer, key) -> TrainState:
-    """A newly initialized state."""
+def init_state(cfg: model.ModelConfig, n_layers: int, optimizer, key, ema=False) -> TrainState:
+    """A newly initialized state; with `ema` its average begins as a copy of the parameters."""
     params = nn.meta.unbox(model.init_params(cfg, n_layers, key))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return state_of(params, optimizer, ema)
 
 
-def abstract_state(cfg, n_layers: int, optimizer, mesh, rules) -> TrainState:
+def state_of(params, optimizer, ema: bool) -> TrainState:
+    """The state of step 0 with these parameters."""
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+
+def abstract_state(cfg, n_layers: int, optimizer, mesh, rules, ema=False) -> TrainState:
     """Shapes, dtypes and shardings of a state (`jax.ShapeDtypeStruct`), nothing allocated."""
     key = jax.random.key(0)
     boxed = jax.eval_shape(lambda: model.init_params(cfg, n_layers, key))
     shardings = sharding.tree_sharding(boxed, mesh, rules)
-    shapes = jax.eval_shape(lambda: init_state(cfg, n_layers, optimizer, key))
+    shapes = jax.eval_shape(lambda: init_state(cfg, n_layers, optimizer, key, ema))
     params, _ = jax.tree_util.tree_flatten_with_path(shapes.params)
     by_name = {
         _keys(path): (leaf.shape, where)
@@ -74,7 +84,7 @@ def sharded_init(cfg, abstract: TrainState, n_layers: int, optimizer, seed: int)
     """A new state, initialized in its sharding: no device ever holds all of it."""
 
     def init(key):
-        return init_state(cfg, n_layers, optimizer, key)
+        return init_state(cfg, n_layers, optimizer, key, abstract.ema is not None)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
@@ -101,7 +111,7 @@ def _placement(batch) -> block.Placement | None:
 
 def train_step(
     state: TrainState, batch, *, cfg, plan: DepthPlan, optimizer, schedule, microbatches: int,
-    seed: int = 0, skip_bad: bool = False, added: Losses = losses_lib.NONE,
+    seed: int = 0, skip_bad: bool = False, added: Losses = losses_lib.NONE, ema: float = 0.0,
 ):  # fmt: skip
     """One update on a batch of int32 [B, T]; returns the state and its metrics.
 
@@ -117,8 +127,11 @@ def train_step(
     (`head.token_terms`) and the auxiliary losses (`model.outputs`), which are averaged over the
     microbatches; the plain model has neither. `added` are those of `config.losses`.
 
+    A state with an average gets a <- ema a + (1 - ema) p of the new parameters p (Polyak & Juditsky
+    1992, with exponential weights).
+
     With `skip_bad`, an update with a loss, a gradient or a new parameter that is nan or infinite
-    leaves parameters and moments as they were, bit by bit; the step and the schedule advance. The
+    leaves parameters, moments and average as they were, bit by bit; the step and the schedule advance. The
     metric "skipped" is then 1.
     """
     n_targets = jnp.maximum(jnp.sum(batch["targets"] >= 0), 1).astype(jnp.float32)
@@ -160,11 +173,15 @@ def train_step(
     }
     if passes is not None and passes.count is not None:
         metrics["repeats"] = passes.count
-    new = TrainState(state.step + 1, params, opt_state)
+    average = state.ema
+    if average is not None:
+        average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, average, params)
+    new = TrainState(state.step + 1, params, opt_state, average)
     if skip_bad:
         norms = jnp.stack([loss, metrics["grad_norm"], optax.tree.norm(params)])
         good = jnp.all(jnp.isfinite(norms))
-        old = TrainState(new.step, state.params, optim.unmoved(state.opt_state, opt_state))
+        moments = optim.unmoved(state.opt_state, opt_state)
+        old = TrainState(new.step, state.params, moments, state.ema)
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         metrics["skipped"] = ~good
     return new, metrics

@@ -182,7 +182,7 @@ class _Training:
                     heldout, besides = {}, {}
                     if evaluating:
                         with self._aside("evaluation"):
-                            heldout = evaluate(state.params, phase.plan)
+                            heldout = evaluate.of_state(state, phase.plan)
                             besides = evaluate.of_training(state.params, phase.plan)
                             besides |= self._reweigh(step, heldout)
                     self._log({**row, **heldout, **besides})
@@ -199,7 +199,7 @@ class _Training:
         else:
             if heldout is None:  # the run was complete, or branched at its end
                 with self._aside("evaluation"):
-                    heldout = evaluate(state.params, run.phases[-1].plan)
+                    heldout = evaluate.of_state(state, run.phases[-1].plan)
                 self._check_heldout(step, heldout, state)
             self._save(step, state, heldout)
         return self._finish(step, heldout)
@@ -345,10 +345,15 @@ def _result(
         "time_s": time_s,
         **utilization(chip, at_work, lambda causal: run.flops_until(step, causal=causal)),
         "compile_s": time_s.get("compile", 0.0),
-        "heldout": {key.removeprefix("eval/"): value for key, value in heldout.items()},
+        "heldout": _below("eval/", heldout),
+        **({"heldout_ema": _below("eval_ema/", heldout)} if run.config.ema and heldout else {}),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions(),
     }
+
+
+def _below(prefix: str, values: dict) -> dict:
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
 
 
 def _saved_result(workdir: pathlib.Path) -> dict:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from loopjax import checkpoint, run_record
+from loopjax import checkpoint_files, run_record
 from loopjax.cli import main as cli
 from loopjax.errors import UserError
 from loopjax.files import write_json
@@ -316,8 +316,8 @@ def test_the_digest_is_that_of_the_results():
     meta = {"checksums": {"params/a": 1, "optimizer/b": 2}}
     same = {"checksums": {"params/a": 1, "optimizer/b": 3}}
     other = {"checksums": {"params/a": 2}}
-    assert checkpoint.weights_digest(meta) == checkpoint.weights_digest(same)
-    assert checkpoint.weights_digest(meta) != checkpoint.weights_digest(other)
+    assert checkpoint_files.weights_digest(meta) == checkpoint_files.weights_digest(same)
+    assert checkpoint_files.weights_digest(meta) != checkpoint_files.weights_digest(other)
 
 
 def test_all_kinds_of_files_are_read(three):

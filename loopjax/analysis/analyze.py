@@ -14,7 +14,7 @@ from loopjax.analysis import lens, periodicity
 from loopjax.analysis.diagnostics import DIAGNOSTICS, Diagnostic
 from loopjax.analysis.early_exit import TASKS
 from loopjax.analysis.lens_training import DEFAULTS, Training
-from loopjax.checkpoint import versions, weights_digest
+from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.lm.loaded_model import LanguageModel
 from loopjax.plots import figure, roles
@@ -126,7 +126,7 @@ def _about(lm: LanguageModel, row: Diagnostic, options: dict, cases, prompts: di
     about = {
         "checkpoint": str(lm.path),
         "step": lm.meta["step"],
-        "weights": weights_digest(lm.meta),
+        "weights": lm.digest,
         "depth": str(lm.plan),
         "dtype": lm.cfg.dtype,
         "settings": {key: options[key] for key in row.settings},

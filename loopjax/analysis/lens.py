@@ -35,7 +35,7 @@ from jax.sharding import PartitionSpec
 
 from loopjax import kernels, model, paths
 from loopjax.analysis.lens_training import DEFAULTS, Training
-from loopjax.checkpoint import versions, weights_digest
+from loopjax.checkpoint import versions
 from loopjax.data import pipeline
 from loopjax.errors import UserError, first_line
 from loopjax.evals import nll
@@ -304,7 +304,7 @@ def load(path, lm: LanguageModel) -> Lens:
 
 def _identity(lm: LanguageModel) -> dict:
     """The model of a lens: its weights, and the order in which they run."""
-    return {"weights": weights_digest(lm.meta), "depth": str(lm.plan), "order": str(lm.order)}
+    return {"weights": lm.digest, "depth": str(lm.plan), "order": str(lm.order)}
 
 
 def _save(path: pathlib.Path, about: dict, state: tuple, losses: np.ndarray) -> None:

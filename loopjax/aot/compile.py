@@ -180,7 +180,7 @@ def _growth(placed: Placed, before: Phase, phase: Phase, topology: Topology, dum
 
 def _state(placed: Placed, phase: Phase):
     parts = (placed.cfg, phase.plan.n_unique, placed.optimizer, placed.mesh, placed.rules)
-    return abstract_state(*parts)
+    return abstract_state(*parts, ema=placed.config.ema > 0)
 
 
 def _batch(placed: Placed) -> dict:

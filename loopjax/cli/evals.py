@@ -10,6 +10,7 @@ from loopjax.errors import UserError, require
 def add_model(add) -> None:
     """Flags that name a model."""
     add("--checkpoint", metavar="DIR[@STEP]", required=True, help="run or checkpoint to load")
+    add("--ema", action="store_true", help="moving average of the weights (config.ema)")
     add("--dtype", choices=("float32", "bfloat16"), help="compute type (default: as trained)")
     add("--mesh", default="", metavar="AXIS=N,...", help="devices per mesh axis data, fsdp, tensor")
 
@@ -115,6 +116,7 @@ def open_named(args, depth: str | None, **kwargs):
         mesh=args.mesh,
         context=args.max_length,
         tokenizer=args.tokenizer,
+        ema=args.ema,
         **kwargs,
     )
 
@@ -240,6 +242,7 @@ def nll(argv: list[str]) -> int:
         context=args.max_length,
         exit=rule,
         max_repeats=args.max_repeats,
+        ema=args.ema,
         say=print,
     )
     if args.output:

@@ -113,6 +113,7 @@ def export_hf(argv: list[str]) -> int:
         help="step of the checkpoint (default: the newest)",
     )
     add("--depth", metavar="PLAN", help="plan to export (default: as trained)")
+    add("--ema", action="store_true", help="moving average of the weights (config.ema)")
     add("--no-untie", action="store_true", help="refuse a plan that loops")
     add("--dtype", choices=DTYPES, help="type of the weights (default: as imported, else float32)")
     add(
@@ -133,6 +134,7 @@ def export_hf(argv: list[str]) -> int:
         untie=not args.no_untie,
         dtype=args.dtype,
         shard_size=args.shard_size or exporting.SHARD_SIZE,
+        ema=args.ema,
     )
     print(
         f"{args.directory}: {config['architectures'][0]} of {config['num_hidden_layers']} layers, "

@@ -17,7 +17,7 @@ from importlib import metadata
 
 import numpy as np
 
-from loopjax import checkpoint, exits, outputs, paths
+from loopjax import exits, outputs, paths
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.evals import suite
@@ -91,7 +91,7 @@ def begin(name: str, output: pathlib.Path, lm: LanguageModel, **settings) -> dic
     """
     settings = {
         "checkpoint": str(lm.path),
-        "weights": checkpoint.weights_digest(lm.meta),
+        "weights": lm.digest,
         "dtype": lm.cfg.dtype,
         "context": lm.context,
         "seeds": SEEDS,

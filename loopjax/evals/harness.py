@@ -33,7 +33,7 @@ except ModuleNotFoundError:
 
 MAX_GEN_TOKENS = 256
 ARGUMENTS = ("checkpoint", "depth", "dtype", "max_length", "tokenizer", "mesh", "batch_tokens",
-             "generation_batch")  # fmt: skip
+             "generation_batch", "ema")  # fmt: skip
 PROBE = "The quick brown fox jumps over the lazy dog."
 
 
@@ -60,6 +60,7 @@ class LoopjaxLM(TemplateLM):
         mesh: str = "",
         batch_tokens: int | None = None,
         generation_batch: int = 64,
+        ema: bool = False,
         batch_size=None,
         max_batch_size=None,
         device=None,
@@ -75,8 +76,9 @@ class LoopjaxLM(TemplateLM):
         if not isinstance(checkpoint, LanguageModel):
             depth = None if depth is None else str(depth)
             checkpoint = open_model(
-                checkpoint, depth, dtype=dtype, context=max_length, tokenizer=tokenizer, mesh=mesh
-            )
+                checkpoint, depth, dtype=dtype, context=max_length, tokenizer=tokenizer, mesh=mesh,
+                ema=ema,
+            )  # fmt: skip
         self.lm: LanguageModel = checkpoint
         self.batch_tokens = batch_tokens
         self.generation_batch = generation_batch

@@ -37,6 +37,7 @@ def measure(
     context: int | None = None,
     exit: exits.Rule | None = None,
     max_repeats: int | None = None,
+    ema: bool = False,
     say=print,
 ) -> dict:
     """Rows of {"step", "depth", "nll", "accuracy", "bits_per_byte", "sources": {name: ...}}.
@@ -50,6 +51,7 @@ def measure(
       context: tokens per sequence, at most as in training.
       exit, max_repeats: rule by which tokens leave the loop early, and its repetitions at most; rows
         then have "exits", the fields of `exits.Saving`.
+      ema: whether to measure the moving average of the parameters.
       batches, batch_size: at most this many batches of this many sequences per source.
     """
     directory, step = locate(checkpoint)
@@ -59,7 +61,7 @@ def measure(
     rows, sources, weights, counts = [], None, None, None
     for step in steps:
         source = f"{directory}@{step}"
-        lm = open_model(source, mesh=mesh, dtype=dtype, context=context, text=False)
+        lm = open_model(source, mesh=mesh, dtype=dtype, context=context, text=False, ema=ema)
         if sources is None:
             sources, weights = open_heldout(lm, mixture, data_dir)
             counts = TokenBytes(lm.tokenizer) if lm.tokenizer else None
@@ -74,6 +76,9 @@ def measure(
                 say(f"step {step}: skipped, {error}")
                 continue
             row = {"step": step, "depth": str(at_plan.plan)}
+            row |= (
+                {"weights": lm.digest} if ema else {}
+            )  # not those that the checkpoint is known by
             row |= _over(at_plan, sources, weights, counts, batches, batch_size)
             rows.append(row)
             say(as_line(row))

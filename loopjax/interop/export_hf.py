@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 
-from loopjax.checkpoint import chosen_plan, run_directory
-from loopjax.checkpoint_files import context_of
+from loopjax.checkpoint import run_directory
+from loopjax.checkpoint_files import chosen_plan, context_of
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
@@ -20,7 +20,7 @@ from loopjax.interop.tensors import Writer
 from loopjax.loop_config import ACTIVE
 from loopjax.model_config import DTYPES, ModelConfig
 from loopjax.progress import Progress
-from loopjax.weights.saved import Saved, open_saved
+from loopjax.weights.saved import Leaf, Saved, open_saved
 from loopjax.weights.stored import BLOCK
 
 SHARD_SIZE = 5 * 10**9
@@ -35,6 +35,7 @@ def export_hf(
     untie: bool = True,
     dtype: str | None = None,
     shard_size: int = SHARD_SIZE,
+    ema: bool = False,
 ) -> dict:
     """Writes a model directory for `AutoModelForCausalLM.from_pretrained`; returns its config.json.
 
@@ -46,6 +47,7 @@ def export_hf(
       untie: whether a layer that is executed again may be written again.
       dtype: "float32" or "bfloat16"; by default the type it was imported from, else float32.
       shard_size: bytes of tensors per file.
+      ema: whether to write the moving average of the parameters in their place.
 
     Raises UserError if the checkpoint cannot be read or the model cannot be written; then no file
     is left behind.
@@ -53,6 +55,9 @@ def export_hf(
     directory = files.new_path(directory)
     saved = open_saved(checkpoint, step)
     meta = saved.meta
+    leaves = saved.average() if ema else saved.params()
+    # An exit gate changes nothing that the model computes, and has no counterpart there.
+    leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("loop/exit_gate")}
     run = run_directory(saved.path.parent)
     source = meta.get("source", {})
     plan = chosen_plan(meta, depth)
@@ -78,7 +83,7 @@ def export_hf(
         print("the exit gate is left out: the model runs at full depth", file=sys.stderr)
     config = architectures.write_config(cfg, plan.n_effective, context_of(meta), dtype, ids)
     with files.new(directory) as temporary:
-        write_tensors(saved, temporary, cfg, plan, dtype, shard_size)
+        write_tensors(saved, leaves, temporary, cfg, plan, dtype, shard_size)
         write_json(temporary / "config.json", config)
         files.copy((*files.TOKENIZER, files.GENERATION), run, temporary)
         if without_bos:
@@ -95,11 +100,10 @@ def export_hf(
 
 
 def write_tensors(
-    saved: Saved, directory, cfg: ModelConfig, plan: DepthPlan, dtype: str, shard_size: int
-) -> None:
-    """Writes the safetensors of a checkpoint with the layers in the order of a plan."""
-    # An exit gate changes nothing that the model computes, and has no counterpart there.
-    leaves = {k: leaf for k, leaf in saved.params().items() if not k.startswith("loop/exit_gate")}
+    saved: Saved, leaves: dict[str, Leaf], directory, cfg: ModelConfig, plan: DepthPlan, dtype: str,
+    shard_size: int,
+) -> None:  # fmt: skip
+    """Writes the safetensors of the parameters of a checkpoint, the layers in the order of a plan."""
     n_layers = plan.n_effective
     names = {}  # of the tensors of each leaf
     tensors = architectures.zero_biases(cfg, n_layers)
@@ -122,7 +126,7 @@ def write_tensors(
                     architectures.turn(name, layer, rows)
                     if not np.isfinite(rows.astype(np.float32)).all():
                         raise UserError(
-                            f"params/{name} of {saved.path} has values that are NaN or infinite in "
+                            f"{leaf.name} of {saved.path} has values that are NaN or infinite in "
                             f"{dtype}; nothing is exported"
                         )
                     writer.write(uses, start, rows)

@@ -16,14 +16,13 @@ from jax.sharding import Mesh
 from loopjax import config as config_lib
 from loopjax import exits, model, sharding, surgery
 from loopjax.checkpoint import (
-    chosen_plan,
     load_params,
     locate,
     read_meta,
     run_directory,
     tokenizer_of,
 )
-from loopjax.checkpoint_files import context_of
+from loopjax.checkpoint_files import chosen_plan, context_of, weights_digest
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan, window
 from loopjax.errors import UserError
@@ -45,6 +44,7 @@ class LanguageModel:
       mesh, rules: devices, and mesh axes of each logical axis.
       meta: metadata of the checkpoint.
       path: directory of the checkpoint.
+      ema: whether the parameters are the moving average of those of the training.
       order: executed layers set by `with_order`, as indices into the plan that the model was opened
         with; None for all layers in turn.
       exit: rule by which tokens leave the loop early, set by `with_exit`; None for full depth.
@@ -59,6 +59,7 @@ class LanguageModel:
     rules: tuple
     meta: dict
     path: pathlib.Path
+    ema: bool = False
     order: tuple[int, ...] | None = None
     exit: exits.Rule | None = None
     _cut: list = dataclasses.field(default_factory=list, repr=False)  # shared by all plans
@@ -70,6 +71,11 @@ class LanguageModel:
             cut = jax.jit(lambda stack, i: jax.tree.map(lambda leaf: leaf[i], stack))
             self._cut.extend(cut(self.params["layers"], i) for i in range(self.plan.n_unique))
         return self._cut
+
+    @property
+    def digest(self) -> str:
+        """Hash that identifies the weights."""
+        return weights_digest(self.meta, self.ema)
 
     @contextlib.contextmanager
     def on_mesh(self):
@@ -161,6 +167,7 @@ class LanguageModel:
         return {
             "checkpoint": str(self.path),
             "step": self.meta["step"],
+            **({"ema": True} if self.ema else {}),
             "depth": str(self.plan),
             "order": self.order,
             **({"exit": str(self.exit)} if self.exit else {}),
@@ -188,6 +195,7 @@ def open_model(
     mesh: str = "",
     devices=None,
     text: bool = True,
+    ema: bool = False,
 ) -> LanguageModel:
     """Loads a checkpoint (DIR or DIR@STEP) for evaluation.
 
@@ -199,6 +207,7 @@ def open_model(
       mesh: sizes of mesh axes, "fsdp=4,tensor=2"; "data" gets the remaining devices.
       devices: devices of the mesh (default: all).
       text: whether a tokenizer is required; if not, `tokenizer` of the result may be None.
+      ema: whether to load the moving average of the parameters (config.ema) in their place.
 
     Raises UserError if a file is missing or damaged, or if an argument does not fit the checkpoint.
     """
@@ -222,7 +231,7 @@ def open_model(
         raise UserError(f"--mesh {mesh_text!r}: {problem}") from None
     init = functools.partial(model.init_params, cfg, plan.n_unique, jax.random.key(0))
     shardings = sharding.tree_sharding(jax.eval_shape(init), mesh, rules)
-    params, _ = load_params(directory, step, shardings)
+    params, _ = load_params(directory, step, shardings, ema=ema)
     return LanguageModel(
         params=_cast(params, cfg.dtype),
         cfg=cfg,
@@ -233,6 +242,7 @@ def open_model(
         rules=rules,
         meta=meta,
         path=directory / str(step),
+        ema=ema,
     )
 
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from loopjax import json_shapes, lineage, paths, run_record
-from loopjax.checkpoint import locate, read_meta, run_directory, weights_digest
+from loopjax.checkpoint import locate, read_meta, run_directory
+from loopjax.checkpoint_files import weights_digest
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.files import can_be_seen, read_json
@@ -256,7 +257,8 @@ class _Shelf:
             return 0
         for result in reversed(results):  # the last checkpoint of a run is its model
             model = self._of(result, owner)
-            if model is None and result.kind == "nll" and (model := self._run_of(result, owner)):
+            trained = result.kind == "nll" and not result.about.get("ema")
+            if model is None and trained and (model := self._run_of(result, owner)):
                 model.history[result.step] = result.value
             else:
                 self.results.append((model or self._new(result, label), result))
@@ -292,7 +294,8 @@ class _Shelf:
         run = run_directory(checkpoint.parent)
         plan = about.get("trained_depth") or result.plan
         model = Model(
-            name=label or f"{run.name}@{result.step}", checkpoint=f"{run}@{result.step}", directory=run,
+            name=label or f"{run.name}@{result.step}" + " average" * bool(about.get("ema")),
+            checkpoint=f"{run}@{result.step}", directory=run,
             step=result.step, weights=result.weights, plan=DepthPlan.parse(plan),
             events=about.get("lineage", []), config=about.get("config", {}),
             cfg=ModelConfig(**about["model"]) if about else None,

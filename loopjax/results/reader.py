@@ -219,7 +219,7 @@ def _nll(path: pathlib.Path, content: dict) -> list[Result]:
             of=of,
             checkpoint=f"{content['checkpoint']}/{row['step']}",
             step=row["step"],
-            weights=None,
+            weights=row.get("weights"),
             plan=row["depth"],
             value=row,
             file=path,

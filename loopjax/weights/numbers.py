@@ -58,7 +58,8 @@ def inspect(
     other = open_saved(other) if other else None
     names = {f"params/{name}": name for name in saved.params()}
     names = list(matching(names, grep, f"{saved.path}/params").values())
-    total = sum(leaf.bytes for leaf in saved.leaves.values())
+    read = [leaf for name, leaf in saved.leaves.items() if not name.startswith("ema/")]
+    total = sum(leaf.bytes for leaf in read)
     if other:
         total += sum(leaf.bytes for s in (saved, other) for leaf in s.params().values())
     progress = Progress(total, "reading", in_bytes=True)

@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from loopjax.checkpoint_files import array, locate, open_arrays, read_meta, reading
+from loopjax.checkpoint_files import array, item_of, locate, open_arrays, read_meta, reading
 from loopjax.weights import layout, stored
 from loopjax.weights.item import shardings_of
 from loopjax.weights.stored import Sharding
@@ -66,6 +66,11 @@ class Saved:
     def params(self) -> dict[str, Leaf]:
         """{"layers/query": leaf, ...}."""
         return self._below("params")
+
+    def average(self) -> dict[str, Leaf]:
+        """The moving average of the parameters by their names; UserError if there is none."""
+        item_of(self.path, self.meta, ema=True)
+        return self._below("ema")
 
     def moments(self, kind: str) -> dict[str, Leaf]:
         """The optimizer's first ("mu") or second ("nu") moments, by the names of the parameters.
