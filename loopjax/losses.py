@@ -87,7 +87,7 @@ def check_plans(losses: Losses, plans, loop: LoopConfig) -> None:
             f"config.losses.jacobian={losses.jacobian} is of a loop whose repetitions are its layers "
             f"alone; it does not apply with config.{options[0]}"
         )
-    if losses.exit_gate == "gate" and loop.is_random:
+    if losses.exit_gate == "gate" and loop.options(("repeats", "backprop")):
         raise UserError(
             "config.losses.exit_gate='gate' trains no layer: config.loop.repeats must be empty and "
             "config.loop.backprop 0"
@@ -97,6 +97,16 @@ def check_plans(losses: Losses, plans, loop: LoopConfig) -> None:
     for name in ("per_repetition", "exit_gate", "jacobian"):
         if value := getattr(losses, name):
             _check_loops(f"config.losses.{name}={value!r}", plans, value == "gate")
+
+
+def check_origin(config, has_gate: bool) -> None:
+    """Raises UserError if a run cannot have the gate of the checkpoint that it begins with."""
+    if bool(config.losses.exit_gate) != has_gate and (has_gate or config.init == "moments"):
+        raise UserError(
+            f"config.losses.exit_gate={config.losses.exit_gate!r}, but config.init_from="
+            f"{config.init_from!r} has {'an' if has_gate else 'no'} exit gate, which only "
+            "config.init='weights' may add"
+        )
 
 
 def _check_loops(what: str, plans, everywhere: bool) -> None:

@@ -90,9 +90,9 @@ def decay_mask(params):
     """True for matrices and embeddings, False for norm scales and biases.
 
     Decided by name, since a stacked scale has the rank of a matrix. The vectors of repetitions
-    (`loop/embedding`, `loop/scale`) are biases and scales too.
+    (`loop/embedding`, `loop/scale`) are biases and scales too, and a gate is a vector.
     """
-    vectors = ("norm", "bias", "scale", "embedding")
+    vectors = ("norm", "bias", "scale", "embedding", "exit_gate")
 
     def decays(path, _):
         return not any(str(getattr(key, "key", "")).endswith(vectors) for key in path)

@@ -21,7 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from loopjax import config_saved, curriculum, flops, loop_checks, model, optim, paths, surgery
+from loopjax import (
+    config_saved,
+    curriculum,
+    flops,
+    loop_checks,
+    losses,
+    model,
+    optim,
+    paths,
+    surgery,
+)
 from loopjax.checkpoint import Checkpoints, load_params, newest_note, restore, versions
 from loopjax.checkpoint_files import context_of, locate, read_meta, steps_in
 from loopjax.data import pipeline
@@ -262,15 +272,9 @@ def check(run: Run, source: Source) -> None:
             )
     theirs = dataclasses.asdict(ModelConfig(**meta["model"]))
     ours = dataclasses.asdict(run.cfg)
-    has_gate = theirs.pop("exit_gate")
-    if ours.pop("exit_gate") != has_gate and (has_gate or config.init == "moments"):
-        raise UserError(
-            f"config.losses.exit_gate={config.losses.exit_gate!r}, but config.init_from="
-            f"{config.init_from!r} has {'an' if has_gate else 'no'} exit gate, which only "
-            "config.init='weights' may add"
-        )
     loop_checks.check_origin(config, run.cfg.loop, ModelConfig(**meta["model"]).loop)
-    for name in ours.keys() - {*FREE, "loop"}:
+    losses.check_origin(config, theirs["exit_gate"])
+    for name in ours.keys() - {*FREE, "loop", "exit_gate"}:
         if ours[name] != theirs[name]:
             raise UserError(
                 f"config.model.{name}={ours[name]}, but config.init_from={config.init_from!r} has "
@@ -391,6 +395,16 @@ def initial_state(run: Run, source: Source) -> TrainState:
 
     new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
     return jax.jit(fresh, out_shardings=new_shardings, donate_argnums=0)(params)
+
+
+def _updated(tree: dict, values: dict) -> dict:
+    """A tree with the values of another that has some of its leaves."""
+    return {
+        key: _updated(leaf, values[key])
+        if isinstance(values.get(key), dict)
+        else values.get(key, leaf)
+        for key, leaf in tree.items()
+    }
 
 
 def inherited(run: Run, source: Source) -> Ancestry:

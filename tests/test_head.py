@@ -207,3 +207,27 @@ def test_the_memory_of_the_head_does_not_grow_with_the_tokens(monkeypatch):
     few, many = (temporary_bytes(ours, (B, T, D), V) for B, T in ((4, 1024), (16, 1024)))
     assert many - few < 2 * 4 * 12 * 1024 * D  # inputs and their gradients, not logits
     assert many < temporary_bytes(plain, (16, 1024, D), V) / 3
+
+
+@pytest.mark.parametrize("axes", [TIED, UNTIED])
+@pytest.mark.parametrize("sizes", MESHES[2:])
+def test_losses_of_each_token_have_a_gradient_for_their_weights(axes, sizes):
+    args = batch_of(axes)
+
+    def each(x_BTD, table, targets_BT, weights_BT, axes=axes):
+        total, terms_BT = head.weighted_losses(x_BTD, table, targets_BT, weights_BT, axes)
+        return total, jnp.where(targets_BT >= 0, terms_BT["nll"], 0)
+
+    def gradients(*args):
+        return jax.value_and_grad(each, argnums=(0, 1, 3), has_aux=True)(*args)
+
+    (total, nll_BT), found = on_mesh(gradients, sizes, args, axes)[0]
+    expected = jax.grad(lambda *a: plain(*a, axes), argnums=(0, 1, 3))(*args)
+    own_BT = jnp.where(args[2] >= 0, plain_losses(*args[:3], axes)[0], 0)
+    np.testing.assert_allclose(nll_BT, own_BT, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(total, jnp.sum(args[3] * own_BT), rtol=1e-5)
+    there_BT = args[2] >= 0  # others have a weight of 0 whatever it is
+    found = (*found[:2], jnp.where(there_BT, found[2], 0))
+    expected = (*expected[:2], jnp.where(there_BT, expected[2], 0))
+    for ours_, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours_, theirs, rtol=1e-4, atol=1e-5)
