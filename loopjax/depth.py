@@ -308,44 +308,6 @@ def written(plan: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(m[1]), int(m[2] or 1)) for m in matches)
 
 
-def grown(operator: str, before: str, after: str) -> tuple[int, ...] | None:
-    """The order that grows the stack of plan `before` to that of plan `after`; None if it stays.
-
-    Plans with equally many segments as they are written ("2-4-2" and "2-8-2", "2-2x2-2" and
-    "2-4x2-2") grow within them: the operator acts on each segment that gains layers as on a stack of
-    its own, so a loop keeps its prelude and its coda. Otherwise it acts on the whole stack, over which
-    the new plan is laid; `before` must have no loop then, since the operator does not know of one.
-    Raises ValueError if the plans do not fit.
-    """
-    old, new = written(before), written(after)
-    n_old, n_new = (sum(layers for layers, _ in segments) for segments in (old, new))
-    if n_new == n_old:
-        return None
-    if n_new < n_old:
-        raise ValueError(f"plan {after} has fewer layers than plan {before}")
-    if not operator:
-        raise ValueError(
-            f"plan {after} has more layers than plan {before}, so a growth operator is needed"
-        )
-    if len(old) != len(new):
-        if DepthPlan.parse(before).is_looped:
-            raise ValueError(
-                f"the loop of plan {before} has no counterpart in plan {after}; write both with equally "
-                'many segments, like "2-2x2-2" and "2-4-2"'
-            )
-        old, new = ((n_old, 1),), ((n_new, 1),)
-    order: list[int] = []
-    start = 0  # of the segment in the old stack
-    for (layers, _), (wanted, _) in zip(old, new, strict=True):
-        if wanted < layers:
-            raise ValueError(f"a segment of plan {before} has fewer layers in plan {after}")
-        added = wanted - layers
-        own = GROWTH_OPERATORS[operator](layers, added) if added else range(layers)
-        order += [start + i for i in own]
-        start += layers
-    return tuple(order)
-
-
 def starts(op: str, n_layers: int, size: int) -> range:
     """Valid starts of an intervention on a sub-block of `size` executed layers; may be empty.
 

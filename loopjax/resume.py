@@ -15,58 +15,33 @@ import dataclasses
 import json
 import pathlib
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from loopjax import (
     config_saved,
     curriculum,
-    flops,
     loop_checks,
     losses,
-    model,
     optim,
     paths,
-    surgery,
 )
-from loopjax.checkpoint import Checkpoints, load_params, newest_note, restore, versions
-from loopjax.checkpoint_files import context_of, locate, read_meta, steps_in
+from loopjax.checkpoint import Checkpoints, newest_note, versions
+from loopjax.checkpoint_files import locate, read_meta, steps_in
 from loopjax.data import pipeline
-from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
 from loopjax.files import read_rows
 from loopjax.host import is_complete, say
+from loopjax.initialize import Source, abstract, inherited, initial_state, order_of
 from loopjax.lineage import Ancestry
 from loopjax.mixture_update import History
 from loopjax.model_config import ModelConfig
 from loopjax.run import Run
-from loopjax.step import TrainState, abstract_state, sharded_init, state_of
+from loopjax.step import TrainState, sharded_init
 
 # Fields of the architecture in which a run may differ from the checkpoint it is initialized from.
 FREE = ("init_depth", "dtype", "attention", "remat", "rope_theta", "rope_scaling")
 
 NO_CHANGES = History().to_json()  # of the weights, in a checkpoint that records none
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The checkpoint that `config.init_from` names.
-
-    Attributes:
-      directory: directory of checkpoints.
-      step: step of the checkpoint.
-      meta: its metadata.
-    """
-
-    directory: pathlib.Path
-    step: int
-    meta: dict
-
-    def __str__(self) -> str:
-        return f"{self.directory}@{self.step}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +79,7 @@ def start(
 
     def accept(meta: dict) -> TrainState:
         check_same_run(run, meta, workdir)
-        return _abstract(run, run.phase_of(meta["step"]).plan)
+        return abstract(run, run.phase_of(meta["step"]).plan)
 
     restored = checkpoints.restore_latest(accept, report=say)
     if restored:
@@ -119,9 +94,9 @@ def start(
         )
     if source is None:
         plan = run.phases[0].plan
-        abstract = _abstract(run, plan)
+        shapes = abstract(run, plan)
         return Start(
-            state=sharded_init(run.cfg, abstract, plan.n_unique, run.optimizer, run.config.seed)
+            state=sharded_init(run.cfg, shapes, plan.n_unique, run.optimizer, run.config.seed)
         )
     state, ancestry = initial_state(run, source), inherited(run, source)
     if run.config.init != "state":
@@ -286,7 +261,7 @@ def check(run: Run, source: Source) -> None:
             f"config.mixture has text of another tokenizer ({our_tokenizer}) than "
             f"config.init_from={config.init_from!r} ({their_tokenizer})"
         )
-    _order(run, source)
+    order_of(run, source)
 
 
 def check_same_run(run: Run, meta: dict, workdir: pathlib.Path | None = None) -> None:
@@ -339,106 +314,4 @@ def _different_run(workdir: pathlib.Path, problems: list[str]) -> UserError:
     return UserError(
         f"--workdir {workdir} belongs to a different run: {'; '.join(problems)}; use another "
         "--workdir"
-    )
-
-
-def _abstract(run: Run, plan: DepthPlan, source: Source | None = None) -> TrainState:
-    """Shapes and shardings of the train state for the stack of a plan.
-
-    With `source`, without the weights of loops that the run adds to those of this checkpoint.
-    """
-    cfg = run.cfg
-    if source:
-        saved = ModelConfig(**source.meta["model"])
-        cfg = dataclasses.replace(cfg, loop=saved.loop, exit_gate=saved.exit_gate)
-    parts = cfg, plan.n_unique, run.optimizer, run.mesh, run.rules
-    return abstract_state(*parts, ema=run.config.ema > 0)
-
-
-def _order(run: Run, source: Source) -> tuple[int, ...] | None:
-    """Old index of each layer of the first stack; None if the stack is the checkpoint's."""
-    operator = run.config.init_operator
-    try:
-        return restack(operator, DepthPlan.parse(source.meta["plan"]), run.phases[0].plan)
-    except ValueError as error:
-        name = f"init_operator={operator!r}" if operator else f"depth={run.config.depth!r}"
-        raise UserError(
-            f"config.{name} does not fit config.init_from={run.config.init_from!r}: {error}"
-        ) from None
-
-
-def initial_state(run: Run, source: Source) -> TrainState:
-    """The train state of a run initialized from a checkpoint, on the run's mesh."""
-    if run.config.init == "state":
-        return restore(
-            source.directory, source.step, _abstract(run, run.phase_of(source.step).plan)
-        )
-    order = _order(run, source)
-    new = _abstract(run, run.phases[0].plan)
-    old = _abstract(run, DepthPlan.parse(source.meta["plan"]), source)
-    if run.config.init == "moments":
-        state = restore(source.directory, source.step, old.replace(ema=None))
-        zero = jax.device_put(np.int32(0), new.step.sharding)
-        state = TrainState(zero, state.params, optim.rescheduled(state.opt_state))
-        state = state if order is None else surgery.grow(state, order, donate=True)
-        average = jax.tree.map(jnp.copy, state.params) if run.config.ema else None
-        return state.replace(ema=average)
-    old_shardings = jax.tree.map(lambda leaf: leaf.sharding, old.params)
-    params, _ = load_params(source.directory, source.step, old_shardings)
-    if order is not None:
-        params = surgery.grow(params, order, donate=True)
-
-    def fresh(params):
-        key = jax.random.key(run.config.seed)
-        initial = nn.meta.unbox(model.init_params(run.cfg, run.phases[0].plan.n_unique, key))
-        return state_of(surgery.updated(initial, params), run.optimizer, run.config.ema > 0)
-
-    new_shardings = jax.tree.map(lambda leaf: leaf.sharding, new)
-    return jax.jit(fresh, out_shardings=new_shardings, donate_argnums=0)(params)
-
-
-def _updated(tree: dict, values: dict) -> dict:
-    """A tree with the values of another that has some of its leaves."""
-    return {
-        key: _updated(leaf, values[key])
-        if isinstance(values.get(key), dict)
-        else values.get(key, leaf)
-        for key, leaf in tree.items()
-    }
-
-
-def inherited(run: Run, source: Source) -> Ancestry:
-    """Ancestry of a run that is initialized from a checkpoint now."""
-    meta = source.meta
-    if run.config.init == "state":
-        # A branch shares the steps before the checkpoint, and so inherits what that run inherited.
-        return dataclasses.replace(Ancestry.saved(run.phases, meta), branched_from=str(source))
-    order, plan = _order(run, source), str(run.phases[0].plan)
-    event = {
-        "step": 0,
-        "operator": run.config.init_operator or ("data" if plan == meta["plan"] else "retrofit"),
-        "plan": plan,
-        "order": order and [*order],
-        "from": str(source),
-    }
-    spent = meta.get("flops_before", 0.0) + _flops_of(meta)
-    return Ancestry((*meta["lineage"], event), str(source), spent, _context(run, meta))
-
-
-def _context(run: Run, meta: dict) -> int:
-    """Tokens of the context that a run takes over; 0 with other rotary frequencies than before."""
-    theirs = ModelConfig(**meta["model"])
-    same = all(getattr(theirs, k) == getattr(run.cfg, k) for k in ("rope_theta", "rope_scaling"))
-    return context_of(meta) if same else 0
-
-
-def _flops_of(meta: dict) -> float:
-    """Training FLOPs from the start of a checkpoint's run to the checkpoint; 0 if imported."""
-    cfg, config = ModelConfig(**meta["model"]), ConfigDict(meta["config"])
-    return float(
-        sum(
-            flops.training_flops(cfg, DepthPlan.parse(phase["plan"]), config)
-            * (phase["stop"] - phase["start"])
-            for phase in meta["phases"]
-        )
     )

@@ -12,9 +12,10 @@ from loopjax import config as config_lib
 from loopjax import config_saved, curriculum, growth, lineage, optim, resume, run, step
 from loopjax.callbacks import Callback
 from loopjax.checkpoint import load_params
-from loopjax.depth import DepthPlan, grown, lidas, midas, written
+from loopjax.depth import DepthPlan, lidas, midas, written
 from loopjax.errors import UserError
 from loopjax.files import read_rows
+from loopjax.growth_schedule import grown
 from loopjax.model_config import ModelConfig
 from loopjax.report import findings
 from loopjax.train import train

@@ -62,7 +62,8 @@ LAYERS = [
     "analysis.exit_accuracy", "evals.icl", "cli.evals", "analysis.interventions", "cli.analysis",
     "loop_checks", "run", "cost", "cli.planning", "aot.compile", "cli.compiling", "sweep.points",
     "sweep.progress", "sweep.local", "sweep.retry", "sweep.slurm_job", "sweep.slurm", "cli.sweep",
-    "resume", "finetune", "compilation", "heldout", "step_metrics", "same", "train", "cli.training",
+    "compilation", "heldout", "step_metrics", "same", "initialize", "resume", "finetune", "train",
+    "cli.training",
 ]  # fmt: skip
 
 
