@@ -127,7 +127,7 @@ VARIANTS = {
     "addition": ["1x4", "4,lidas", "paper,12", "paper,12,midas"],
     "igsm": ["1x4", "4,lidas", "paper,8", "paper,8,midas"],
     "two_phase": ["2", "1x2", "2,lidas", "paper,2"],
-    "loop_neural_networks": ["1x2", "6x6", "paper,12"],
+    "loop_neural_networks": ["1x2", "6x2", "paper,12"],
     "hops": ["1x4", "4,lidas", "sanford,6", "p16,1x6", "p32,6,lidas"],
     "smollm": [
         *(f"360m,{row}" for row in _ROWS + _SMALL),
