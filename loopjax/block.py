@@ -118,6 +118,8 @@ def fan_in_normal(scale: float = 1.0):
 class Block(nn.Module):
     """One layer: x + Attention(norm(x)), then x + SwiGLU(norm(x)). [B, T, D] -> [B, T, D].
 
+    With `post_norm` "output" x + norm(Attention(norm(x))), with "stream" norm(x + Attention(norm(x))).
+
     It sows its input ("residual"), the outputs of attention and MLP ("attention", "mlp"), and "key"
     and "value" [B, T, K, C] as a cache holds them, into "intermediates" (see `intermediates`). A
     scalar sown into "losses" is an auxiliary loss: `outputs` sums it over the executed layers, and
@@ -142,12 +144,15 @@ class Block(nn.Module):
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation")), cache
 
     def added(self, name, x_BTD, out_BTD, context):
+        if self.cfg.post_norm == "output":
+            out_BTD = self.norm(f"{name}_post_norm", out_BTD)
         if context.gates is not None:
             out_BTD = out_BTD * context.gates[name][..., None].astype(out_BTD.dtype)
         if context.repetition is not None and context.repetition.scale is not None:
             out_BTD = out_BTD * jnp.asarray(context.repetition.scale, out_BTD.dtype)
         self.sow("intermediates", name, out_BTD)
-        return x_BTD + out_BTD
+        x_BTD = x_BTD + out_BTD
+        return self.norm(f"{name}_post_norm", x_BTD) if self.cfg.post_norm == "stream" else x_BTD
 
     def attention(self, x_BTD, context, cache):
         cfg, angles, placement = self.cfg, context.angles, context.placement

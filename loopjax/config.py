@@ -192,6 +192,8 @@ def default() -> ConfigDict:
     config.model.rope_scaling = ""  # "llama3:FACTOR:LOW:HIGH:ORIGINAL"; empty: none
     config.model.attention_bias = False  # biases of queries, keys and values (Qwen2)
     config.model.qk_norm = False  # RMSNorm of query and key heads (Qwen3)
+    config.model.post_norm = ""  # RMSNorm "output" of each sublayer (Ouro), "stream" (Huginn)
+    config.model.embed_scale = 1.0  # factor of the embeddings
     config.model.norm_eps = 1e-5  # epsilon of RMSNorm
     config.model.tie_embeddings = True  # output head is the transposed embedding
     config.model.init_depth = 0  # executed layers that initialization is scaled for; 0: all
@@ -203,6 +205,8 @@ def default() -> ConfigDict:
     # Loops: what happens where a segment of a plan repeats (`loop.py`, docs/recurrence.md).
     config.loop = ConfigDict()
     config.loop.norm = False  # RMSNorm between repetitions and after the last
+    config.loop.final_norm = ""  # the final norm too, "between" (Ouro), "after" the last (Huginn)
+    config.loop.start = ""  # state before the first: "zeros", "normal"; empty: start of the loop
     config.loop.inject = ""  # start of the loop into each repetition: "add", "concat"; empty: no
     config.loop.inject_scale = 1.0  # factor of what "add" adds
     config.loop.residual = ""  # around a repetition: "outer", "outer_delta", "scaled"; empty: none

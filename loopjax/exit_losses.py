@@ -79,14 +79,14 @@ def _after_repetitions(
     module, tokens_BT, placement, passes, added: Losses, seed: int, step
 ) -> Exits:
     cfg, segments = module.cfg, module.plan.segments
-    weights = module.loop()
+    weights = loop.boundary_weights(cfg, module.loop(), module.final_norm)
     x_BTD = module.embedded(tokens_BT)
     positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
     context = model.context_of(cfg, positions, x_BTD, placement)
     at = next(i for i, s in enumerate(segments) if s.repeats > 1)
     for i in range(at):
         x_BTD = module.run_segment(i, x_BTD, context)
-    inside = context.replace(loop=loop.Carried.start(cfg.loop, weights, x_BTD))
+    inside = context.replace(loop=loop.Carried.start(cfg, weights, x_BTD, positions))
     x_NBTD = module.run_segment(at, x_BTD, inside, passes, every=True)
     N = len(x_NBTD)
     count = segments[at].repeats

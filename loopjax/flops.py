@@ -20,7 +20,7 @@ def layer_params(cfg: ModelConfig) -> int:
 def count_params(cfg: ModelConfig, n_layers: int) -> int:
     """All parameters of a model of `n_layers` unique layers, norm scales and biases included."""
     vocab = cfg.vocab_size * cfg.d_model * (1 if cfg.tie_embeddings else 2)
-    vectors = 2 * cfg.d_model
+    vectors = (4 if cfg.post_norm else 2) * cfg.d_model
     vectors += cfg.attention_bias * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_size
     vectors += cfg.qk_norm * 2 * cfg.head_size
     layer = layer_params(cfg) + vectors + cfg.loop.own * lora_params(cfg)

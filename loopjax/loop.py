@@ -3,7 +3,9 @@
 A loop runs its layers F on a state s, which is the residual stream e at its start at first. In
 repetition i = 0 .. N - 1 (`enter_repetition`, the layers, `leave_repetition`):
 
+    s = e at first                       start=""; else 0 ("zeros") or noise ("normal", Huginn's)
     x = RMSNorm(s)  if i > 0             norm; without scale (2609.19107)
+    x = final norm(s)  if i > 0          final_norm="between" (Zhu et al. 2025)
     x = x + inject_scale e               inject="add" (2609.19107)
     x = [x; e] A                         inject="concat"; A [2D, D] is [I; 0] at first (Geiping et al. 2025)
     x = x + v_i                          embedding; v [R, D] is 0 at first
@@ -14,9 +16,12 @@ repetition i = 0 .. N - 1 (`enter_repetition`, the layers, `leave_repetition`):
     s = s + (y - x)                      residual="outer_delta": with what F adds to its input
     s = s + g_i y                        residual="scaled"; g [R] is 1 at first
 
-and after the last one s = RMSNorm(s) with norm (`leave_loop`). Repetitions beyond R use the weights of
+and after the last one s = RMSNorm(s) with norm, s = final norm(s) with final_norm="after" (Geiping et al.
+2025) (`leave_loop`). Repetitions beyond R use the weights of
 the last. The scan, layers that are run one by one and decoding share these functions.
 """
+
+import math
 
 import flax
 import flax.linen as nn
@@ -37,21 +42,60 @@ class Carried:
     """What repetitions need besides the state; a field that no option needs is None.
 
     Attributes:
-      weights: {"adapter", "embedding", "scale"}, those that there are.
+      weights: {"adapter", "embedding", "scale", "final_norm"}, those that there are and are needed.
+      start_BTD: the state before the first repetition, unless it is the anchor.
       anchor_BTD: e, the residual stream at the start of the loop.
       kept_BTD: what is added to what the layers of this repetition return.
     """
 
     weights: dict
+    start_BTD: jax.Array | None = None
     anchor_BTD: jax.Array | None = None
     kept_BTD: jax.Array | None = None
 
     @classmethod
-    def start(cls, loop: LoopConfig, weights: dict, x_BTD) -> "Carried | None":
-        """Before the first repetition of a loop that begins with `x_BTD`; None if nothing is needed."""
+    def start(cls, cfg: ModelConfig, weights: dict, x_BTD, positions) -> "Carried | None":
+        """Before the first repetition of a loop that begins with `x_BTD`; None if nothing is needed.
+
+        Args:
+          weights: `boundary_weights` of the parameters.
+          positions: positions of the tokens, int [T] or [B, T].
+        """
+        loop = cfg.loop
         if not loop.has_boundary:
             return None
-        return cls(weights, x_BTD if loop.inject else None, x_BTD if loop.residual else None)
+        first_BTD = first_state(cfg, x_BTD, positions) if loop.start else None
+        return cls(weights, first_BTD).begun(loop, x_BTD)
+
+    def begun(self, loop: LoopConfig, x_BTD) -> "Carried":
+        """Before the first repetition of a loop that begins with `x_BTD`."""
+        return self.replace(
+            anchor_BTD=x_BTD if loop.inject else None, kept_BTD=x_BTD if loop.residual else None
+        )
+
+
+def boundary_weights(cfg: ModelConfig, loop: dict, final_norm) -> dict:
+    """The weights that repetitions use: those of `loop/`, and the final norm's if they need it."""
+    return {**loop, "final_norm": final_norm} if cfg.loop.final_norm else loop
+
+
+def first_state(cfg: ModelConfig, x_BTD, positions):
+    """The state before the first repetition with `start`, [B, T, D]; of each position the same.
+
+    The noise of Geiping et al. 2025 (section 3.2) has the standard deviation of their embeddings,
+    embed_scale sqrt(2 / 5D), and is cut off at three of them. Theirs is drawn anew for every text; here it
+    depends on the position alone, so that a model computes the same function whenever it is run.
+    """
+    if cfg.loop.start == "zeros":
+        return jnp.zeros_like(x_BTD)
+
+    def noise(position):
+        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), position)
+        return jax.random.truncated_normal(key, -3.0, 3.0, (cfg.d_model,))
+
+    scale = cfg.embed_scale * math.sqrt(2 / (5 * cfg.d_model))
+    noise_TD = scale * jnp.vectorize(noise, signature="()->(d)")(positions)
+    return jnp.broadcast_to(noise_TD, x_BTD.shape).astype(x_BTD.dtype)
 
 
 class Weights(nn.Module):
@@ -92,7 +136,11 @@ def enter_repetition(x_BTD, iteration, context: Context, cfg: ModelConfig):
     loop, carried = cfg.loop, context.loop
     if carried is None:
         return x_BTD, context
+    if loop.start:
+        x_BTD = _where(iteration == 0, carried.start_BTD, x_BTD)
     state_BTD = x_BTD
+    if loop.final_norm == "between":
+        x_BTD = _where(iteration > 0, _final_norm(x_BTD, context, cfg), x_BTD)
     if loop.norm:
         x_BTD = _where(iteration > 0, _normed(x_BTD, cfg), x_BTD)
     if loop.inject == "add":
@@ -118,9 +166,15 @@ def leave_repetition(x_BTD, iteration, context: Context, cfg: ModelConfig):
     return context.loop.kept_BTD + x_BTD
 
 
-def leave_loop(x_BTD, cfg: ModelConfig):
+def leave_loop(x_BTD, context: Context, cfg: ModelConfig):
     """The residual stream after a loop that ended with the state `x_BTD`, [B, T, D]."""
+    if cfg.loop.final_norm == "after":
+        x_BTD = _final_norm(x_BTD, context, cfg)
     return _normed(x_BTD, cfg) if cfg.loop.norm else x_BTD
+
+
+def _final_norm(x_BTD, context, cfg):
+    return rms_norm(x_BTD, context.loop.weights["final_norm"], cfg.norm_eps)
 
 
 @flax.struct.dataclass
@@ -178,7 +232,7 @@ def after_layer(x_BTD, edges: Edges, iteration, context: Context, cfg: ModelConf
         return (leave_repetition(x_BTD, iteration, context, cfg),)
 
     (x_BTD,) = _when(edges.leaves, leave, x_BTD)
-    (x_BTD,) = _when(edges.ends, lambda x_BTD: (leave_loop(x_BTD, cfg),), x_BTD)
+    (x_BTD,) = _when(edges.ends, lambda x_BTD: (leave_loop(x_BTD, context, cfg),), x_BTD)
     return x_BTD
 
 

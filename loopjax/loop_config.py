@@ -9,12 +9,14 @@ import math
 
 from loopjax.random_depth import MOST, Law
 
+FINAL_NORM = ("", "between", "after")
+START = ("", "zeros", "normal")
 INJECT = ("", "add", "concat")
 RESIDUAL = ("", "outer", "outer_delta", "scaled")
 RESIDUAL_SCALE = ("", "loops")
 # Fields that change what a loop computes, and those that only concern its training.
-ACTIVE = ("norm", "inject", "residual", "residual_scale", "embedding", "lora_rank")
-BOUNDARY = ("norm", "inject", "residual", "embedding")
+BOUNDARY = ("norm", "final_norm", "start", "inject", "residual", "embedding")
+ACTIVE = (*BOUNDARY, "residual_scale", "lora_rank")
 TRAINING = ("repeats", "most", "backprop")
 
 
@@ -24,6 +26,8 @@ class LoopConfig:
 
     Attributes:
       norm: whether an RMSNorm without scale is between repetitions and after the last.
+      final_norm: whether the final norm of the model is also "between" repetitions, or "after" the last.
+      start: the state before the first repetition: "zeros", "normal"; "" for the residual stream.
       inject: how the stream e at the start of the loop enters each repetition: "add" or "concat".
       inject_scale: factor of e with "add".
       residual: what is carried around the loop: "outer", "outer_delta" or "scaled".
@@ -40,6 +44,8 @@ class LoopConfig:
     """
 
     norm: bool = False
+    final_norm: str = ""
+    start: str = ""
     inject: str = ""
     inject_scale: float = 1.0
     residual: str = ""
@@ -54,13 +60,18 @@ class LoopConfig:
 
     def __post_init__(self):
         for name, allowed in (
-            ("inject", INJECT), ("residual", RESIDUAL), ("residual_scale", RESIDUAL_SCALE),
+            ("final_norm", FINAL_NORM), ("start", START), ("inject", INJECT),
+            ("residual", RESIDUAL), ("residual_scale", RESIDUAL_SCALE),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"loop.{name}={getattr(self, name)!r} must be one of "
                     f"{', '.join(map(repr, allowed))}"
                 )
+        if self.start and not self.inject:
+            raise ValueError(
+                f"loop.start={self.start!r} requires loop.inject: else no token enters the loop"
+            )
         for name in ("inject_scale", "residual_lambda"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"loop.{name}={getattr(self, name)} must be positive and finite")

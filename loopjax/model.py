@@ -22,6 +22,7 @@ and in the model families that use them:
 
     layers/query_bias        [U, H*C]        with attention_bias=True; key_bias, value_bias [U, K*C]
     layers/query_norm        [U, C]          with qk_norm=True, scale; key_norm too
+    layers/attention_post_norm [U, D]        with post_norm, scale; mlp_post_norm too
 
 `residual` cuts `layers` into the segments of the plan and runs each by `nn.scan`: over its
 repetitions (parameters broadcast) around its layers (parameters scanned). The compiled program
@@ -112,6 +113,8 @@ class Transformer(nn.Module):
     @jax.named_scope("embed")
     def embedded(self, tokens_BT):
         x_BTD = sharded_weights.lookup(self.embed, tokens_BT, ("vocab", "embed"), self.cfg.dtype)
+        if self.cfg.embed_scale != 1:
+            x_BTD = x_BTD * self.cfg.embed_scale
         return nn.with_logical_constraint(x_BTD, ("batch", "seq", "activation"))
 
     def run(self, tokens_BT, placement=None, passes=None):
@@ -123,11 +126,13 @@ class Transformer(nn.Module):
 
     def run_from(self, first, x_BTD, context, passes=None):
         """The residual stream after the last segment, from that before segment `first`."""
-        weights = self.loop()  # here, so that every plan initializes them
+        # Here, so that every plan initializes the weights of loops.
+        weights = loop.boundary_weights(self.cfg, self.loop(), self.final_norm)
         for i, part in enumerate(self.plan.segments[first:], first):
             with jax.named_scope(f"segment_{i}_x{part.repeats}"):
-                carried = loop.Carried.start(self.cfg.loop, weights, x_BTD)
-                context = context.replace(loop=carried)
+                if context.loop is not None:
+                    carried = context.loop.replace(weights=weights)
+                    context = context.replace(loop=carried.begun(self.cfg.loop, x_BTD))
                 x_BTD = self.run_segment(i, x_BTD, context, passes)
         return x_BTD
 
@@ -370,9 +375,11 @@ def context_of(
     """The context for running layers one by one, with tokens at positions [..., T].
 
     Args:
-      weights: the parameters, of which those below "loop" are used if there are any.
+      weights: the parameters, of which those that `config.loop` needs are used.
     """
-    carried = loop.Carried.start(cfg.loop, (weights or {}).get("loop", {}), embedded_BTD)
+    weights = weights or {}
+    boundary = loop.boundary_weights(cfg, weights.get("loop", {}), weights.get("final_norm"))
+    carried = loop.Carried.start(cfg, boundary, embedded_BTD, positions)
     embedded_BTD = embedded_BTD if "embedded_BTD" in Block.reads else None
     angles = angles_of(cfg, positions)
     return Context(angles, placement, gates, embedded_BTD=embedded_BTD, loop=carried)

@@ -9,6 +9,7 @@ from loopjax.loop_config import LoopConfig
 
 MOST = 2**31 - 1  # sizes of arrays are int32
 DTYPES = ("float32", "bfloat16")
+POST_NORM = ("", "output", "stream")
 REMAT = ("none", "dots", "attention", "full", "offload")
 
 
@@ -28,6 +29,9 @@ class ModelConfig:
         ("llama3:8:1:4:8192").
       attention_bias: whether queries, keys and values have biases (Qwen2).
       qk_norm: whether query and key heads have an RMSNorm before the rotary embedding (Qwen3).
+      post_norm: a second RMSNorm per sublayer: "output", of what it adds (Ouro); "stream", of the
+        residual stream after it has added (Huginn); "" for none.
+      embed_scale: factor of the embeddings; not of the head, also where they are tied.
       norm_eps: epsilon of RMSNorm.
       tie_embeddings: whether the output head is the transposed embedding.
       init_depth: executed layers that the residual output projections are initialized for.
@@ -51,6 +55,8 @@ class ModelConfig:
     rope_scaling: str = ""
     attention_bias: bool = False
     qk_norm: bool = False
+    post_norm: str = ""
+    embed_scale: float = 1.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     dtype: str = "bfloat16"
@@ -66,7 +72,7 @@ class ModelConfig:
             if not 1 <= getattr(self, name) <= MOST:
                 bound = "at least 1" if getattr(self, name) < 1 else f"at most {MOST}"
                 raise ValueError(f"model.{name}={getattr(self, name)} must be {bound}")
-        for name in ("rope_theta", "norm_eps"):
+        for name in ("rope_theta", "norm_eps", "embed_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be positive and finite")
         if not 0 <= self.head_dim <= MOST or self.head_dim % 2:
@@ -82,7 +88,10 @@ class ModelConfig:
             raise ValueError(
                 f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}"
             )
-        choices = {"dtype": DTYPES, "attention": attention.IMPLEMENTATIONS, "remat": REMAT}
+        choices = {
+            "dtype": DTYPES, "attention": attention.IMPLEMENTATIONS, "remat": REMAT,
+            "post_norm": POST_NORM,
+        }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -120,6 +129,8 @@ class ModelConfig:
             layer |= {"query_bias": (HC,), "key_bias": (KC,), "value_bias": (KC,)}
         if self.qk_norm:
             layer |= {"query_norm": (C,), "key_norm": (C,)}
+        if self.post_norm:
+            layer |= {"attention_post_norm": (D,), "mlp_post_norm": (D,)}
         matrices = {name: shape for name, shape in layer.items() if len(shape) == 2}
         for name, shape in matrices.items():
             layer |= self.loop.lora_shapes(name, shape)

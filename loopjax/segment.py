@@ -74,7 +74,7 @@ def _run_loop(model, block, segment, stack, unique_L, x_BTD, context, passes, ev
         known = loop.repetition_of(segment, iteration, cfg)
         x_BTD, _ = stack(block, x_BTD, unique_L, iteration, context.replace(repetition=known))
         x_BTD = loop.leave_repetition(x_BTD, iteration, context, cfg)
-        return x_BTD, loop.leave_loop(x_BTD, cfg) if every else None
+        return x_BTD, loop.leave_loop(x_BTD, context, cfg) if every else None
 
     if passes is None:
         repeated = nn.scan(
@@ -86,7 +86,7 @@ def _run_loop(model, block, segment, stack, unique_L, x_BTD, context, passes, ev
             length=segment.repeats,
         )
         x_BTD, each = repeated(block, x_BTD, jnp.arange(segment.repeats), unique_L, context)
-        return each if every else loop.leave_loop(x_BTD, cfg)
+        return each if every else loop.leave_loop(x_BTD, context, cfg)
     pure = nn.apply(repetition, type(block)(cfg, parent=None), mutable=["losses"])
 
     def once(inputs, x_BTD, iteration):
@@ -99,7 +99,7 @@ def _run_loop(model, block, segment, stack, unique_L, x_BTD, context, passes, ev
     x_BTD, (sown, each) = loop.run_passes(once, inputs, x_BTD, passes, most)
     for name, value in sums_of(sown).items():
         model.sow("losses", name, value)
-    return each if every else loop.leave_loop(x_BTD, cfg)
+    return each if every else loop.leave_loop(x_BTD, context, cfg)
 
 
 def _returning_each(stack):

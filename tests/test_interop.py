@@ -277,7 +277,7 @@ def written_config(**options):
         vocab_size=50, d_model=24, d_ff=40, n_heads=6, n_kv_heads=2, init_depth=3,
         dtype="float32", **options,
     )  # fmt: skip
-    return architectures.write_config(cfg, 3, 64, "float32", {"eos_token_id": 2})
+    return architectures.write_config(cfg, DepthPlan.parse("3"), 64, "float32", {"eos_token_id": 2})
 
 
 def read(config, **changes):
@@ -425,7 +425,7 @@ def test_it_takes_less_memory_than_the_model(tmp_path):
         there |= architectures.tensors(leaf, shape)
     (tmp_path / "model").mkdir()
     Writer(tmp_path / "model", there, "bfloat16", 10**9).close()  # zeros
-    config = architectures.write_config(cfg, 16, 64, "bfloat16", {})
+    config = architectures.write_config(cfg, DepthPlan.parse("16"), 64, "bfloat16", {})
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     for argv in (["import-hf", "model", "c", "--no-tokenizer"], ["export-hf", "c", "out"]):
         command = [sys.executable, "-c", MEASURED, *argv]

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 from flax.core import meta
 
+from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
-from loopjax.interop import options
+from loopjax.interop import loop_families, options
 from loopjax.interop.options import FAMILIES
+from loopjax.loop_config import LoopConfig
 from loopjax.model import init_params
 from loopjax.model_config import DTYPES, ModelConfig
 
@@ -29,6 +31,7 @@ _LAYER = "model.layers.{}."
 TENSORS = {
     "embed": "model.embed_tokens.weight",
     "layers/attention_norm": _LAYER + "input_layernorm.weight",
+    "layers/attention_post_norm": _LAYER + "input_layernorm_2.weight",
     "layers/query": _LAYER + "self_attn.q_proj.weight",
     "layers/query_bias": _LAYER + "self_attn.q_proj.bias",
     "layers/query_norm": _LAYER + "self_attn.q_norm.weight",
@@ -39,11 +42,13 @@ TENSORS = {
     "layers/value_bias": _LAYER + "self_attn.v_proj.bias",
     "layers/output": _LAYER + "self_attn.o_proj.weight",
     "layers/mlp_norm": _LAYER + "post_attention_layernorm.weight",
+    "layers/mlp_post_norm": _LAYER + "post_attention_layernorm_2.weight",
     "layers/gate": _LAYER + "mlp.gate_proj.weight",
     "layers/up": _LAYER + "mlp.up_proj.weight",
     "layers/down": _LAYER + "mlp.down_proj.weight",
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
+    "loop/adapter": loop_families.ADAPTER,
 }
 # Llama and Qwen3 with attention_bias have this tensor, the model here does not: it must be zero.
 OUTPUT_BIAS = _LAYER + "self_attn.o_proj.bias"
@@ -55,7 +60,8 @@ class Described:
 
     Attributes:
       cfg: architecture.
-      n_layers: U, each executed once.
+      n_layers: U.
+      plan: the plan; each layer once, except for families that loop.
       seq_len: context length in tokens.
       output_bias: whether the output projections have biases.
       token_ids: bos_token_id, eos_token_id, pad_token_id; None for a missing one.
@@ -64,6 +70,7 @@ class Described:
 
     cfg: ModelConfig
     n_layers: int
+    plan: str
     seq_len: int
     output_bias: bool
     token_ids: dict
@@ -90,6 +97,8 @@ def read_config(config: dict, stored_dtype: str, n_tensors: int) -> Described:
 
 def _described(config: dict, stored_dtype: str, n_tensors: int) -> Described:
     family = options.family(config)
+    named = config
+    looped, config = loop_families.looped(config), loop_families.llama_config(config)
     fixed = {"qwen2": True, "mistral": False}  # the other families have a field for it
     attention_bias = fixed.get(family, options.flag(config, "attention_bias"))
     n_heads, n_layers = (
@@ -101,7 +110,7 @@ def _described(config: dict, stored_dtype: str, n_tensors: int) -> Described:
         )
     positions = _whole(config, "max_position_embeddings", most=MOST_POSITIONS)
     dtype, notes = _dtype(config, stored_dtype)
-    notes += options.notes(config, family)
+    notes += [*options.notes(named, family), *(looped.notes if looped else ())]
     window = _window(config, family, n_layers)
     if window and window < positions:
         notes.append(
@@ -110,13 +119,14 @@ def _described(config: dict, stored_dtype: str, n_tensors: int) -> Described:
         )
         positions = window
     theta, scaling = _rope(config, positions)
+    plan = looped.plan if looped else str(n_layers)
     cfg = ModelConfig(
         vocab_size=_whole(config, "vocab_size"),
         d_model=_whole(config, "hidden_size"),
         d_ff=_whole(config, "intermediate_size"),
         n_heads=n_heads,
         n_kv_heads=_whole(config, "num_key_value_heads", n_heads),
-        init_depth=n_layers,
+        init_depth=DepthPlan.parse(plan).n_effective,
         head_dim=_head_dim(config, family, n_heads),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -126,10 +136,12 @@ def _described(config: dict, stored_dtype: str, n_tensors: int) -> Described:
         tie_embeddings=options.flag(config, "tie_word_embeddings"),
         dtype=dtype,
     )
+    if looped:
+        cfg = dataclasses.replace(cfg, **looped.model, loop=LoopConfig(**looped.loop))
     token_ids, of_ids = _token_ids(config, cfg.vocab_size)
     notes += of_ids
     output_bias = attention_bias and family != "qwen2"
-    return Described(cfg, n_layers, positions, output_bias, token_ids, tuple(notes))
+    return Described(cfg, n_layers, plan, positions, output_bias, token_ids, tuple(notes))
 
 
 def _whole(config: dict, key: str, default: int | None = None, most: int = MOST) -> int:
@@ -221,7 +233,7 @@ def _window(config: dict, family: str, n_layers: int) -> int | None:
 
     A missing key has the default of transformers.
     """
-    if family == "llama":
+    if family in ("llama", "huginn_raven"):
         return None
     if family == "mistral":
         window = config.get("sliding_window", 4096)
@@ -245,10 +257,11 @@ def _window(config: dict, family: str, n_layers: int) -> int | None:
 
 
 def write_config(
-    cfg: ModelConfig, n_layers: int, seq_len: int, dtype: str, token_ids: dict
+    cfg: ModelConfig, plan: DepthPlan, seq_len: int, dtype: str, token_ids: dict
 ) -> dict:
-    """The config.json of a model, for any version of transformers that has its family.
+    """The config.json of a model that runs a plan, for any version of transformers with its family.
 
+    An Ouro keeps its loop; for the other families each executed layer is one of its own.
     Qwen3 with attention_bias also has a bias of the output projection; it is written as zero.
     """
     family = "qwen3" if cfg.qk_norm else "qwen2" if cfg.attention_bias else "llama"
@@ -260,7 +273,7 @@ def write_config(
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.d_model,
         "intermediate_size": cfg.d_ff,
-        "num_hidden_layers": n_layers,
+        "num_hidden_layers": plan.n_effective,
         "num_attention_heads": cfg.n_heads,
         "num_key_value_heads": cfg.n_kv_heads,
         "head_dim": cfg.head_size,
@@ -285,7 +298,14 @@ def write_config(
         out["sliding_window"] = None
     if family in ("qwen2", "qwen3"):
         out["use_sliding_window"] = False
-    return out
+    return loop_families.ouro_config(out, plan) if loop_families.is_ouro(cfg, plan) else out
+
+
+def written_layers(cfg: ModelConfig, plan: DepthPlan) -> DepthPlan:
+    """The plan of the layers that are written, each once: for an Ouro those of its loop."""
+    if loop_families.is_ouro(cfg, plan):
+        return DepthPlan.of([(plan.n_unique, 1)])
+    return plan
 
 
 # Leaves and tensors
@@ -327,6 +347,9 @@ def turned(leaf: str, shape) -> tuple[int, ...]:
 
 def zero_biases(cfg: ModelConfig, n_layers: int) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the zero tensors that `write_config` implies and that no leaf has."""
+    if cfg.post_norm:  # an exit gate that is not used
+        weight, bias = loop_families.GATE
+        return {weight: (1, cfg.d_model), bias: (1,)}
     if not (cfg.qk_norm and cfg.attention_bias):
         return {}
     return {OUTPUT_BIAS.format(i): (cfg.d_model,) for i in range(n_layers)}

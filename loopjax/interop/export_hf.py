@@ -1,7 +1,8 @@
 """A checkpoint as a model directory of Hugging Face: config.json, safetensors, tokenizer.
 
 Weights are copied in blocks, as in `import_hf`. Layers that a plan executes more than once are
-written as often, in the order of execution, because Hugging Face models have no loops.
+written as often, in the order of execution, because most Hugging Face models have no loops; an Ouro
+is written with its loop (`loop_families.py`).
 """
 
 import contextlib
@@ -17,7 +18,6 @@ from loopjax.errors import UserError
 from loopjax.files import write_json
 from loopjax.interop import architectures, files, tokenizer_files
 from loopjax.interop.tensors import Writer
-from loopjax.loop_config import ACTIVE
 from loopjax.model_config import DTYPES, ModelConfig
 from loopjax.progress import Progress
 from loopjax.weights.saved import Leaf, Saved, open_saved
@@ -61,16 +61,12 @@ def export_hf(
     run = run_directory(saved.path.parent)
     source = meta.get("source", {})
     plan = chosen_plan(meta, depth)
-    if plan.is_looped and not untie:
+    cfg = ModelConfig(**meta["model"])
+    written = architectures.written_layers(cfg, plan)
+    if written.is_looped and not untie:
         raise UserError(
             f"plan {plan} executes {plan.n_unique} layers as {plan.n_effective}, which requires writing "
             f"{plan.n_effective} layers (remove --no-untie)"
-        )
-    cfg = ModelConfig(**meta["model"])
-    if cfg.loop.weighted() or (plan.is_looped and cfg.loop.is_active):
-        raise UserError(
-            f"{cfg.loop.options(ACTIVE)[0]} of the checkpoint has no counterpart in a Hugging Face model; "
-            "nothing is exported"
         )
     dtype = dtype or (source["dtype"] if source.get("dtype") in DTYPES else "float32")
     if (run / tokenizers.FILE).is_file():
@@ -79,11 +75,11 @@ def export_hf(
     without_bos = meta.get("add_bos") is False
     if without_bos:  # a text without context follows the end of the document before
         ids = ids | {"bos_token_id": ids["eos_token_id"]}
-    if cfg.exit_gate:
+    config = architectures.write_config(cfg, plan, context_of(meta), dtype, ids)
+    if cfg.exit_gate and config["model_type"] != "ouro":
         print("the exit gate is left out: the model runs at full depth", file=sys.stderr)
-    config = architectures.write_config(cfg, plan.n_effective, context_of(meta), dtype, ids)
     with files.new(directory) as temporary:
-        write_tensors(saved, leaves, temporary, cfg, plan, dtype, shard_size)
+        write_tensors(saved, leaves, temporary, cfg, written, dtype, shard_size)
         write_json(temporary / "config.json", config)
         files.copy((*files.TOKENIZER, files.GENERATION), run, temporary)
         if without_bos:

@@ -11,7 +11,7 @@ import numpy as np
 from loopjax.checkpoint import save_params
 from loopjax.data import tokenizers
 from loopjax.errors import UserError
-from loopjax.interop import architectures, files, options, step_zero
+from loopjax.interop import architectures, files, loop_families, options, step_zero
 from loopjax.interop.architectures import Described
 from loopjax.interop.tensors import Tensor, open_tensors, stored_dtype
 from loopjax.progress import Progress
@@ -35,7 +35,7 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     tensors = open_tensors(path)
     described = architectures.read_config(config, stored_dtype(tensors), len(tensors))
     leaves = architectures.shapes(described.cfg, described.n_layers)
-    tensors = check_tensors(tensors, described, leaves)
+    tensors = check_tensors(loop_families.llama_tensors(tensors, config), described, leaves)
     if tokenizer and not (path / tokenizers.FILE).is_file():
         raise UserError(f"{path} has no {tokenizers.FILE}; use --no-tokenizer to import without it")
     if tokenizer:
@@ -50,7 +50,7 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     meta = {
         **step_zero.about(
             described.cfg,
-            described.n_layers,
+            described.plan,
             described.seq_len,
             tokenizers.name_of(path / tokenizers.FILE) if tokenizer else None,
         ),

@@ -56,7 +56,7 @@ def import_orbax(match: Match, directory, tokenizer: str | None = None) -> dict:
     total = 4 * sum(math.prod(shape) for shape in leaves.values())
     progress = Progress(total, "importing", in_bytes=True)
     meta = {
-        **step_zero.about(match.cfg, match.n_layers, match.seq_len, name),
+        **step_zero.about(match.cfg, str(match.n_layers), match.seq_len, name),
         "source": {
             "format": "orbax",
             "from": str(match.path),

@@ -1,6 +1,7 @@
 """Fields of config.json that change what a layer computes, or that nothing here knows."""
 
 from loopjax.errors import UserError
+from loopjax.interop import loop_families
 
 # model_type -> the class that config.json names.
 FAMILIES = {
@@ -8,6 +9,8 @@ FAMILIES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "ouro": "OuroForCausalLM",
+    "huginn_raven": "RavenForCausalLM",
 }
 # Options of related families that forks add to these: field -> values that change nothing.
 OFF = (None, False, 0)
@@ -99,7 +102,7 @@ def flag(config: dict, key: str) -> bool:
 def notes(config: dict, family: str) -> list[str]:
     """What is not taken over from a config, one sentence each."""
     found = []
-    unknown = sorted(config.keys() - KNOWN)
+    unknown = sorted(config.keys() - KNOWN - loop_families.KNOWN.get(family, set()))
     if unknown:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         fields = ", ".join(f"{key:.80}" for key in unknown[:SHOWN]) + more

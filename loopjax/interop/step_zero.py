@@ -7,18 +7,18 @@ from loopjax.checkpoint import versions
 from loopjax.model_config import ModelConfig
 
 
-def about(cfg: ModelConfig, n_layers: int, seq_len: int, tokenizer: str | None) -> dict:
+def about(cfg: ModelConfig, plan: str, seq_len: int, tokenizer: str | None) -> dict:
     """`meta` of a checkpoint of step 0, without "source".
 
     Args:
-      n_layers: U, each executed once.
+      plan: order in which the layers run.
       seq_len: context length in tokens.
       tokenizer: its name, as `tokenizers.name_of` has it; "bytes"; None without one.
     """
     config = config_lib.default()
-    plan = str(n_layers)
     model = dataclasses.asdict(cfg)
-    config.model.update(model)
+    config.model.update({name: value for name, value in model.items() if name != "loop"})
+    config.loop.update(model["loop"])
     config.update(depth=plan, seq_len=seq_len, steps=0)
     return {
         "plan": plan,

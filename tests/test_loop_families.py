@@ -1,0 +1,269 @@
+"""Ouro and Huginn: imported, they compute what NumPy does from their tensors, also while decoding."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from loopjax import checkpoint, loop, model
+from loopjax.cli import main as cli
+from loopjax.interop.export_hf import export_hf
+from loopjax.interop.import_hf import import_hf
+from loopjax.lm import decode
+from loopjax.lm.loaded_model import open_model
+from loopjax.model_config import ModelConfig
+
+safetensors = pytest.importorskip("safetensors.numpy")
+V, D, F, H = 264, 24, 36, 3
+OURO = {
+    "architectures": ["OuroForCausalLM"], "model_type": "ouro", "vocab_size": V, "hidden_size": D,
+    "intermediate_size": F, "num_hidden_layers": 2, "num_attention_heads": H, "num_key_value_heads": H,
+    "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "tie_word_embeddings": False, "total_ut_steps": 3, "early_exit_threshold": 1.0,
+    "sliding_window": None, "use_sliding_window": False, "layer_types": ["full_attention"] * 2,
+    "auto_map": {"AutoModelForCausalLM": "modeling_ouro.OuroForCausalLM"}, "dtype": "float32",
+}  # fmt: skip
+HUGINN = {
+    "architectures": ["RavenForCausalLM"], "model_type": "huginn_raven", "vocab_size": V, "n_embd": D,
+    "intermediate_size": F, "n_heads": H, "n_layers": 4, "n_layers_in_prelude": 1,
+    "n_layers_in_recurrent_block": 2, "n_layers_in_coda": 1, "mean_recurrence": 3, "block_size": 64,
+    "norm_eps": 1e-6, "rope_base": 50_000, "qk_bias": True, "bias": False, "injection_type": "linear",
+    "tie_embeddings": True, "block_class_name": "SandwichBlock", "torch_dtype": "float32",
+}  # fmt: skip
+
+
+def ouro_tensors(random):
+    found = {
+        "model.embed_tokens.weight": (V, D),
+        "lm_head.weight": (V, D),
+        "model.norm.weight": (D,),
+    }
+    found |= {"model.early_exit_gate.weight": (1, D), "model.early_exit_gate.bias": (1,)}
+    for i in range(2):
+        at = f"model.layers.{i}."
+        found |= {f"{at}self_attn.{name}_proj.weight": (D, D) for name in "qkvo"}
+        found |= {f"{at}mlp.{name}_proj.weight": (F, D) for name in ("gate", "up")}
+        found[f"{at}mlp.down_proj.weight"] = (D, F)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            found |= {f"{at}{name}{suffix}.weight": (D,) for suffix in ("", "_2")}
+    return filled(found, random)
+
+
+def huginn_tensors(random):
+    found = {"wte.weight": (V, D), "ln_f.weight": (D,), "adapter.weight": (D, 2 * D)}
+    for part, n in (("prelude", 1), ("core_block", 2), ("coda", 1)):
+        for i in range(n):
+            at = f"{part}.{i}."
+            found |= {f"{at}norm_{k}.weight": (D,) for k in (1, 2, 3, 4)}
+            found |= {f"{at}attn.Wqkv.weight": (3 * D, D), f"{at}attn.qk_bias": (2, 1, H, D // H)}
+            found |= {f"{at}attn.proj.weight": (D, D), f"{at}mlp.fc.weight": (2 * F, D)}
+            found[f"{at}mlp.proj.weight"] = (D, F)
+    return filled({f"transformer.{name}": shape for name, shape in found.items()}, random)
+
+
+def filled(shapes, random):
+    def values(name, shape):
+        normal = random.standard_normal(shape).astype(np.float32)
+        return 1 + 0.2 * normal if "norm" in name or "ln_f" in name else 0.15 * normal
+
+    return {name: values(name, shape) for name, shape in shapes.items()}
+
+
+# The families in NumPy, by their own tensors.
+
+
+def rms(x, scale):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def attend(q, k, v):
+    """Causal attention of one text, [T, H, C] each."""
+    scores = np.einsum("thc,shc->hts", q, k) / np.sqrt(q.shape[-1])
+    scores = np.where(np.tril(np.ones(scores.shape[1:], bool)), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hts,shc->thc", weights / weights.sum(-1, keepdims=True), v).reshape(
+        len(q), -1
+    )
+
+
+def angles(T, theta):
+    return np.arange(T)[:, None] * theta ** (-np.arange(0, D // H, 2) / (D // H))
+
+
+def ouro_logits(tensors, tokens):
+    angle = angles(len(tokens), 1e6)[:, None]
+
+    def rotated(x):
+        a, b = np.split(x, 2, axis=-1)
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    x = tensors["model.embed_tokens.weight"][tokens]
+    for _ in range(3):
+        for i in range(2):
+            w = {
+                name.removeprefix(f"model.layers.{i}.").removesuffix(".weight"): value
+                for name, value in tensors.items()
+            }
+            h = rms(x, w["input_layernorm"])
+            q, k, v = ((h @ w[f"self_attn.{n}_proj"].T).reshape(-1, H, D // H) for n in "qkv")
+            out = attend(rotated(q), rotated(k), v) @ w["self_attn.o_proj"].T
+            x = x + rms(out, w["input_layernorm_2"])
+            h = rms(x, w["post_attention_layernorm"])
+            out = (silu(h @ w["mlp.gate_proj"].T) * (h @ w["mlp.up_proj"].T)) @ w["mlp.down_proj"].T
+            x = x + rms(out, w["post_attention_layernorm_2"])
+        x = rms(x, tensors["model.norm.weight"])
+    return x @ tensors["lm_head.weight"].T
+
+
+def huginn_logits(tensors, tokens, state, repeats=3):
+    angle = angles(len(tokens), 50_000)[:, None]
+    t = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+
+    def rotated(x):
+        pairs = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)
+        return np.stack([pairs.real, pairs.imag], axis=-1).reshape(x.shape)
+
+    def layer(x, at):
+        qkv = (rms(x, t[f"{at}.norm_1.weight"]) @ t[f"{at}.attn.Wqkv.weight"].T).reshape(
+            -1, 3, H, D // H
+        )
+        q, k = (rotated(qkv[:, j] + t[f"{at}.attn.qk_bias"][j]) for j in range(2))
+        x = rms(
+            attend(q, k, qkv[:, 2]) @ t[f"{at}.attn.proj.weight"].T + x, t[f"{at}.norm_2.weight"]
+        )
+        gate, up = np.split(
+            rms(x, t[f"{at}.norm_3.weight"]) @ t[f"{at}.mlp.fc.weight"].T, 2, axis=-1
+        )
+        return rms(silu(gate) * up @ t[f"{at}.mlp.proj.weight"].T + x, t[f"{at}.norm_4.weight"])
+
+    e = layer(t["wte.weight"][tokens] * np.sqrt(D), "prelude.0")
+    for _ in range(repeats):
+        state = np.concatenate([state, e], axis=-1) @ t["adapter.weight"].T
+        state = layer(layer(state, "core_block.0"), "core_block.1")
+    x = layer(rms(state, t["ln_f.weight"]), "coda.0")
+    return rms(x, t["ln_f.weight"]) @ t["wte.weight"].T
+
+
+def first_states(T):
+    cfg = imported_config(HUGINN)
+    return np.asarray(loop.first_state(cfg, jnp.zeros((1, T, D)), jnp.arange(T)))[0]
+
+
+def imported_config(config):
+    from loopjax.interop import architectures
+
+    return architectures.read_config(config, "float32", 100).cfg
+
+
+FAMILIES = {
+    "ouro": (OURO, ouro_tensors, "2x3", ouro_logits),
+    "huginn": (
+        HUGINN, huginn_tensors, "1-2x3-1",
+        lambda tensors, tokens: huginn_logits(tensors, tokens, first_states(len(tokens))),
+    ),
+}  # fmt: skip
+
+
+def write(directory, config, tensors):
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    safetensors.save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """(name, the model in NumPy, the directory of its files, the imported checkpoint)."""
+    config, make, _, logits = FAMILIES[request.param]
+    tensors = make(np.random.default_rng(0))
+    at = tmp_path_factory.mktemp(request.param)
+    source = write(at / "model", config, tensors)
+    (source / "modeling_family.py").write_text("raise SystemExit('executed')\n")
+    import_hf(str(source), at / "run", tokenizer=False)
+    return request.param, lambda tokens: logits(tensors, tokens), source, at / "run"
+
+
+def test_logits_are_those_of_the_family(family):
+    name, logits, _, run = family
+    params, meta = checkpoint.load_params(run)
+    assert meta["plan"] == FAMILIES[name][2]
+    tokens = np.random.default_rng(1).integers(0, V, (2, 13))
+    ours = model.forward(params, jnp.array(tokens), ModelConfig(**meta["model"]), meta["plan"])
+    for row, text in zip(np.asarray(ours), tokens, strict=True):
+        np.testing.assert_allclose(row, logits(text), atol=1e-4)
+
+
+def test_decoding_with_a_cache_gives_the_tokens_of_the_family(family):
+    _, logits, _, run = family
+    prompts = [[3, 1, 4, 1, 5, 9], [2, 7, 18]]
+    made = decode.generate(open_model(str(run), tokenizer="bytes"), prompts, 6)
+    for prompt, generation in zip(prompts, made, strict=True):
+        text = list(prompt)
+        for _ in range(6):
+            text.append(int(np.argmax(logits(np.array(text))[-1])))
+        assert generation.tokens == text[len(prompt) :]
+
+
+def test_more_repetitions_than_trained(tmp_path):
+    tensors = huginn_tensors(np.random.default_rng(0))
+    import_hf(str(write(tmp_path / "model", HUGINN, tensors)), tmp_path / "run", tokenizer=False)
+    params, meta = checkpoint.load_params(tmp_path / "run")
+    tokens = np.arange(9)
+    cfg = ModelConfig(**meta["model"])
+    ours = model.forward(params, jnp.array(tokens[None]), cfg, "1-2x7-1")
+    theirs = huginn_logits(tensors, tokens, first_states(9), repeats=7)
+    np.testing.assert_allclose(np.asarray(ours)[0], theirs, atol=1e-4)
+
+
+def test_ouro_is_exported_with_its_loop(family, tmp_path):
+    name, _, source, run = family
+    if name != "ouro":
+        pytest.skip("Huginn is not written")
+    config = export_hf(str(run), tmp_path / "out")
+    assert config["model_type"] == "ouro" and config["total_ut_steps"] == 3
+    assert config["num_hidden_layers"] == 2
+    before = safetensors.load_file(source / "model.safetensors")
+    after = safetensors.load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for tensor, value in before.items():
+        same = "early_exit_gate" in tensor or np.array_equal(after[tensor], value)
+        assert same, tensor
+    again = import_hf(str(tmp_path / "out"), tmp_path / "again", tokenizer=False)
+    assert again["plan"] == "2x3"
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("ouro", {"total_ut_steps": 0}, "total_ut_steps=0; it must be a whole number"),
+        ("huginn", {"injection_type": "gate"}, "injection_type='gate', which is not supported"),
+        ("huginn", {"mean_recurrence": 1}, "mean_recurrence=1; it must be at least 2"),
+        ("huginn", {"n_layers_in_coda": "2"}, "n_layers_in_coda='2'; it must be"),
+        ("huginn", {"n_heads": 5}, "n_heads=5 must divide model.d_model=24"),
+        ("huginn", {"intermediate_size": 35}, "mlp.fc.weight has shape 72x24, but config.json"),
+        ("huginn", {"n_layers_in_prelude": 2}, "prelude.1.norm_1.weight is missing"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(name, changes, message, tmp_path, capsys):
+    config, make, _, _ = FAMILIES[name]
+    source = write(tmp_path / "model", config | changes, make(np.random.default_rng(0)))
+    args = ["import-hf", str(source), str(tmp_path / "run"), "--no-tokenizer"]
+    assert cli.main(args) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_no_family_has_is_not_exported(tmp_path, family, capsys):
+    name, _, _, run = family
+    if name != "huginn":
+        pytest.skip("an Ouro can be written")
+    assert cli.main(["export-hf", str(run), str(tmp_path / "out")]) == 2
+    assert "cannot be exported: no family that is written has it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
