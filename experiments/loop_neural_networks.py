@@ -7,6 +7,7 @@ from study import run_result
 
 from loopjax.depth import DepthPlan
 from loopjax.plots import figure, spread
+from loopjax.plots.roles import looks
 from loopjax.plots.runs import draw_trade_off
 from loopjax.run_record import spread as in_words
 
@@ -76,10 +77,14 @@ def figures(data: dict) -> dict:
     fig, axes = figure.grid(2, 2, 3.4, 2.8, 0.3)
     labels = {plan: synthetic_tasks.label_of(plan) for plan in data["nll"]}
     nll = {labels[plan]: values for plan, values in data["nll"].items()}
+    deepest = max(by_name["executed layers"] for by_name in data["costs"].values())
+    chosen = looks(
+        {labels[plan]: synthetic_tasks.kind_of_variant(plan, deepest) for plan in data["nll"]}
+    )
     lines = {}
     for axis, name in zip(axes, ("unique layers", "executed layers"), strict=True):
         costs = {labels[plan]: by_name[name] for plan, by_name in data["costs"].items()}
-        lines |= draw_trade_off(axis, nll, costs, "NLL (nats per byte)")
+        lines |= draw_trade_off(axis, nll, costs, "NLL (nats per byte)", chosen)
         axis.set_xscale("log")
         figure.ticks(axis, sorted({*map(int, costs.values())}))
         figure.labels(axis, name, "NLL (nats per byte)" if axis is axes[0] else "")

@@ -75,8 +75,9 @@ def test_a_new_growth_operator_is_a_variant_of_every_config_that_grows(monkeypat
     variants = {
         "mini": "copy_last,math", "tiny": "copy_last", "smollm": "360m,copy_last",
         "addition": "paper,4,copy_last", "igsm": "4,copy_last", "hops": "p16,6,copy_last",
+        "two_phase": "2,copy_last",
     }  # fmt: skip
-    assert variants.keys() | {"p_hop", "scaling_exponents"} == {
+    assert variants.keys() | {"p_hop", "scaling_exponents", "loop_neural_networks"} == {
         path.stem for path in (ROOT / "configs").glob("*.py")
     }
     for file, variant in variants.items():
