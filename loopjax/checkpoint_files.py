@@ -16,11 +16,10 @@ import re
 
 import tensorstore as ts
 
-from loopjax import config, paths
+from loopjax import config, loop_checks, paths
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
 from loopjax.host import is_complete, say
-from loopjax.loop_config import LoopConfig
 from loopjax.model_config import ModelConfig
 
 FORMAT = 1
@@ -121,12 +120,7 @@ def chosen_plan(meta: dict, depth: str | None = None) -> DepthPlan:
             f"--depth={depth} has {plan.n_unique} unique layers, the checkpoint has "
             f"{trained.n_unique}"
         )
-    weighted = LoopConfig(**meta["model"].get("loop", {})).weighted()
-    if plan.n_loops > 1 and weighted:
-        raise UserError(
-            f"--depth={depth} has {plan.n_loops} loops, but {weighted[0]} of the checkpoint has weights "
-            "of one"
-        )
+    loop_checks.check_depth(depth, plan, meta)
     return plan
 
 

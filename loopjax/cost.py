@@ -10,6 +10,7 @@ import jax
 
 from loopjax import devices, flops, kernels, memory, run, sharding
 from loopjax.depth import DepthPlan
+from loopjax.loop_config import LoopConfig
 from loopjax.optim import make_optimizer
 from loopjax.step import abstract_state
 from loopjax.text_table import aligned, quantity, span
@@ -37,11 +38,12 @@ def flops_of(config) -> dict:
         for phase in phases
     ]
     total, causal = _training_flops(outline), _training_flops(outline, causal=True)
-    alone = config.steps * flops.training_flops(cfg, standard, config)
+    plain = dataclasses.replace(cfg, loop=LoopConfig())
+    alone = config.steps * flops.training_flops(plain, standard, config)
     return {
         "plan": str(plan),
         "params_unique": flops.count_params(cfg, plan.n_unique),
-        "params_effective": flops.count_params(cfg, plan.n_effective),
+        "params_effective": flops.count_params(plain, plan.n_effective),
         "inference_flops_per_token": flops.inference_flops_per_token(cfg, plan, config.seq_len),
         "steps": config.steps,
         "tokens": config.steps * config.batch_size * config.seq_len,
@@ -51,7 +53,7 @@ def flops_of(config) -> dict:
         "phases": rows,
         "standard": {
             "plan": str(standard),
-            "params_unique": flops.count_params(cfg, standard.n_unique),
+            "params_unique": flops.count_params(plain, standard.n_unique),
             "training_flops": alone,
             "training_pflops": alone / 1e15,
         },

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.loop_config import ACTIVE, TRAINING, LoopConfig
 
@@ -51,3 +52,13 @@ def check_origin(config: ConfigDict, ours: LoopConfig, theirs: LoopConfig) -> No
                 f"config.loop.{name}={getattr(ours, name)!r}, but config.init_from="
                 f"{config.init_from!r} has {getattr(theirs, name)!r}"
             )
+
+
+def check_depth(depth: str, plan: DepthPlan, meta: dict) -> None:
+    """Raises UserError when a checkpoint with these metadata cannot be run by another plan."""
+    weighted = LoopConfig(**meta["model"].get("loop", {})).weighted()
+    if plan.n_loops > 1 and weighted:
+        raise UserError(
+            f"--depth={depth} has {plan.n_loops} loops, but {weighted[0]} of the checkpoint has weights "
+            "of one"
+        )
