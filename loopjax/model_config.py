@@ -97,6 +97,11 @@ class ModelConfig:
                 raise ValueError(
                     f"model.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}"
                 )
+        if self.post_norm and self.loop.residual_scale:
+            raise ValueError(
+                f"model.post_norm={self.post_norm!r} does not go with loop.residual_scale="
+                f"{self.loop.residual_scale!r}: a norm undoes the scale"
+            )
         if self.rope_scaling and not rope.LLAMA3.fullmatch(self.rope_scaling):
             raise ValueError(
                 f"model.rope_scaling={self.rope_scaling!r} must be empty or "

@@ -153,7 +153,7 @@ def untie(params, plan: DepthPlan | str, loop: LoopConfig = LoopConfig()):  # no
       params: parameters, if `loop` is given; else any tree with stacked leaves.
       loop: options of the loops. UserError if layers alone cannot compute what they do.
     """
-    plan = fitting(params, plan)
+    plan = fitting(params, plan).trainable()
     if plan.is_looped and (between := loop.options(BOUNDARY)):
         raise UserError(
             f"{between[0]} changes the residual stream between repetitions, which untied layers cannot; "
@@ -185,7 +185,7 @@ def tie(params, plan: DepthPlan | str, loop: LoopConfig = LoopConfig()):  # noqa
 
     UserError with options of loops: what they add was not there before.
     """
-    plan = DepthPlan.parse(plan)
+    plan = DepthPlan.parse(plan).trainable()
     if active := loop.options(ACTIVE):
         raise UserError(
             f"{active[0]} is not part of untied layers, so that they cannot be tied to it"

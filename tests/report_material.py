@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from loopjax import checkpoint
-from loopjax.analysis import depth_score, early_exit, effects, norms, similarity
+from loopjax.analysis import depth_score, early_exit, effects, norms, similarity, trajectories
 from loopjax.files import write_json
 from loopjax.results import schema, store
 
@@ -65,6 +65,7 @@ def diagnose(output, run, plan="12", E=12, shift=0.0, which=None, **kwargs):
     matrix = np.triu(np.full((E, E), 0.25 + shift), 1)
     matrix[:, 2::4] *= 3
     matrix = np.triu(matrix, 1)
+    moves = np.arange(1.0, 9)[:, None] * np.ones(4)
     lens = {"training": {"steps": 60, "tokens": 8192}}
     made = {
         "norms": norms.Norms(
@@ -75,6 +76,11 @@ def diagnose(output, run, plan="12", E=12, shift=0.0, which=None, **kwargs):
         "current_attention": effects.Effects(matrix, matrix, layers, 20, 0),
         "depth_score": depth_score.DepthScore(3.25 + shift, layers, {"2": 3.0, "3": 3.5}, 20, 0),
         "similarity": similarity.Similarity(np.eye(E // 4), 4, 0.0),
+        "trajectories": trajectories.Trajectories(
+            0, 3, 1 / moves[1:], 90 / moves[2:], 1 / moves[2:], np.full((4, 3), 1 / 3), np.full(4, 0.9),
+            0.9 + shift, 0.95 + shift, 1e-3, 1 / moves[1:, 0], 1 - 0.1 / moves[:, 0], 0.5 / moves[:, 0],
+            10, 99, 40,
+        ),
         "overlap": early_exit.Agreement(layers, layers, layers, 20, 99),
         "exit_accuracy": early_exit.ExitAccuracy(
             ("copying_real", "nothing"), np.stack([layers, 0 * layers]), np.array([0.5, 0.0]),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loopjax import block, model, step
+from loopjax import block, model, step, surgery
 from loopjax.depth import DepthPlan, restack
 from loopjax.errors import UserError
 from loopjax.lm import decode, score
@@ -214,3 +214,5 @@ def test_windows_are_not_trained(tiny_config):
         run.outline(tiny_config)
     with pytest.raises(ValueError, match=says):
         restack("untie", DepthPlan.parse("4x2:damped"), DepthPlan.parse("8"))
+    with pytest.raises(ValueError, match=says):  # no untied stack computes it
+        surgery.untie(params_of(), "4x2:damped")

@@ -61,6 +61,11 @@ def export_hf(
     run = run_directory(saved.path.parent)
     source = meta.get("source", {})
     plan = chosen_plan(meta, depth)
+    if plan.windows:
+        raise UserError(
+            f"--depth={plan} repeats {plan.windows[0]} in steps that no untied stack computes; export plain "
+            "loops"
+        )
     cfg = ModelConfig(**meta["model"])
     written = architectures.written_layers(cfg, plan)
     if written.is_looped and not untie:
