@@ -74,7 +74,7 @@ def test_an_old_evaluation_is_resumed_and_names_its_schema_then(tmp_path):
 
 
 def test_every_new_file_names_its_schema(all_kinds):
-    assert len(all_kinds) == 15
+    assert len(all_kinds) == 16
     for path, results in all_kinds.items():
         content = json.loads(path.read_text())
         assert content["schema_version"] == schema.VERSIONS[content["schema"]]
