@@ -15,6 +15,7 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.evals import evaluate, suite
 from loopjax.evals.harness import LoopjaxLM
+from loopjax.interop.export_hf import export_hf
 from loopjax.lm.loaded_model import open_model
 from loopjax.passes import DAMPED, Passes
 from loopjax.plots import accuracy
@@ -152,3 +153,9 @@ def test_mistakes_are_told_before_anything_is_evaluated(place, tmp_path, argv, s
     with pytest.raises(UserError, match=says):
         run(place, tmp_path / "out.json", *argv)
     assert not (tmp_path / "out.json").exists()
+
+
+def test_a_window_is_not_exported(place, tmp_path):
+    with pytest.raises(UserError, match="^--depth=2-2x2:damped repeats 2x2:damped in steps"):
+        export_hf(place / "4", tmp_path / "new", depth="2-2x2:damped")
+    assert not (tmp_path / "new").exists()
