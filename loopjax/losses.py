@@ -99,7 +99,7 @@ def check_plans(losses: Losses, plans, loop: LoopConfig) -> None:
             _check_loops(f"config.losses.{name}={value!r}", plans, value == "gate")
 
 
-def check_origin(config, has_gate: bool) -> None:
+def check_gate(config, has_gate: bool) -> None:
     """Raises UserError if a run cannot have the gate of the checkpoint that it begins with."""
     if bool(config.losses.exit_gate) != has_gate and (has_gate or config.init == "moments"):
         raise UserError(

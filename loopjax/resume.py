@@ -21,7 +21,6 @@ from loopjax import (
     config_saved,
     curriculum,
     loop_checks,
-    losses,
     optim,
     paths,
 )
@@ -33,6 +32,7 @@ from loopjax.files import read_rows
 from loopjax.host import is_complete, say
 from loopjax.initialize import Source, abstract, inherited, initial_state, order_of
 from loopjax.lineage import Ancestry
+from loopjax.losses import check_gate
 from loopjax.mixture_update import History
 from loopjax.model_config import ModelConfig
 from loopjax.run import Run
@@ -248,7 +248,7 @@ def check(run: Run, source: Source) -> None:
     theirs = dataclasses.asdict(ModelConfig(**meta["model"]))
     ours = dataclasses.asdict(run.cfg)
     loop_checks.check_origin(config, run.cfg.loop, ModelConfig(**meta["model"]).loop)
-    losses.check_origin(config, theirs["exit_gate"])
+    check_gate(config, theirs["exit_gate"])
     for name in ours.keys() - {*FREE, "loop", "exit_gate"}:
         if ours[name] != theirs[name]:
             raise UserError(

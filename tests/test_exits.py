@@ -140,7 +140,8 @@ def model_of(depth, name="", **where):
 def test_cached_decoding_is_that_of_each_token_alone(depth, name):
     lm = model_of(depth, name, mesh="", devices=jax.devices()[:1])
     rule = typical(lm, name)
-    greedy = decode.generate(lm.with_exit(rule), PROMPTS, 8)
+    # Alone, a row that leaves ends the loop; in a batch, it waits for the others.
+    greedy = decode.generate(lm.with_exit(rule), PROMPTS, 8, batch_size=1)
     sampled = decode.generate(lm.with_exit(rule), PROMPTS, 8, sampling=decode.Sampling(1.0))
     counts = set()
     for i, generation in enumerate(greedy + sampled):
@@ -235,6 +236,24 @@ def test_always_leaving_is_the_plan_of_one_repetition():
     found = score.log_likelihoods(LM.with_exit(rule), requests)
     np.testing.assert_allclose(found.logprobs, expected, rtol=1e-5)
     assert found.repeats == found.tokens
+
+
+def test_a_token_that_left_is_found_at_every_depth():
+    plan, slot = DepthPlan.parse("1-2x3-1"), 4
+    _, caches = decode.prefill(ONE.params, jnp.array([[4, 7, 9, 200]]), CFG, plan)
+    caches = jax.tree.map(lambda c: jnp.pad(c, ((0, 0), (0, 0), (0, 2), (0, 0))), caches)
+    placement = Placement(
+        jnp.array([[slot]]), mask_BTS=(jnp.arange(6) <= slot)[None, None], slot=jnp.int32(slot)
+    )
+    args = ONE.params, ONE.layers, jnp.array([[33]]), CFG, plan, Rule("confidence", 0.0)
+    _, count_B, caches = decode.exit_decoding.decode_step(*args, placement, caches)
+    assert count_B.tolist() == [1]
+    for layer in (1, 2):
+        own = jax.tree.map(lambda c: c[:, :, slot], caches[layer])
+        assert np.abs(own.key).max() > 0.1
+        for deeper in (layer + 2, layer + 4):
+            found = jax.tree.map(lambda c: c[:, :, slot], caches[deeper])
+            jax.tree.map(np.testing.assert_array_equal, found, own)
 
 
 # --- what is saved -------------------------------------------------------------------------------
