@@ -17,6 +17,7 @@ from loopjax.loop_config import LoopConfig
 from loopjax.random_depth import Law
 from loopjax.run import on_mesh, outline, plan_run
 from loopjax.train import train
+from tests.test_layer import LossBlock
 
 PLAN = DepthPlan.parse("1-1x3-1")
 RNG = np.random.default_rng(0)
@@ -139,6 +140,15 @@ def test_packed_rows_are_truncated_like_others():
 def test_truncation_to_all_repetitions_is_the_plain_program():
     whole, truncated = (updated(config_of(**fields))[0].params for fields in ({}, {"backprop": 3}))
     assert_close(whole, truncated, 1e-7)
+
+
+def test_auxiliary_losses_count_the_repetitions_with_a_gradient(monkeypatch):
+    monkeypatch.setattr(model, "Block", LossBlock)
+    _, whole = updated(config_of())
+    _, all_of_them = updated(config_of(backprop=3))
+    assert_close(all_of_them, whole)
+    _, last = updated(config_of(backprop=1), microbatches=2)
+    assert 0 < last["losses/mean_square"] < whole["losses/mean_square"]
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from loopjax import loop as loop_lib
 from loopjax import model, windows
 from loopjax.analysis import loops
-from loopjax.depth import DepthPlan
+from loopjax.depth import DepthPlan, Window
 from loopjax.lm.batching import padded
 from loopjax.lm.loaded_model import LanguageModel
 
@@ -139,10 +140,9 @@ def _program(cfg, plan, index: int, planned: int):
 
 def _measure(params, tokens_BT, length, start, *, cfg, plan: DepthPlan, index, planned) -> dict:
     """Sums over the tokens of a prompt, whose copies are the rows, and "jacobian"."""
-    x_BTD, sown = model.intermediates(params, tokens_BT, cfg, plan, ("residual",))
     loop, first = plan.segments[index], loops.start(plan, index)
-    after = jnp.concatenate([sown["residual"], x_BTD[None]])[first + 1 :, 0]
-    states_RLTD = after[: loop.repeats * loop.layers].astype(jnp.float32)
+    after_ETD = _after_layers(params, tokens_BT, cfg, plan)[:, 0]
+    states_RLTD = after_ETD[first : first + loop.repeats * loop.layers].astype(jnp.float32)
     states_RLTD = states_RLTD.reshape(loop.repeats, loop.layers, *states_RLTD.shape[1:])
     position_T = jnp.arange(tokens_BT.shape[1])
     moved = movement(states_RLTD, float(jnp.finfo(cfg.dtype).eps))
@@ -161,6 +161,31 @@ def _measure(params, tokens_BT, length, start, *, cfg, plan: DepthPlan, index, p
     }
     sums |= {name: jnp.sum(value & asked_T, axis=-1) for name, value in compared.items()}
     return sums | {"tokens": length, "answers": asked_T.sum(), "jacobian": jacobian}
+
+
+def _after_layers(params, tokens_BT, cfg, plan: DepthPlan):
+    """The residual stream after each executed layer, [E, B, T, D]; after the last of a repetition its state."""
+    if cfg.loop.has_boundary and plan.is_looped and not plan.windows:
+        _, after_EBTD = _advanced(params, tokens_BT, cfg, plan, plan.n_effective)
+        return after_EBTD
+    x_BTD, sown = model.intermediates(params, tokens_BT, cfg, plan, ("residual",))
+    return jnp.concatenate([sown["residual"][1:], x_BTD[None]])
+
+
+def _advanced(params, tokens_BT, cfg, plan: DepthPlan, n: int):
+    """(residual stream after the first n executed layers, after each of them [n, B, T, D])."""
+    embedded_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
+    positions = jnp.arange(tokens_BT.shape[1])
+    context = model.context_of(cfg, positions, embedded_BTD, weights=params)
+
+    def layer(carry, e):
+        x_BTD, carried = carry
+        at = params["layers"], e, x_BTD, context.replace(loop=carried)
+        x_BTD, after, _, _ = model.advance(*at, cfg, plan)
+        return (x_BTD, after.loop), x_BTD
+
+    (x_BTD, _), after_NBTD = jax.lax.scan(layer, (embedded_BTD, context.loop), jnp.arange(n))
+    return x_BTD, after_NBTD
 
 
 def movement(states_RLTD, rounding: float) -> dict:
@@ -248,7 +273,10 @@ def _jacobian(params, x_TD, tokens_BT, length, cfg, plan, index):
     cfg = dataclasses.replace(cfg, dtype="float32")
     B, T = tokens_BT.shape
     embedded_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
-    context = model.context_of(cfg, jnp.arange(T), embedded_BTD)
+    context = model.context_of(cfg, jnp.arange(T), embedded_BTD, weights=params)
+    if context.loop is not None:
+        anchor_BTD, _ = _advanced(params, tokens_BT, cfg, plan, loops.start(plan, index))
+        context = context.replace(loop=context.loop.begun(cfg.loop, anchor_BTD))
     function = functools.partial(one_pass, params, context=context, cfg=cfg, plan=plan, index=index)
     # Causal: tokens beyond the prompt reach no token of it. So the transpose keeps a vector that is 0 there 0.
     start_TD = jax.random.normal(jax.random.key(0), x_TD.shape)
@@ -261,7 +289,11 @@ def _jacobian(params, x_TD, tokens_BT, length, cfg, plan, index):
 def one_pass(params, x_BTD, *, context, cfg, plan: DepthPlan, index: int):
     """The residual stream after one more repetition of segment `index`, as its last one computes it."""
     loop = plan.segments[index]
-    gates = windows.gates(loop, loop.repeats - 1)
+    iteration = loop.repeats - 1
+    bounded = context.loop is not None and not isinstance(loop, Window)
+    if bounded:
+        x_BTD, context = loop_lib.enter_repetition(x_BTD, iteration, context, cfg)
+    gates = windows.gates(loop, iteration)
     if gates is not None:
         context = context.replace(gates=gates)
     stop = loops.start(plan, index) + loop.repeats * loop.layers
@@ -270,6 +302,8 @@ def one_pass(params, x_BTD, *, context, cfg, plan: DepthPlan, index: int):
         return model.run_layer(params["layers"], e, x_BTD, context, cfg, plan)[0], None
 
     left_BTD, _ = jax.lax.scan(layer, x_BTD, jnp.arange(stop - loop.layers, stop))
+    if bounded:
+        return loop_lib.leave_repetition(left_BTD, iteration, context, cfg)
     return windows.stepped(loop, x_BTD, left_BTD)
 
 
