@@ -14,6 +14,7 @@ from loopjax.analysis import analyze, loops
 from loopjax.analysis import trajectories as lib
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
+from loopjax.loop_config import LoopConfig
 from loopjax.plots import trajectories as plots
 from loopjax.report import collect, diagnostic_findings, page
 from tests import report_material as material
@@ -94,6 +95,29 @@ def test_the_radius_is_that_of_the_jacobian_of_one_more_pass_of_the_loop():
     expected = np.abs(np.linalg.eigvals(jacobian)).max()
     jacobians = lib._jacobian(params, last_BTD[0], tokens_BT, 2, CFG, plan, 1)
     assert lib.radius(jacobians[1]) == pytest.approx(expected, rel=0.02)
+
+
+def test_what_happens_between_repetitions_is_followed():
+    loop = LoopConfig(norm=True, inject="add", inject_scale=0.5, residual="outer_delta")
+    cfg, plan = dataclasses.replace(CFG, loop=loop), DepthPlan.parse("1-2x6-1")
+    params, tokens_BT = params_of(), TOKENS_BT[:1]
+    states = lib._after_layers(params, tokens_BT, cfg, plan, 1)
+    embedded_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
+    anchor_BTD = model.run_layer(
+        params["layers"], 0, embedded_BTD,
+        model.context_of(cfg, jnp.arange(tokens_BT.shape[1]), embedded_BTD, weights=params), cfg, plan,
+    )[0]  # fmt: skip
+    context = model.context_of(cfg, jnp.arange(tokens_BT.shape[1]), anchor_BTD, weights=params)
+    once = functools.partial(lib.one_pass, params, context=context, cfg=cfg, index=1)
+    answers = lib._answers(params, states[2:14:2, 0], tokens_BT, cfg, plan, 1)
+    for repeats in range(2, 7):
+        shorter = DepthPlan.parse(f"1-2x{repeats}-1")
+        logits = model.forward(params, tokens_BT, cfg, shorter)
+        np.testing.assert_array_equal(answers[repeats - 1], logits[0].argmax(-1))
+        if repeats == 6:
+            break
+        after = once(states[2 * repeats], plan=DepthPlan.parse(f"1-2x{repeats + 1}-1"))
+        np.testing.assert_allclose(after, states[2 * repeats + 2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -141,8 +141,8 @@ def _program(cfg, plan, index: int, planned: int):
 def _measure(params, tokens_BT, length, start, *, cfg, plan: DepthPlan, index, planned) -> dict:
     """Sums over the tokens of a prompt, whose copies are the rows, and "jacobian"."""
     loop, first = plan.segments[index], loops.start(plan, index)
-    after_ETD = _after_layers(params, tokens_BT, cfg, plan)[:, 0]
-    states_RLTD = after_ETD[first : first + loop.repeats * loop.layers].astype(jnp.float32)
+    after_NTD = _after_layers(params, tokens_BT, cfg, plan, index)[:, 0]
+    states_RLTD = after_NTD[first:].astype(jnp.float32)
     states_RLTD = states_RLTD.reshape(loop.repeats, loop.layers, *states_RLTD.shape[1:])
     position_T = jnp.arange(tokens_BT.shape[1])
     moved = movement(states_RLTD, float(jnp.finfo(cfg.dtype).eps))
@@ -163,13 +163,19 @@ def _measure(params, tokens_BT, length, start, *, cfg, plan: DepthPlan, index, p
     return sums | {"tokens": length, "answers": asked_T.sum(), "jacobian": jacobian}
 
 
-def _after_layers(params, tokens_BT, cfg, plan: DepthPlan):
-    """The residual stream after each executed layer, [E, B, T, D]; after the last of a repetition its state."""
-    if cfg.loop.has_boundary and plan.is_looped and not plan.windows:
-        _, after_EBTD = _advanced(params, tokens_BT, cfg, plan, plan.n_effective)
-        return after_EBTD
+def _after_layers(params, tokens_BT, cfg, plan: DepthPlan, index: int):
+    """The residual stream after each executed layer up to the end of segment `index`, [N, B, T, D].
+
+    After the last layer of a repetition it is the state, as the next repetition would find it.
+    """
+    loop = plan.segments[index]
+    n = loops.start(plan, index) + loop.repeats * loop.layers
+    if cfg.loop.has_boundary and not isinstance(loop, Window):
+        # With one repetition more, the last state is not yet changed by the end of the loop.
+        longer = loops.extended(plan, index, loop.repeats + 1)
+        return _advanced(params, tokens_BT, cfg, longer, n)[1]
     x_BTD, sown = model.intermediates(params, tokens_BT, cfg, plan, ("residual",))
-    return jnp.concatenate([sown["residual"][1:], x_BTD[None]])
+    return jnp.concatenate([sown["residual"][1:], x_BTD[None]])[:n]
 
 
 def _advanced(params, tokens_BT, cfg, plan: DepthPlan, n: int):
@@ -311,9 +317,13 @@ def _answers(params, states_RTD, tokens_BT, cfg, plan: DepthPlan, index: int):
     """The most likely next tokens if the loop ended after each repetition, int32 [R, T]."""
     B, T = tokens_BT.shape
     n = next(c for c in range(min(T, READ_CHUNK), 0, -1) if T % c == 0)
+    bounded = cfg.loop.has_boundary and not isinstance(plan.segments[index], Window)
 
     def answer(x_TD):
         x_BTD = jnp.broadcast_to(x_TD, (B, *x_TD.shape)).astype(cfg.dtype)
+        if bounded:
+            context = model.context_of(cfg, jnp.arange(T), x_BTD, weights=params)
+            x_BTD = loop_lib.leave_loop(x_BTD, context, cfg)
         x_BTD = model.residual_from(params, index + 1, x_BTD, tokens_BT, cfg, plan)
         chunks = x_BTD.reshape(B, T // n, n, -1).swapaxes(0, 1)
         return jax.lax.map(lambda x: model.unembed(params, x, cfg)[0].argmax(-1), chunks).ravel()
