@@ -20,7 +20,8 @@ What differs from their model. Both have RoPE, SwiGLU, normalized queries and ke
 own; theirs also has norms without scales (of queries and keys after RoPE), a norm of the embeddings,
 branches multiplied by 0.25, logits by 0.5 (vanilla), matrices that write to the stream and head
 initialized to 0, and keeps the stream in float32. After each repetition of the core, and after each of the
-untied cores, it normalizes the stream and adds the prelude's output to it (for loops, marked below). Their Muon has row normalization, Polar
+untied cores, it normalizes the stream and adds 0.707 times the prelude's output to it; here loops do, untied
+cores do not. Their Muon has row normalization, Polar
 Express coefficients, a second moment, decay only where it agrees with the update, and a momentum that
 rises from 0.85; embedding, head and matrices have learning rates of their own. Here one rate serves all:
 the one that gives an update of a square matrix the RMS of theirs. Their decay is linear, here
@@ -110,7 +111,8 @@ def get_config(variant: str = "loop-grow,d6"):
     if arm == "untied-grow":
         config.growth.operator = "gstack"  # copies of the two cores in order
         config.growth.moments = "zero"
-    # The boundary of the loops (norm, then the prelude's output times 0.707) belongs here.
+    if "x" in config.depth:
+        config.loop.update(norm=True, inject="after", inject_scale=0.707)
     config.learning_rate = (
         RATE * (parameters(arm, 8) / parameters(arm, d)) ** exponent / (0.2 * (128 * d) ** 0.5)
     )

@@ -207,8 +207,9 @@ def default() -> ConfigDict:
     config.loop.norm = False  # RMSNorm between repetitions and after the last
     config.loop.final_norm = ""  # the final norm too, "between" (Ouro), "after" the last (Huginn)
     config.loop.start = ""  # state before the first: "zeros", "normal"; empty: start of the loop
-    config.loop.inject = ""  # start of the loop into each repetition: "add", "concat"; empty: no
-    config.loop.inject_scale = 1.0  # factor of what "add" adds
+    # Start of the loop, before each repetition: "add", "concat"; after each: "after"; empty: no.
+    config.loop.inject = ""
+    config.loop.inject_scale = 1.0  # factor of what "add" and "after" add
     config.loop.residual = ""  # around a repetition: "outer", "outer_delta", "scaled"; empty: none
     config.loop.residual_scale = ""  # "loops": outputs of sublayers by 1 / (N sqrt(L)); empty: by 1
     config.loop.residual_lambda = 1.0  # numerator of that factor
@@ -373,7 +374,7 @@ def unused(values: dict) -> set[str]:
     )
     used = {
         "loop": loops,
-        "loop.inject_scale": loops and values["loop.inject"] == "add",
+        "loop.inject_scale": loops and values["loop.inject"] in ("add", "after"),
         "loop.residual_lambda": loops and values["loop.residual_scale"] == "loops",
         "growth": grows,
         "growth.operator": True,

@@ -6,7 +6,7 @@ repetition i = 0 .. N - 1 (`enter_repetition`, the layers, `leave_repetition`):
     s = e at first                       start=""; else 0 ("zeros") or noise ("normal", Huginn's)
     x = RMSNorm(s)  if i > 0             norm; without scale (2609.19107)
     x = final norm(s)  if i > 0          final_norm="between" (Zhu et al. 2025)
-    x = x + inject_scale e               inject="add" (2609.19107)
+    x = x + inject_scale e               inject="add"; with "after" if i > 0 (2609.19107)
     x = [x; e] A                         inject="concat"; A [2D, D] is [I; 0] at first (Geiping et al. 2025)
     x = x + v_i                          embedding; v [R, D] is 0 at first
     y = F(x)
@@ -16,8 +16,8 @@ repetition i = 0 .. N - 1 (`enter_repetition`, the layers, `leave_repetition`):
     s = s + (y - x)                      residual="outer_delta": with what F adds to its input
     s = s + g_i y                        residual="scaled"; g [R] is 1 at first
 
-and after the last one s = RMSNorm(s) with norm, s = final norm(s) with final_norm="after" (Geiping et al.
-2025) (`leave_loop`). Repetitions beyond R use the weights of
+and after the last one (`leave_loop`) s = final norm(s) with final_norm="after" (Geiping et al. 2025),
+s = RMSNorm(s) with norm and s = s + inject_scale e with inject="after". Repetitions beyond R use the weights of
 the last. The scan, layers that are run one by one and decoding share these functions.
 """
 
@@ -145,6 +145,9 @@ def enter_repetition(x_BTD, iteration, context: Context, cfg: ModelConfig):
         x_BTD = _where(iteration > 0, _normed(x_BTD, cfg), x_BTD)
     if loop.inject == "add":
         x_BTD = x_BTD + loop.inject_scale * carried.anchor_BTD
+    if loop.inject == "after":
+        added_BTD = x_BTD + loop.inject_scale * carried.anchor_BTD
+        x_BTD = _where(iteration > 0, added_BTD, x_BTD)
     if loop.inject == "concat":
         both = jnp.concatenate([x_BTD, carried.anchor_BTD.astype(x_BTD.dtype)], axis=-1)
         x_BTD = sharded_weights.matmul(both, carried.weights["adapter"], _ADAPTER)
@@ -170,7 +173,11 @@ def leave_loop(x_BTD, context: Context, cfg: ModelConfig):
     """The residual stream after a loop that ended with the state `x_BTD`, [B, T, D]."""
     if cfg.loop.final_norm == "after":
         x_BTD = _final_norm(x_BTD, context, cfg)
-    return _normed(x_BTD, cfg) if cfg.loop.norm else x_BTD
+    if cfg.loop.norm:
+        x_BTD = _normed(x_BTD, cfg)
+    if cfg.loop.inject == "after":
+        x_BTD = x_BTD + cfg.loop.inject_scale * context.loop.anchor_BTD
+    return x_BTD
 
 
 def _final_norm(x_BTD, context, cfg):

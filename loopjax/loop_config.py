@@ -11,7 +11,7 @@ from loopjax.random_depth import MOST, Law
 
 FINAL_NORM = ("", "between", "after")
 START = ("", "zeros", "normal")
-INJECT = ("", "add", "concat")
+INJECT = ("", "add", "after", "concat")
 RESIDUAL = ("", "outer", "outer_delta", "scaled")
 RESIDUAL_SCALE = ("", "loops")
 # Fields that change what a loop computes, and those that only concern its training.
@@ -28,8 +28,9 @@ class LoopConfig:
       norm: whether an RMSNorm without scale is between repetitions and after the last.
       final_norm: whether the final norm of the model is also "between" repetitions, or "after" the last.
       start: the state before the first repetition: "zeros", "normal"; "" for the residual stream.
-      inject: how the stream e at the start of the loop enters each repetition: "add" or "concat".
-      inject_scale: factor of e with "add".
+      inject: how the stream e at the start of the loop enters: before each repetition by "add" or
+        "concat", or "after" each by addition.
+      inject_scale: factor of e with "add" and "after".
       residual: what is carried around the loop: "outer", "outer_delta" or "scaled".
       residual_scale: "loops": outputs of sublayers in a loop of N repetitions of L layers are
         multiplied by `residual_lambda` / (N sqrt(L)).

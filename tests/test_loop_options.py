@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from loopjax import block, checkpoint, flops, growth, model, optim, run, step, surgery
+from loopjax import (
+    block,
+    checkpoint,
+    checkpoint_files,
+    flops,
+    growth,
+    model,
+    optim,
+    run,
+    step,
+    surgery,
+)
 from loopjax import config as config_lib
 from loopjax.analysis import effects
 from loopjax.depth import DepthPlan
@@ -18,6 +29,7 @@ from loopjax.finetune import config_from
 from loopjax.interop.export_hf import export_hf
 from loopjax.lm import decode
 from loopjax.lm.loaded_model import open_model
+from loopjax.loop import first_state
 from loopjax.loop_config import LoopConfig
 from loopjax.train import train
 
@@ -30,6 +42,10 @@ TOKENS_BT = jnp.array(np.random.default_rng(0).integers(0, 40, (2, 7)))
 OPTIONS = {
     "norm": {"norm": True},
     "add": {"inject": "add", "inject_scale": 0.707, "norm": True},
+    "after": {"inject": "after", "inject_scale": 0.707, "norm": True},
+    "zeros": {"start": "zeros", "inject": "add"},
+    "normal": {"start": "normal", "inject": "concat", "own": 3, "final_norm": "after"},
+    "between": {"final_norm": "between"},
     "concat": {"inject": "concat", "own": 3},
     "outer": {"residual": "outer"},
     "outer_delta": {"residual": "outer_delta", "norm": True, "inject": "add"},
@@ -53,7 +69,8 @@ def params_of(cfg, n_layers=4):
 
     def moved(path, leaf):
         name = str(path[-1].key)
-        if "loop" not in str(path[0].key) and not name.endswith("_lora_b"):
+        moves = path[0].key in ("loop", "final_norm") or name.endswith("_lora_b")
+        if not moves:
             return leaf
         noise = jax.random.normal(jax.random.key(len(name)), leaf.shape)
         return leaf + 0.3 * noise
@@ -90,10 +107,13 @@ def formula(params, cfg, plan=PLAN):
             x = functools.reduce(lambda x, u: layer(x, u, None, segment), layers, x)
             continue
         s = e = x
+        if loop.start:
+            s = first_state(cfg, x, jnp.arange(x.shape[1]))
         for i in range(segment.repeats):
             n = min(i, loop.own - 1)
-            x = rms(s) if loop.norm and i else s
-            if loop.inject == "add":
+            x = rms(s) * params["final_norm"] if loop.final_norm == "between" and i else s
+            x = rms(x) if loop.norm and i else x
+            if loop.inject == "add" or (loop.inject == "after" and i):
                 x = x + loop.inject_scale * e
             if loop.inject == "concat":
                 x = jnp.concatenate([x, e], -1) @ weights["adapter"]
@@ -106,7 +126,9 @@ def formula(params, cfg, plan=PLAN):
                 "outer_delta": lambda s, x, y, n: s + (y - x),
                 "scaled": lambda s, x, y, n: s + weights["scale"][n] * y,
             }[loop.residual](s, x, y, n)
-        x = rms(s) if loop.norm else s
+        x = rms(s) * params["final_norm"] if loop.final_norm == "after" else s
+        x = rms(x) if loop.norm else x
+        x = x + loop.inject_scale * e if loop.inject == "after" else x
     return x
 
 
@@ -228,7 +250,7 @@ def test_what_changes_the_stream_between_repetitions_cannot_be_untied(name):
 
 def test_new_layers_that_are_zeroed_add_nothing_in_any_repetition():
     params = params_of(config_of("lora"))
-    zeroed = growth.zero_output(params, np.array([0, 1, 0, 1], bool), None, 0.0)["layers"]
+    zeroed = growth.zero_output(params, np.array([0, 1, 0, 1], bool), None, 0.0, None)["layers"]
     for name in ("output", "down"):
         whole = zeroed[name][:, None] + zeroed[f"{name}_lora_a"] @ zeroed[f"{name}_lora_b"]
         assert not whole[np.array([1, 3])].any() and whole[np.array([0, 2])].any()
@@ -273,7 +295,7 @@ def test_eight_devices_make_the_step_of_one(tiny_config, optimizer):
 
 
 BAD = [
-    ({"inject": "sum"}, "config.loop.inject='sum' must be one of '', 'add', 'concat'"),
+    ({"inject": "sum"}, "config.loop.inject='sum' must be one of '', 'add', 'after', 'concat'"),
     ({"residual": "inner"}, "config.loop.residual='inner' must be one of '', 'outer'"),
     ({"residual_scale": "deeploop"}, "config.loop.residual_scale='deeploop' must be one of"),
     ({"inject_scale": 0.0}, "config.loop.inject_scale=0.0 must be positive and finite"),
@@ -337,7 +359,7 @@ def test_a_saved_model_is_run_and_refused_where_it_cannot_be(trained):
     with pytest.raises(UserError, match=r"local effects are of layers that add to one"):
         effects.local(lm, [[1, 2, 3]])
     with pytest.raises(UserError, match=r"has 2 loops, but loop.inject='concat' of the checkpoint"):
-        checkpoint.chosen_plan(lm.meta, "1x2-1x3-1")
+        checkpoint_files.chosen_plan(lm.meta, "1x2-1x3-1")
     with pytest.raises(UserError, match=r"no counterpart in a Hugging Face model"):
         export_hf(str(trained), trained / "hf")
     fine = config_from(lm.meta, str(trained), "var_assign_code_1:64")

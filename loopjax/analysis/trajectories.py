@@ -278,11 +278,7 @@ def _jacobian(params, x_TD, tokens_BT, length, cfg, plan, index):
     """`jacobian_on_krylov` of one repetition as a function of the residual stream of the first tokens."""
     cfg = dataclasses.replace(cfg, dtype="float32")
     B, T = tokens_BT.shape
-    embedded_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
-    context = model.context_of(cfg, jnp.arange(T), embedded_BTD, weights=params)
-    if context.loop is not None:
-        anchor_BTD, _ = _advanced(params, tokens_BT, cfg, plan, loops.start(plan, index))
-        context = context.replace(loop=context.loop.begun(cfg.loop, anchor_BTD))
+    context = _begun(params, tokens_BT, cfg, plan, index)
     function = functools.partial(one_pass, params, context=context, cfg=cfg, plan=plan, index=index)
     # Causal: tokens beyond the prompt reach no token of it. So the transpose keeps a vector that is 0 there 0.
     start_TD = jax.random.normal(jax.random.key(0), x_TD.shape)
@@ -290,6 +286,17 @@ def _jacobian(params, x_TD, tokens_BT, length, cfg, plan, index):
     rows = (B, *x_TD.shape)
     args = jnp.broadcast_to(x_TD, rows), jnp.broadcast_to(start_TD, rows)
     return jacobian_on_krylov(function, *args)
+
+
+def _begun(params, tokens_BT, cfg, plan: DepthPlan, index: int) -> model.Context:
+    """The context of the layers of segment `index`, where it begins."""
+    embedded_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
+    positions = jnp.arange(tokens_BT.shape[1])
+    context = model.context_of(cfg, positions, embedded_BTD, weights=params)
+    if context.loop is None:
+        return context
+    anchor_BTD, _ = _advanced(params, tokens_BT, cfg, plan, loops.start(plan, index))
+    return context.replace(loop=context.loop.begun(cfg.loop, anchor_BTD))
 
 
 def one_pass(params, x_BTD, *, context, cfg, plan: DepthPlan, index: int):
@@ -318,11 +325,12 @@ def _answers(params, states_RTD, tokens_BT, cfg, plan: DepthPlan, index: int):
     B, T = tokens_BT.shape
     n = next(c for c in range(min(T, READ_CHUNK), 0, -1) if T % c == 0)
     bounded = cfg.loop.has_boundary and not isinstance(plan.segments[index], Window)
+    if bounded:
+        context = _begun(params, tokens_BT, cfg, plan, index)
 
     def answer(x_TD):
         x_BTD = jnp.broadcast_to(x_TD, (B, *x_TD.shape)).astype(cfg.dtype)
         if bounded:
-            context = model.context_of(cfg, jnp.arange(T), x_BTD, weights=params)
             x_BTD = loop_lib.leave_loop(x_BTD, context, cfg)
         x_BTD = model.residual_from(params, index + 1, x_BTD, tokens_BT, cfg, plan)
         chunks = x_BTD.reshape(B, T // n, n, -1).swapaxes(0, 1)
