@@ -360,7 +360,7 @@ def test_a_saved_model_is_run_and_refused_where_it_cannot_be(trained):
         effects.local(lm, [[1, 2, 3]])
     with pytest.raises(UserError, match=r"has 2 loops, but loop.inject='concat' of the checkpoint"):
         checkpoint_files.chosen_plan(lm.meta, "1x2-1x3-1")
-    with pytest.raises(UserError, match=r"no counterpart in a Hugging Face model"):
+    with pytest.raises(UserError, match=r"cannot be exported: no family that is written has it"):
         export_hf(str(trained), trained / "hf")
     fine = config_from(lm.meta, str(trained), "var_assign_code_1:64")
     assert config_lib.model_config(fine).loop == lm.cfg.loop
