@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from loopjax import checkpoint, loop, model
+from loopjax import checkpoint, flops, loop, model
 from loopjax.cli import main as cli
+from loopjax.depth import DepthPlan
+from loopjax.interop import architectures
 from loopjax.interop.export_hf import export_hf
 from loopjax.interop.import_hf import import_hf
 from loopjax.lm import decode
@@ -156,8 +159,6 @@ def first_states(T):
 
 
 def imported_config(config):
-    from loopjax.interop import architectures
-
     return architectures.read_config(config, "float32", 100).cfg
 
 
@@ -193,6 +194,9 @@ def test_logits_are_those_of_the_family(family):
     name, logits, _, run = family
     params, meta = checkpoint.load_params(run)
     assert meta["plan"] == FAMILIES[name][2]
+    n_layers = DepthPlan.parse(meta["plan"]).n_unique
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert flops.count_params(ModelConfig(**meta["model"]), n_layers) == count
     tokens = np.random.default_rng(1).integers(0, V, (2, 13))
     ours = model.forward(params, jnp.array(tokens), ModelConfig(**meta["model"]), meta["plan"])
     for row, text in zip(np.asarray(ours), tokens, strict=True):
