@@ -40,6 +40,8 @@ def config_from(meta: dict, checkpoint: str, pairs: str) -> ConfigDict:
     config.init = "weights"
     trained_model = dict(meta["model"])
     loop = trained_model.pop("loop", {})
+    if trained_model.pop("exit_gate", False):
+        config.losses.exit_gate = "joint"  # the gate is fine-tuned with the model
     config.model.update(trained_model)
     config.loop.update({name: loop[name] for name in loop if name not in TRAINING})
     config.depth = meta["plan"]

@@ -48,7 +48,7 @@ class History:
           evaluation: columns of a row of metrics.jsonl, "eval/SOURCE/nll" and others.
           update: `config.mixture_update`.
         """
-        before = self.changes[-1][1] if self.changes else mixture
+        before = self.changes[-1][1] if self.changes else _shares(mixture)
         return (step + LEAD, *_updated(before, self.gaps, evaluation, update))
 
     def plus(self, start: int, weights: Mapping, gaps: Mapping) -> "History":

@@ -36,7 +36,11 @@ def run(directory, phases=STANDARD, nll=2.0):
     unique = 4 if "x" in plan else 12
     rows = [
         {"step": step, "loss": 4 - step / 10, "flops": 100.0 * step, "plan": plan}
-        | ({"eval/nll": 3 - step / STEPS} if step % 10 == 0 and step < STEPS else {})
+        | (
+            {"eval/nll": 3 - step / STEPS, "mixture/web": 0.8, "mixture/math": 0.2}
+            if step % 10 == 0 and step < STEPS
+            else {}
+        )
         for step in range(1, STEPS + 1)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -300,7 +300,8 @@ def test_the_memory_of_a_row_is_about_what_xla_reports(T, vocab_size):
     cfg = dataclasses.replace(LM.cfg, d_model=128, d_ff=384, vocab_size=vocab_size)
     plan, S = DepthPlan.parse("1x2"), jax.ShapeDtypeStruct
     init = functools.partial(model.init_params, cfg, 1, jax.random.key(0))
-    params, clean = meta.unbox(jax.eval_shape(init)), S((3, 1, T, 128), "float32")
+    params = meta.unbox(jax.eval_shape(init))
+    clean = {"residual": S((3, 1, T, 128), "float32"), "embedded": S((1, T, 128), "float32")}
 
     def n_bytes(B):
         batch = {name: S((B,), "int32") for name in ("source", "until", "since")}

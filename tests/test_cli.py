@@ -323,7 +323,7 @@ def test_help_config_lists_every_field_with_default_and_comment(capsys):
     rows = dict(re.findall(r"^  ([\w.]+) = (\S+)", text, re.M))
     config = config_lib.default()
     fields = config_lib.flatten({**config.to_dict(), "mixture": 0})
-    fields["cooldown.mixture"] = {}
+    fields |= {"cooldown.mixture": {}, "mixture_update.bounds": {}}
     assert set(rows) == set(fields)
     assert rows["growth.block"] == "4" and rows["mesh.data"] == "-1"
     assert re.search(r"growth\.block = 4 +layers added per stage\n", text)

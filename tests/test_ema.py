@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loopjax import config as config_lib
-from loopjax import growth, run, step
+from loopjax import config_saved, growth, run, step
 from loopjax.checkpoint import load_params
 from loopjax.cli import main as cli
 from loopjax.cost import Machine, plan_of
@@ -158,10 +158,10 @@ def test_commands_read_the_average_where_they_are_told_to(runs, capsys):
 def test_a_run_without_an_average_has_none_to_read_or_to_resume(runs, tmp_path):
     config, place = runs
     with pytest.raises(UserError, match=r"config.ema=0.0 \(the run has 0.5\)"):
-        other = config_lib.from_saved(config.to_dict())
+        other = config_saved.from_saved(config.to_dict())
         other.ema = 0.0
         train(other, place / "whole")
-    plain = config_lib.from_saved(config.to_dict())
+    plain = config_saved.from_saved(config.to_dict())
     plain.update(ema=0.0, depth="1", steps=2, eval_batches=0)
     plain.growth.operator, plain.cooldown.steps, plain.cooldown.mixture = "", 0, {}
     train(plain, tmp_path / "plain")

@@ -172,8 +172,8 @@ def test_items_with_a_prompt_that_was_cut_are_counted_once_and_printed(monkeypat
     """Items 0 and 1 with three options each; a prompt of 9 tokens does not fit a context of 8."""
     harness = LoopjaxLM.__new__(LoopjaxLM)
     TemplateLM.__init__(harness)
-    harness.lm, harness.batch_tokens = types.SimpleNamespace(context=8, plan="4"), None
-    harness.truncated, harness.cut_items = 0, set()
+    harness.lm, harness.batch_tokens = types.SimpleNamespace(context=8, plan="4", exit=None), None
+    harness.truncated, harness.cut_items, harness.exited = 0, set(), [0, 0]
     monkeypatch.setattr(LoopjaxLM, "prefix_token_id", 0)
     monkeypatch.setattr(harness, "_encode_pair", lambda a, b: ([1] * len(a), [2] * len(b)))
 
@@ -299,7 +299,7 @@ def test_names_that_the_harness_splits_are_told():
         LoopjaxLM("runs/loop", learning_rate=0.001, seed=1)
     assert str(told.value) == (
         "--model_args has no 'learning_rate'; it has checkpoint, depth, dtype, max_length, tokenizer, "
-        'mesh, batch_tokens, generation_batch (the harness splits at "," and "=": link a directory '
+        'ema, mesh, batch_tokens, generation_batch (the harness splits at "," and "=": link a directory '
         "whose name has them to another name)"
     )
 

@@ -298,7 +298,7 @@ def test_configs_of_transformers_5_and_older_ones_say_the_same():
 
 def test_what_a_config_leaves_out_is_what_transformers_takes_it_for(hf):
     bare = {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
-    for family in architectures.FAMILIES:
+    for family in architectures.FAMILIES.keys() - {"ouro", "huginn_raven"}:
         theirs = hf[1].AutoConfig.for_model(family, **bare, num_key_value_heads=2)
         ours = read({**bare, "model_type": family, "num_key_value_heads": 2})
         assert ours.cfg.head_size == getattr(theirs, "head_dim", 4)
@@ -582,8 +582,8 @@ def changed(sound, path, config=None, tensors=None):
 
 
 CONFIGS = [
-    ("another family", {"model_type": "gemma3"}, "config.json has model_type='gemma3'; supported are llama, mistral, qwen2, qwen3"),
-    ("no family", {"model_type": "-"}, "config.json has model_type=None; supported are llama, mistral, qwen2, qwen3"),
+    ("another family", {"model_type": "gemma3"}, "config.json has model_type='gemma3'; supported are llama, mistral, qwen2, qwen3, ouro, huginn_raven"),
+    ("no family", {"model_type": "-"}, "config.json has model_type=None; supported are llama, mistral, qwen2, qwen3, ouro, huginn_raven"),
     ("experts", {"model_type": "mixtral", "num_local_experts": 8}, "config.json has num_local_experts=8; a mixture of experts is not supported"),
     ("quantized", {"quantization_config": {"bits": 4}}, "config.json has a quantization_config; quantized weights are not supported"),
     ("another activation", {"hidden_act": "gelu"}, "config.json has hidden_act='gelu'; only silu is supported"),

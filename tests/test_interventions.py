@@ -42,7 +42,9 @@ def save(directory, depth):
         "data": {}, "tokenizer": "bytes",
         "model": dataclasses.asdict(CFG), "config": config.to_dict(), "versions": versions(),
     }  # fmt: skip
-    state = types.SimpleNamespace(params=params, opt_state={"n": jnp.zeros(1)}, step=jnp.zeros(()))
+    state = types.SimpleNamespace(
+        params=params, opt_state={"n": jnp.zeros(1)}, step=jnp.zeros(()), ema=None
+    )
     with contextlib.closing(Checkpoints(directory / "checkpoints")) as checkpoints:
         checkpoints.save(0, state, about)
         checkpoints.wait()

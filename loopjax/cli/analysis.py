@@ -87,7 +87,7 @@ def _intervene_parser():
         "--passes",
         type=_passes,
         metavar="NAME,...",
-        help="how the passes of --op repeat are applied: plain, damped (by 1 / passes), damped0.5 (by that "
+        help="ways to apply the passes of --op repeat: plain, damped (by 1 / passes), damped0.5 (by this "
         "factor), attention or mlp (only these sublayers after the first pass), damped:mlp, ... (default "
         "plain)",
     )

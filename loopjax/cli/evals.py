@@ -165,6 +165,7 @@ def _evaluate_parser():
     add = command.add_argument
     add_model(add)
     add_plans(add)
+    add_exit(add)
     add_text(add)
     add_tasks(add)
     return command

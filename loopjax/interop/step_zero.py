@@ -17,8 +17,9 @@ def about(cfg: ModelConfig, plan: str, seq_len: int, tokenizer: str | None) -> d
     """
     config = config_lib.default()
     model = dataclasses.asdict(cfg)
-    config.model.update({name: value for name, value in model.items() if name != "loop"})
-    config.loop.update(model["loop"])
+    config.loop.update(model.pop("loop"))
+    model.pop("exit_gate")
+    config.model.update(model)
     config.update(depth=plan, seq_len=seq_len, steps=0)
     return {
         "plan": plan,
@@ -26,7 +27,7 @@ def about(cfg: ModelConfig, plan: str, seq_len: int, tokenizer: str | None) -> d
         "phases": [],
         "data": {},
         "tokenizer": tokenizer,
-        "model": model,
+        "model": dataclasses.asdict(cfg),
         "config": config.to_dict(),
         "branched_from": "",
         "wall_clock_s": 0.0,
