@@ -299,7 +299,7 @@ def test_names_that_the_harness_splits_are_told():
         LoopjaxLM("runs/loop", learning_rate=0.001, seed=1)
     assert str(told.value) == (
         "--model_args has no 'learning_rate'; it has checkpoint, depth, dtype, max_length, tokenizer, "
-        'ema, mesh, batch_tokens, generation_batch (the harness splits at "," and "=": link a directory '
+        'mesh, batch_tokens, generation_batch, ema (the harness splits at "," and "=": link a directory '
         "whose name has them to another name)"
     )
 

@@ -166,7 +166,7 @@ def test_all_starts_of_one_depth_share_the_compiled_programs(standard, looped):
         (looped, [skip(8, i, 3) for i in range(6)]),
     ):
         plan = DepthPlan.of([(len(orders[0]), 1)])
-        scorer, seen = score._scorer(lm.cfg, plan), set()
+        scorer, seen = score._scorer(lm.cfg, plan, None), set()
         compiled = []
         for order in orders:
             seen.add(tuple(score.log_likelihoods(lm.with_order(order), REQUESTS).logprobs))
