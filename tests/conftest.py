@@ -1,9 +1,11 @@
 """Every test sees 8 fake CPU devices, so nothing about sharding is skipped."""
 
 import atexit
+import gc
 import gzip
 import json
 import os
+import pathlib
 import shutil
 import signal
 import tempfile
@@ -32,6 +34,16 @@ from tests.tiny_config import get_config as tiny_run  # noqa: E402
 
 settings.register_profile("loopjax", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("loopjax")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_freed():
+    """A process may have 65,530 memory mappings (Linux), which thousands of compiled programs would fill."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 25_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser):
