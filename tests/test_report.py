@@ -557,7 +557,7 @@ def test_figures_are_written_for_publication_too(small, tmp_path, capsys):
     assert "<title>Mine</title>" in (tmp_path / "r.html").read_text()
     names = {path.stem for path in (tmp_path / "figures").glob("*.pdf")}
     assert names == {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert names == {"lineage", "training", "depth_score-arithmetic-20-prompts"}
+    assert names == {"lineage", "training", "mixture", "depth_score-arithmetic-20-prompts"}
     for path in (tmp_path / "figures").iterdir():
         assert path.read_bytes()[:4] in (b"%PDF", b"\x89PNG")
 
