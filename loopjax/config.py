@@ -98,13 +98,11 @@ def default() -> ConfigDict:
     config.growth.steps = 0  # steps of all stages together; 0: all steps before the cooldown
     # Start of each stage but the first, in steps or as a fraction of all, "0.8"; empty: PROP-alpha.
     config.growth.starts = ""
-    config.growth.transform = (
-        ""  # change of new layers: "zero_output", "noise", "random"; empty: none
-    )
+    # Change of new layers: "zero_output", "noise", "random"; empty: none.
+    config.growth.transform = ""
     config.growth.noise = 0.01  # standard deviation of "noise", relative to each matrix's RMS
-    config.growth.moments = (
-        "copy"  # moments at growth: "copy", "zero" (of new layers), "reset" (all)
-    )
+    # Moments at growth: "copy", "zero" (of new layers), "reset" (all).
+    config.growth.moments = "copy"
     config.growth.rewarm_steps = 0  # updates of a linear warm-up after each growth step; 0: none
     config.cooldown = ConfigDict()
     config.cooldown.steps = 30_000  # last steps, with a decaying learning rate; -1: 15% of all
@@ -137,13 +135,11 @@ def default() -> ConfigDict:
     # Exits after repetitions of a loop that have a loss: "mean" of all, "random": the last and an
     # earlier one; empty: the last.
     config.losses.per_repetition = ""
-    config.losses.exit_gate = (
-        ""  # exit gate, trained "joint" with the model or as "gate" alone; empty: none
-    )
+    # Exit gate, trained "joint" with the model or as "gate" alone; empty: none.
+    config.losses.exit_gate = ""
     config.losses.exit_entropy = 0.1  # weight of the entropy of the exits with "joint"
-    config.losses.jacobian = (
-        0.0  # weight of a repetition's spectral norm above jacobian_most; 0: off
-    )
+    # Weight of a repetition's spectral norm above jacobian_most; 0: off.
+    config.losses.jacobian = 0.0
     config.losses.jacobian_most = 1.0  # spectral norm of a repetition's Jacobian without a penalty
     config.losses.jacobian_steps = 2  # power iterations that estimate the spectral norm
 
