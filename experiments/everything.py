@@ -47,6 +47,10 @@ NAMES = (
     "igsm",
     "two_phase",
     "loop_neural_networks",
+    "random_depth",
+    "loop_growth",
+    "growth_moments",
+    "damped",
 )
 LEAD = """# Results in miniature
 

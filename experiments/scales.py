@@ -21,6 +21,7 @@ class Scale:
       tasks: reasoning tasks.
       shots: number of shots of the reasoning tasks.
       limit: number of items per task; None for all.
+      dev: number of them to choose an intervention by.
       new: task that only the cooldown trains.
       words: tasks of the in-context experiment.
       tuning: tasks of fine-tuning.
@@ -44,6 +45,7 @@ class Scale:
     tasks: tuple[str, ...]
     shots: int
     limit: int | None
+    dev: int
     new: str
     words: tuple[str, ...]
     tuning: tuple[str, ...]
@@ -81,6 +83,7 @@ MINI = Scale(
     tasks=("hop_text_4", "hop_text_8"),
     shots=0,
     limit=500,
+    dev=200,
     new="hop_text_5",
     words=("var_assign_basic_0",),
     tuning=("hop_text_3", "hop_text_5"),
@@ -123,6 +126,7 @@ PAPER = Scale(
     ),
     shots=5,
     limit=None,
+    dev=200,
     new="gsm8k",
     words=(
         "copying_random",

@@ -11,6 +11,7 @@ import shlex
 import numpy as np
 from scales import MINI, Scale
 
+from loopjax import config_flags, cost
 from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.cli.main import main
 from loopjax.data.hops import hop_item
@@ -47,6 +48,38 @@ class Study:
     def models(self, role: str) -> list[pathlib.Path]:
         """The models of a role, one per seed."""
         return [self.model(role, seed) for seed in self.scale.seeds]
+
+    def changed(self, role: str, name: str, *overrides: str) -> list[pathlib.Path]:
+        """Models of a role with other settings, one per seed."""
+        row = self.scale.rows[role]
+        return [
+            self.train(
+                f"{row}-{name}-s{seed}", f"{self.scale.config}{row}", f"seed={seed}", *overrides
+            )
+            for seed in self.scale.seeds
+        ]
+
+    def steps_for(self, role: str, *overrides: str, like: str) -> int:
+        """The most steps, at least those of the config, with no more training FLOPs than `like`."""
+        budget = cost.flops_of(self._config(like))["training_flops"]
+        config = self._config(role, *overrides)
+
+        def fits(steps: int) -> bool:
+            config.steps = steps
+            return cost.flops_of(config)["training_flops"] <= budget
+
+        low, high = config.steps, 2 * config.steps
+        while fits(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def _config(self, role: str, *overrides: str):
+        file = f"--config={self.scale.config}{self.scale.rows[role]}"
+        flags = [f"--config.{override}" for override in overrides]
+        return config_flags.parse("train", "", [file, *flags])[0]
 
     def cooldown(self, role: str, plan: str, seed: int) -> pathlib.Path:
         """A model with mathematics in its cooldown, optionally with a block looped once more."""
@@ -108,9 +141,9 @@ class Study:
             command.append(f"--depth={','.join(depths)}")
         return self.cached(file, command)
 
-    def intervene(self, run, op: str, sizes, times=(), tasks=()) -> dict:
+    def intervene(self, run, op: str, sizes, times=(), tasks=(), name="", flags=()) -> dict:
         """The JSON of `loopjax intervene`."""
-        file = run / f"{op}-{'-'.join(map(str, sizes))}.json"
+        file = run / f"{name or op}-{'-'.join(map(str, sizes))}.json"
         command = [
             "intervene",
             f"--checkpoint={run}",
@@ -120,10 +153,17 @@ class Study:
             f"--tasks={','.join(tasks)}",
             f"--num-fewshot={self.scale.shots}",
             *self._limit(),
+            *flags,
         ]
         if times:
             command.append(f"--times={','.join(map(str, times))}")
         return self.cached(file, command)
+
+    def nll(self, run, depths) -> dict:
+        """The JSON of `loopjax nll` by the given plans."""
+        file = run / "nll.json"
+        plans = f"--depth={','.join(depths)}"
+        return self.cached(file, ["nll", f"--checkpoint={run}", plans, f"--output={file}"])
 
     def icl(self, run, tasks) -> dict:
         """The JSON of `loopjax icl`."""

@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAMES = (
     "tradeoffs", "cooldown", "retrofit", "repeat", "residual", "effects", "similarity", "order",
-    "depth_use", "finetune", "in_context",
+    "depth_use", "finetune", "in_context", "random_depth", "loop_growth", "growth_moments", "damped",
 )  # fmt: skip
 SYNTHETIC = ("p_hop", "addition", "igsm", "two_phase", "loop_neural_networks")
 
@@ -39,7 +39,7 @@ def tiny(folder, **changes):
         config = config.replace(old, new)
     (folder / "config.py").write_text(config)
     scale = dataclasses.replace(
-        scales.MINI, config=f"{folder}/config.py:", plateau=15, seeds=(0, 1), limit=4,
+        scales.MINI, config=f"{folder}/config.py:", plateau=15, seeds=(0, 1), limit=4, dev=2,
         examples=(8,), tuning_seeds=(0,), lens=("--lens-steps=2", "--lens-tokens=512"),
         overrides=("steps=4", "batch_size=8", "eval_every=2", "eval_batches=1", "patience=1"),
     )  # fmt: skip
