@@ -61,6 +61,16 @@ def test_half_of_the_four_hop_items_are_solved_by_repeating_the_last_letter():
     assert accuracy == pytest.approx(0.51, abs=0.03)
 
 
+def test_a_value_of_the_row_is_the_best_guess_about_a_chain():
+    # A row of one chain has one value; rows of equal pairs have the value of the last pair as often as
+    # the last statement belongs to it.
+    assert floors("alias_5", 24).best[1] == 1
+    found = floors("alias_1", 128)
+    assert found.chance == 0.1 and found.rules["one of the values"] == pytest.approx(0.1, abs=0.01)
+    assert found.best == ("the last value", pytest.approx(0.25, abs=0.03))
+    assert floors("alias_8", 128).best == ("the first value", pytest.approx(0.27, abs=0.03))
+
+
 def test_floors_of_other_tasks_are_exact():
     assert floors("copying_random").best == ("a word that was not repeated", 0.2)
     assert floors("var_assign_code_2").best == ("chance", 0.2)

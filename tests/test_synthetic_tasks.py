@@ -34,7 +34,7 @@ def length(row):
     return np.flatnonzero(row["targets"] >= 0)[0] + 1
 
 
-NAMES = ["addition_2", "addition_32", "igsm_1", "igsm_6", "hops_3x20", "sanford_2"]
+NAMES = ["addition_2", "addition_32", "igsm_1", "igsm_6", "hops_3x20", "sanford_2", "alias_4"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,6 +64,51 @@ def test_tokens_lie_within_the_vocabulary_and_use_all_of_it(name):
     if name.startswith(("addition", "igsm")):
         padded = name != "addition_32"  # it fills its row
         assert {-1, *range(source.vocab_size - (not padded))} == set(seen.tolist())
+
+
+# --- chains of variables -----------------------------------------------------------------------
+
+
+def resolved(text):
+    """(digit, depth) of every statement of a text, by looking names up one after another."""
+    right = dict(re.findall(r"(\w)=(\w);", text))
+
+    def of(name):
+        if right[name].isdigit():
+            return right[name], 0
+        value, depth = of(right[name])
+        return value, depth + 1
+
+    return [of(name) for name in right]
+
+
+@pytest.mark.parametrize("depth, seq_len", [(1, 128), (4, 128), (12, 128), (3, 19), (2, 400)])
+def test_a_variable_stands_for_the_digit_at_the_end_of_its_chain(depth, seq_len):
+    n, seen = min(seq_len // 4, 52), Counter()
+    for split in ("train", "heldout"):
+        for row in rows(f"alias_{depth}", split, seq_len, count=100):
+            text = bytes(row["inputs"].tolist()).decode()
+            found = resolved(text)
+            assert len(found) == n and set(text[4 * n :]) <= {"\n"}
+            assert max(d for _, d in found) == found[-1][1] == depth
+            for i, (value, d) in enumerate(found):
+                scored = d > 0 if split == "train" else i == n - 1
+                assert row["targets"][4 * i + 2] == (ord(value) if scored else -1)
+                seen[d] += 1
+            assert (row["targets"] >= 0).sum() == (
+                sum(d > 0 for _, d in found) if split == "train" else 1
+            )
+    assert {*seen} == {*range(depth + 1)}, "chains of every depth"
+
+
+def test_questions_about_chains_have_one_answer_and_no_trace_of_it():
+    for item in registry.items("alias_5", "heldout", 0, 50):
+        value, depth = resolved(f"{item.prompt};")[-1]
+        assert (item.answer, depth) == (value, 5) and item.answer in item.options
+    with pytest.raises(UserError, match=r"alias_13: the depth must lie within 1\.\.12"):
+        rows("alias_13")
+    with pytest.raises(UserError, match="too short for alias_5, which takes 24 tokens"):
+        rows("alias_5", seq_len=23)
 
 
 # --- addition ----------------------------------------------------------------------------------
