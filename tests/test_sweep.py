@@ -369,11 +369,16 @@ def point(directory, command, name="one"):
 
 
 def test_a_started_point_has_its_devices_and_cannot_be_started_again(tmp_path):
-    say = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(60)"
+    cores = local.shares_of_cores(2)[1]
+    say = (
+        "import os, time; time.sleep(0.5); print(os.environ['CUDA_VISIBLE_DEVICES'], "
+        "*sorted(os.sched_getaffinity(0)), flush=True); time.sleep(60)"
+    )
     one = point(tmp_path, [sys.executable, "-c", say])
-    process = local.start(one, {"CUDA_VISIBLE_DEVICES": "2,3"})
+    process = local.start(one, local.Slot("2,3", cores))
     try:
-        wait_until(lambda: "2,3" in one.log.read_text().splitlines(), process)
+        mine = f"2,3 {' '.join(map(str, cores or sorted(os.sched_getaffinity(0))))}"
+        wait_until(lambda: mine in one.log.read_text().splitlines(), process)
         assert local.start(one) is None and local.trainer_of(one) == {}
     finally:
         process.kill()
@@ -383,14 +388,24 @@ def test_a_started_point_has_its_devices_and_cannot_be_started_again(tmp_path):
 
 def test_devices_are_handed_out_once_also_when_runs_of_a_killed_sweep_have_some(tmp_path):
     here = os.uname().nodename
-    sweep = local._Sweep([], ["0,1", "2,3", "4,5"], progress.Screen(), [])
-    assert sweep._free([]) == ["0,1", "2,3", "4,5"]
-    assert sweep._free([{"host": here, "devices": "2,3"}]) == ["0,1", "4,5"]
-    assert sweep._free([{"host": here, "devices": "1,2"}]) == ["4,5"]
-    assert sweep._free([{"host": here, "devices": ""}, {}]) == ["4,5"]
-    assert sweep._free([{"host": "another", "devices": "0,1"}]) == ["0,1", "2,3", "4,5"]
-    sweep.running = [local._Training(point(tmp_path, []), None, "4,5")]
-    assert sweep._free([{"host": here, "devices": "0"}]) == ["2,3"]
+    slots = a, b, c = [local.Slot(gpus, (k,)) for k, gpus in enumerate(("0,1", "2,3", "4,5"))]
+    sweep = local._Sweep([], slots, progress.Screen(), [])
+    assert sweep._free([]) == [a, b, c]
+    assert sweep._free([{"host": here, "devices": "2,3"}]) == [a, c]
+    assert sweep._free([{"host": here, "devices": "1,2"}]) == [c]
+    assert sweep._free([{"host": here, "devices": ""}, {}]) == [c]
+    assert sweep._free([{"host": "another", "devices": "0,1"}]) == [a, b, c]
+    sweep.running = [local._Training(point(tmp_path, []), None, c)]
+    assert sweep._free([{"host": here, "devices": "0"}]) == [b]
+
+
+def test_concurrent_runs_share_the_cores_without_overlap(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 7}, raising=False)
+    assert local.shares_of_cores(2) == [(0, 1), (2, 5, 7)]
+    assert local.shares_of_cores(5) == [(0,), (1,), (2,), (5,), (7,)]
+    assert local.shares_of_cores(1) == [()] and local.shares_of_cores(6) == [()] * 6
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert local.shares_of_cores(2) == [(), ()]
 
 
 def test_progress_is_read_from_the_end_of_a_log(tmp_path):

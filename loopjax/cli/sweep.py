@@ -36,11 +36,11 @@ def sweep(argv: list[str]) -> int:
     _check(args, overrides)
     if args.status is not None:
         return _status(args)
-    slots = _slots(args.jobs or 1, args.gpus)
     arguments.use_cpu()  # the accelerators of this machine are for the runs
     from loopjax.sweep import branches, halving, local, points, retry
     from loopjax.sweep.progress import Screen
 
+    slots = _slots(args.jobs or 1, args.gpus)
     workdir = pathlib.Path(args.workdir)
     found = points.points(args.config, overrides, workdir)
     chosen = found if args.retry is None else retry.chosen(found, args.retry)
@@ -150,14 +150,18 @@ def _check(args, overrides: list[str]) -> None:
             raise UserError(f"--{flag} goes with --launcher={launcher}")
 
 
-def _slots(jobs: int, gpus: str | None) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each concurrent run; empty strings where --gpus is not given."""
+def _slots(jobs: int, gpus: str | None) -> list:
+    """The `local.Slot` of each concurrent run."""
+    from loopjax.sweep import local
+
+    cores = local.shares_of_cores(jobs)
     if gpus is None:
-        return [""] * jobs
+        return [local.Slot("", mine) for mine in cores]
     ids = gpus.split(",")
     if not all(map(str.strip, ids)) or len(ids) % jobs or len(set(ids)) < len(ids):
         raise UserError(
             f"--gpus={gpus} must list different devices like 0,1, the same number for each of {jobs} jobs"
         )
     share = len(ids) // jobs
-    return [",".join(ids[i * share : (i + 1) * share]) for i in range(jobs)]
+    parts = (",".join(ids[i * share : (i + 1) * share]) for i in range(jobs))
+    return [*map(local.Slot, parts, cores)]

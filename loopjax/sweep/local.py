@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import time
+from typing import NamedTuple
 
 from loopjax import lock
 from loopjax.signals import STOPS
@@ -27,15 +28,44 @@ from loopjax.sweep.progress import Screen, done, failure, status
 POLL_S = 0.5
 
 
+class Slot(NamedTuple):
+    """What one of several concurrent runs uses.
+
+    Attributes:
+      gpus: CUDA_VISIBLE_DEVICES; empty for the devices of the sweep itself.
+      cores: numbers of the CPU cores; empty for all.
+    """
+
+    gpus: str = ""
+    cores: tuple[int, ...] = ()
+
+
+ANY = Slot()
+
+
 @dataclasses.dataclass
 class _Training:
     point: Point
     process: subprocess.Popen
-    slot: str
+    slot: Slot
     halted: bool = False  # stopped at a rung
 
 
-def start(point: Point, env: dict | None = None, log=None) -> subprocess.Popen | None:
+def shares_of_cores(jobs: int) -> list[tuple[int, ...]]:
+    """The cores of each of several concurrent runs; all (an empty tuple) where they cannot be divided.
+
+    The threads of a run wait for each other in every operation, so runs that share all cores stop each
+    other: two small models on two cores are several times slower than with a core each.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if jobs == 1 or jobs > len(cores):
+        return [()] * jobs
+    return [
+        tuple(cores[i * len(cores) // jobs : (i + 1) * len(cores) // jobs]) for i in range(jobs)
+    ]
+
+
+def start(point: Point, slot: Slot = ANY, log=None) -> subprocess.Popen | None:
     """Starts to train a point; None if another process is training it, or has finished it.
 
     The output of the training is appended to the log of the point. The process holds the lock of
@@ -48,10 +78,17 @@ def start(point: Point, env: dict | None = None, log=None) -> subprocess.Popen |
         directory.forget(point.workdir)
         print(f"$ {shlex.join(point.command)}", file=file, flush=True)
         # In its own session, so that Ctrl-C reaches only the sweep, which forwards it.
-        return subprocess.Popen(
+        gpus = {"CUDA_VISIBLE_DEVICES": slot.gpus} if slot.gpus else {}
+        process = subprocess.Popen(
             point.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})}, start_new_session=True,
+            env=os.environ | gpus, start_new_session=True,
         )  # fmt: skip
+    if slot.cores:
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(
+                process.pid, slot.cores
+            )  # before it has threads, which inherit them
+    return process
 
 
 def trainer_of(point: Point) -> dict | None:
@@ -61,13 +98,13 @@ def trainer_of(point: Point) -> dict | None:
 
 
 def run(
-    points: list[Point], slots: list[str], screen: Screen, halving: Halving | None = None
+    points: list[Point], slots: list[Slot], screen: Screen, halving: Halving | None = None
 ) -> bool:
     """Trains the unfinished points; returns whether all points are finished, or halved, at the end.
 
     Args:
       points: all points of the sweep.
-      slots: CUDA_VISIBLE_DEVICES of each run at a time; empty for the devices of the sweep itself.
+      slots: what each of the runs at a time uses.
       screen: where progress is shown.
       halving: the rungs, to stop points that may not go on.
     """
@@ -79,7 +116,7 @@ class _Sweep:
     def __init__(
         self,
         points: list[Point],
-        slots: list[str],
+        slots: list[Slot],
         screen: Screen,
         signals: list[int],
         halving: Halving | None = None,
@@ -189,13 +226,13 @@ class _Sweep:
             slot = free.pop(0)
             self.pending.remove(point)
             before = directory.ended(point.workdir)
-            process = start(point, {"CUDA_VISIBLE_DEVICES": slot} if slot else None)
+            process = start(point, slot)
             if process is None:
                 self.pending.append(point)  # another process has just started it
                 continue
             self.running.append(_Training(point, process, slot))
             again = f"  again: {_failed_before(before)}" if before.get("failures") else ""
-            where = f"  on devices {slot}" if slot else ""
+            where = f"  on devices {slot.gpus}" if slot.gpus else ""
             if self.halving and self.halving.stands(point.name):
                 again = f"  promoted: {_place(self.halving.standing(point.name))}"
                 self.halving.promote(point.name)
@@ -229,7 +266,7 @@ class _Sweep:
                 self.blocked[point.name] = f"waits for {point.base}, which {why}"
                 self.screen.say(f"waits    {point.name}  for {point.base}, which {why}")
 
-    def _free(self, holders: list[dict]) -> list[str]:
+    def _free(self, holders: list[dict]) -> list[Slot]:
         """The slots used neither by our runs nor by runs of other processes on this machine."""
         free = list(self.slots)
         for training in self.running:
@@ -238,7 +275,7 @@ class _Sweep:
             if holder.get("host", socket.gethostname()) != socket.gethostname() or not free:
                 continue
             theirs = set(filter(None, holder.get("devices", "").split(",")))
-            same = [slot for slot in free if theirs & set(slot.split(","))]
+            same = [slot for slot in free if theirs & set(slot.gpus.split(","))]
             for slot in same or free[:1]:
                 free.remove(slot)
         return free
