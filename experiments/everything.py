@@ -3,7 +3,7 @@
     python experiments/everything.py [--output=study] [--seeds=3] [--jobs=2] [--docs]
     python experiments/everything.py --redraw
 
-Trains all models first, several at a time, each with its output in train.log, then measures them.
+Trains all models first, several at a time, like a sweep, then measures them.
 Finished work is skipped. --docs writes docs/results.md and copies figures and numbers to
 docs/results/. --redraw trains nothing: it draws the figures in docs/results/ from the numbers there.
 """
@@ -14,22 +14,25 @@ import importlib
 import os
 import pathlib
 import platform
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 
 import experiment
 import scales
-from study import ROOT, Study, compilation_cache, run_result
+from study import ROOT, Study, compilation_cache
 
+from loopjax import config as config_lib
+from loopjax import config_flags
 from loopjax.checkpoint import versions
 from loopjax.cli.arguments import positive
+from loopjax.errors import UserError
 from loopjax.files import read_json, write_json, write_text
+from loopjax.sweep import local, progress
+from loopjax.sweep.branches import Reference
+from loopjax.sweep.points import Point
 from loopjax.text_table import markdown as table
 
-LOG = "train.log"  # in the directory of a run
 NAMES = (
     "tradeoffs",
     "p_hop",
@@ -98,8 +101,11 @@ def main() -> None:
     output = args.output.absolute() / "mini"
     os.chdir(ROOT)
     study = Study(output, scales.repeated("mini", args.seeds))
-    with timed(output, "training"):
-        train_all(study, args.only, args.jobs)
+    try:
+        with timed(output, "training"):
+            train_all(study, args.only, args.jobs)
+    except UserError as error:
+        raise SystemExit(f"everything.py: {error}") from None
     for name in args.only:
         with timed(output, name):
             experiment.perform(importlib.import_module(name), study)
@@ -123,57 +129,48 @@ def timed(output: pathlib.Path, what: str):
 
 
 def train_all(study: Study, names, jobs: int) -> None:
-    """Trains the models of experiments, `jobs` at a time, each after the runs it starts from."""
+    """Trains the models of experiments as a sweep, `jobs` at a time; exits if one fails."""
     declared = Study(study.output, study.scale, checking=True)
     for name in names:
         importlib.import_module(name).runs(declared)
-    waiting = {
+    todo = {
         workdir: command
         for workdir, command in declared.declared.items()
         if not study.is_done(workdir / "result.json", command)
+        and not (workdir / "result.json").exists()  # of an interrupted study: checked by `cached`
     }
-    running: dict[pathlib.Path, subprocess.Popen] = {}
-    print(f"{len(declared.declared)} models, {len(waiting)} to train", flush=True)
-    try:
-        while waiting or running:
-            for workdir, command in list(waiting.items()):
-                if len(running) < jobs and not _sources(command, workdir) & {*waiting, *running}:
-                    running[workdir] = _started(workdir, waiting.pop(workdir))
-            time.sleep(0.2)
-            for workdir, process in list(running.items()):
-                if process.poll() is not None:
-                    running.pop(workdir)
-                    _ended(workdir, process.returncode)
-                    study.mark_done(workdir / "result.json", declared.declared[workdir])
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+    points = [_point(workdir, command, todo) for workdir, command in todo.items()]
+    print(f"{len(declared.declared)} models, {len(todo)} to train", flush=True)
+    os.environ |= {k.upper(): str(v) for k, v in compilation_cache(study.output).items()}
+    slots = [local.Slot(cores=cores) for cores in local.shares_of_cores(jobs)]
+    finished = local.run(points, slots, progress.Screen())
+    for point in points:
+        if point.result() is not None:
+            study.mark_done(point.workdir / "result.json", todo[point.workdir])
+    if not finished:
+        raise SystemExit(1)
 
 
-def _sources(command: list[str], workdir: pathlib.Path) -> set[pathlib.Path]:
-    """The other runs that a command names: those it starts from."""
-    values = {pathlib.Path(part.partition("=")[2].partition("@")[0]) for part in command}
-    return {path for path in values if path.parent == workdir.parent} - {workdir}
+def _point(workdir: pathlib.Path, command: list[str], todo) -> Point:
+    """A run of a study as a point of a sweep, which waits for the run that it starts from."""
+    values = (part.partition("=")[2].partition("@") for part in command)
+    bases = [
+        Reference(path.name, int(step) if step else None)
+        for path, step in ((pathlib.Path(text), step) for text, _, step in values)
+        if path in todo and path != workdir
+    ]
+    config = config_lib.default()
+    config.steps = _steps(command)
+    whole = [sys.executable, "-m", "loopjax", *command]
+    return Point(workdir.name, {}, workdir, whole, config, bases[0] if bases else None)
 
 
-def _started(workdir: pathlib.Path, command: list[str]) -> subprocess.Popen:
-    options = compilation_cache(workdir.parent.parent)
-    env = os.environ | {option.upper(): str(value) for option, value in options.items()}
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / LOG).open("a") as log:
-        print(f"loopjax {shlex.join(command)}", file=log, flush=True)
-        command = [sys.executable, "-m", "loopjax", *command]
-        return subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-
-
-def _ended(workdir: pathlib.Path, code: int) -> None:
-    if code:
-        lines = (workdir / LOG).read_text().splitlines()
-        raise SystemExit("\n".join([f"{workdir.name} failed:", *lines[-5:]]))
-    result = run_result(workdir)
-    print(f"{workdir.name}: {result['wall_clock_s'] / 60:.1f} minutes", flush=True)
+def _steps(command: list[str]) -> int:
+    """The training steps of a command, for its progress."""
+    name, *flags = command
+    mine = [flag for flag in flags if flag.startswith("--config")]
+    make = None if name == "train" else lambda _: config_lib.default()
+    return config_flags.parse(name, "", mine, make=make)[0].steps
 
 
 def redraw(folder: pathlib.Path, names=NAMES) -> list[str]:
