@@ -54,13 +54,12 @@ def weighted_loss(x_BTD, head, targets_BT, weights_BT, axes):
       weights_BT: float32, constants.
       axes: logical names of the axes of `head`: ("embed", "vocab") or ("vocab", "embed").
     """
-    (total, terms), _ = _on_mesh(x_BTD, head, (targets_BT, weights_BT), axes, _local_loss)
-    return total, terms
+    return _on_mesh(x_BTD, head, (targets_BT, weights_BT), axes, _local_loss)[0]
 
 
 def _weighted_loss_fwd(x_BTD, head, targets_BT, weights_BT, axes):
     inputs = (targets_BT, weights_BT)
-    return _on_mesh(x_BTD, head, inputs, axes, _local_loss_and_gradients)
+    return _on_mesh(x_BTD, head, inputs, axes, _local_loss_and_gradients, gradients=True)
 
 
 def _weighted_loss_bwd(axes, gradients, cotangents):
@@ -78,13 +77,14 @@ def weighted_losses(x_BTD, head, targets_BT, weights_BT, axes):
 
     Only the first is differentiated, here with respect to the weights too.
     """
-    (total, terms_BT), _ = _on_mesh(x_BTD, head, (targets_BT, weights_BT), axes, _local_losses)
-    return total, terms_BT
+    local = functools.partial(_local_loss, each=True)
+    return _on_mesh(x_BTD, head, (targets_BT, weights_BT), axes, local, _EACH)[0]
 
 
 def _weighted_losses_fwd(x_BTD, head, targets_BT, weights_BT, axes):
     inputs = (targets_BT, weights_BT)
-    results, gradients = _on_mesh(x_BTD, head, inputs, axes, _local_losses_and_gradients)
+    local = functools.partial(_local_loss_and_gradients, each=True)
+    results, gradients = _on_mesh(x_BTD, head, inputs, axes, local, _EACH, gradients=True)
     return results, (*gradients, sum(results[1].values()))
 
 
@@ -103,14 +103,21 @@ def token_losses(x_BTD, head, targets_BT, axes):
     Both are meaningless where the target is -1. Its gradient keeps all logits; that of
     `weighted_loss` does not.
     """
-    return _on_mesh(x_BTD, head, (targets_BT,), axes, _local_token_losses)[0]
+    return _on_mesh(x_BTD, head, (targets_BT,), axes, _local_token_losses, True)[0]
 
 
 # --- on a mesh ---------------------------------------------------------------------------------
 
 
-def _on_mesh(x_BTD, head, inputs, axes, local):
+_EACH = (False, True)  # a sum over all tokens, a value of each token
+
+
+def _on_mesh(x_BTD, head, inputs, axes, local, by_token=False, gradients=False):
     """`local` on the devices of the mesh of the context; without a mesh, on whole arrays.
+
+    Args:
+      by_token: whether the results are of tokens, not sums over all; a prefix of their tree.
+      gradients: whether `local` returns gradients.
 
     Returns what `local` does: (results, gradients or None).
     """
@@ -120,15 +127,11 @@ def _on_mesh(x_BTD, head, inputs, axes, local):
     if where is None:
         return run(x_BTD, head, *inputs)
     tokens = PartitionSpec(*where.rows)
-    with_gradients = (_local_loss_and_gradients, _local_losses_and_gradients)
-    gradients = (tokens, where.spec) if local in with_gradients else None
-    results = tokens if local is _local_token_losses else PartitionSpec()
-    if local in (_local_losses, _local_losses_and_gradients):
-        results = PartitionSpec(), tokens
+    results = jax.tree.map(lambda yes: tokens if yes else PartitionSpec(), by_token)
     return jax.shard_map(
         run,
         in_specs=(tokens, where.spec, *(tokens for _ in inputs)),
-        out_specs=(results, gradients),
+        out_specs=(results, (tokens, where.spec) if gradients else None),
         check_vma=False,
     )(x_BTD, head, *inputs)
 
@@ -175,29 +178,33 @@ def _summed(x, mesh_axes):
 # --- on one device -----------------------------------------------------------------------------
 
 
-def _local_loss(x_BTD, head, targets_BT, weights_BT, *, place):
+def _local_loss(x_BTD, head, targets_BT, weights_BT, *, place, each=False):
+    """((the loss, its terms), None); with `each` the terms of each token."""
     head_DV = place.gather(head, x_BTD.dtype)
 
     def chunk(sums, inputs):
         x_nD, targets_n, weights_n = inputs
         terms = token_terms(*_logits(x_nD, head_DV, targets_n, place.vocab)[-2:])
-        return _added(sums, terms, weights_n), None
+        return _added(sums, terms, weights_n), terms if each else None
 
-    sums, _ = _chunked(chunk, _no_terms(), x_BTD, targets_BT, weights_BT)
-    return _totals(sums, place), None
+    sums, terms_BT = _chunked(chunk, _no_terms(), x_BTD, targets_BT, weights_BT)
+    total, terms = _totals(sums, place)
+    return (total, terms_BT if each else terms), None
 
 
-def _local_loss_and_gradients(x_BTD, head, targets_BT, weights_BT, *, place):
+def _local_loss_and_gradients(x_BTD, head, targets_BT, weights_BT, *, place, each=False):
+    """The same, with the gradients of `x_BTD` and `head`."""
     head_DV = place.gather(head, x_BTD.dtype)
 
     def chunk(carry, inputs):
-        carry, (dx_nD, _) = _with_gradients(carry, inputs, head_DV, place)
-        return carry, dx_nD
+        carry, (dx_nD, terms) = _with_gradients(carry, inputs, head_DV, place)
+        return carry, (dx_nD, terms if each else None)
 
     start = _no_terms(), jnp.zeros(head_DV.shape, jnp.float32)
-    (sums, dhead_DV), dx_BTD = _chunked(chunk, start, x_BTD, targets_BT, weights_BT)
+    (sums, dhead_DV), (dx_BTD, terms_BT) = _chunked(chunk, start, x_BTD, targets_BT, weights_BT)
     gradients = _summed(dx_BTD, place.vocab), place.scatter(dhead_DV)
-    return _totals(sums, place), gradients
+    total, terms = _totals(sums, place)
+    return (total, terms_BT if each else terms), gradients
 
 
 def _with_gradients(carry, inputs, head_DV, place):
@@ -212,30 +219,6 @@ def _with_gradients(carry, inputs, head_DV, place):
     dlogits_nV += jnp.where(is_target_nV, d_target_n[:, None], 0.0)
     dx_nD, more_DV = kernels.matmul_gradients(x_nD, head_DV, dlogits_nV, jnp.float32)
     return (_added(sums, terms, weights_n), dhead_DV + more_DV), (dx_nD, terms)
-
-
-def _local_losses_and_gradients(x_BTD, head, targets_BT, weights_BT, *, place):
-    head_DV = place.gather(head, x_BTD.dtype)
-
-    def chunk(carry, inputs):
-        return _with_gradients(carry, inputs, head_DV, place)
-
-    start = _no_terms(), jnp.zeros(head_DV.shape, jnp.float32)
-    (sums, dhead_DV), (dx_BTD, terms_BT) = _chunked(chunk, start, x_BTD, targets_BT, weights_BT)
-    gradients = _summed(dx_BTD, place.vocab), place.scatter(dhead_DV)
-    return (_totals(sums, place)[0], terms_BT), gradients
-
-
-def _local_losses(x_BTD, head, targets_BT, weights_BT, *, place):
-    head_DV = place.gather(head, x_BTD.dtype)
-
-    def chunk(sums, inputs):
-        x_nD, targets_n, weights_n = inputs
-        terms = token_terms(*_logits(x_nD, head_DV, targets_n, place.vocab)[-2:])
-        return _added(sums, terms, weights_n), terms
-
-    sums, terms_BT = _chunked(chunk, _no_terms(), x_BTD, targets_BT, weights_BT)
-    return (_totals(sums, place)[0], terms_BT), None
 
 
 def _local_token_losses(x_BTD, head, targets_BT, *, place):
