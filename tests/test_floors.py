@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from loopjax.data import registry
 from loopjax.data.floors import ITEMS, Floors, floors, mean_floors
 
 
@@ -61,14 +62,19 @@ def test_half_of_the_four_hop_items_are_solved_by_repeating_the_last_letter():
     assert accuracy == pytest.approx(0.51, abs=0.03)
 
 
-def test_a_value_of_the_row_is_the_best_guess_about_a_chain():
-    # A row of one chain has one value; rows of equal pairs have the value of the last pair as often as
-    # the last statement belongs to it.
-    assert floors("alias_5", 24).best[1] == 1
-    found = floors("alias_1", 128)
-    assert found.chance == 0.1 and found.rules["one of the values"] == pytest.approx(0.1, abs=0.01)
-    assert found.best == ("the last value", pytest.approx(0.25, abs=0.03))
-    assert floors("alias_8", 128).best == ("the first value", pytest.approx(0.27, abs=0.03))
+@pytest.mark.parametrize("hops", [2, 8])
+def test_no_digit_is_often_the_end_of_a_trail(hops):
+    items = registry.items(f"trail_{hops}", "heldout", 1, 1500)
+    digits = [[c for c in item.prompt if c.isdigit()] for item in items]
+    last = sum(d[-1] == item.answer for d, item in zip(digits, items, strict=True))
+    most = 0
+    for found, item in zip(digits, items, strict=True):
+        top = [d for d in {*found} if found.count(d) == max(map(found.count, found))]
+        most += (item.answer in top) / len(top)
+    found = floors(f"trail_{hops}")
+    assert found.chance == 0.1 and found.best[1] < 0.3
+    assert found.rules["repeat the last digit"] == pytest.approx(last / 1500, abs=0.04)
+    assert found.rules["the most frequent digit"] == pytest.approx(most / 1500, abs=0.04)
 
 
 def test_floors_of_other_tasks_are_exact():

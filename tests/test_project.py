@@ -23,7 +23,7 @@ LAYERS = [
     "attention", "rope", "model_config", "sharding", "sharded_weights", "remat", "head", "files",
     "outputs", "sweep.grids", "sweep.directory", "sweep.logs", "sweep.hparams", "callbacks",
     "lease", "lock", "host", "ledger", "log", "data.tokenizers", "ahead", "cli.main", "__main__",
-    "data.source", "data.instances", "data.addition", "data.items", "data.alias", "data.hops", "data.igsm",
+    "data.source", "data.instances", "data.addition", "data.items", "data.trail", "data.hops", "data.igsm",
     "data.text_tasks", "data.remote_shards", "data.token_shards", "results.schema",
     "evals.token_bytes", "analysis.lens_training", "evals.raw_files", "cli.arguments",
     "compilation_cache", "data.prepare.readers", "data.prepare.input_files", "data.prepare.parquet",

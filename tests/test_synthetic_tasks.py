@@ -34,7 +34,7 @@ def length(row):
     return np.flatnonzero(row["targets"] >= 0)[0] + 1
 
 
-NAMES = ["addition_2", "addition_32", "igsm_1", "igsm_6", "hops_3x20", "sanford_2", "alias_4"]
+NAMES = ["addition_2", "addition_32", "igsm_1", "igsm_6", "hops_3x20", "sanford_2", "trail_4"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,49 +66,44 @@ def test_tokens_lie_within_the_vocabulary_and_use_all_of_it(name):
         assert {-1, *range(source.vocab_size - (not padded))} == set(seen.tolist())
 
 
-# --- chains of variables -----------------------------------------------------------------------
+# --- letters that lead to digits ---------------------------------------------------------------
 
 
-def resolved(text):
-    """(digit, depth) of every statement of a text, by looking names up one after another."""
-    right = dict(re.findall(r"(\w)=(\w);", text))
-
-    def of(name):
-        if right[name].isdigit():
-            return right[name], 0
-        value, depth = of(right[name])
-        return value, depth + 1
-
-    return [of(name) for name in right]
+def followed(text, i):
+    """(digit, hops) of the symbol at i: back to the last such letter, on to the symbol after it."""
+    hops = 0
+    while not text[i].isdigit():
+        before = text.rfind(text[i], 0, i)
+        if before < 0:
+            return None
+        i, hops = before + 1, hops + 1
+    return text[i], hops
 
 
-@pytest.mark.parametrize("depth, seq_len", [(1, 128), (4, 128), (12, 128), (3, 19), (2, 400)])
-def test_a_variable_stands_for_the_digit_at_the_end_of_its_chain(depth, seq_len):
-    n, seen = min(seq_len // 4, 52), Counter()
+@pytest.mark.parametrize("hops", [1, 4, 16])
+def test_a_letter_leads_to_the_digit_at_the_end_of_its_hops(hops):
+    seen = Counter()
     for split in ("train", "heldout"):
-        for row in rows(f"alias_{depth}", split, seq_len, count=100):
+        for row in rows(f"trail_{hops}", split, count=100):
             text = bytes(row["inputs"].tolist()).decode()
-            found = resolved(text)
-            assert len(found) == n and set(text[4 * n :]) <= {"\n"}
-            assert max(d for _, d in found) == found[-1][1] == depth
-            for i, (value, d) in enumerate(found):
-                scored = d > 0 if split == "train" else i == n - 1
-                assert row["targets"][4 * i + 2] == (ord(value) if scored else -1)
-                seen[d] += 1
-            assert (row["targets"] >= 0).sum() == (
-                sum(d > 0 for _, d in found) if split == "train" else 1
-            )
-    assert {*seen} == {*range(depth + 1)}, "chains of every depth"
+            assert re.fullmatch("[a-f0-9]{128}", text)
+            assert all(a != b for a, b in itertools.pairwise(text))
+            found = [followed(text, i) for i in range(128)]
+            for i, (one, target) in enumerate(zip(found, row["targets"].tolist(), strict=True)):
+                scored = one and 0 < one[1] <= hops and (split == "train" or i == 127)
+                assert target == (ord(one[0]) if scored else -1)
+                seen[one and one[1]] += 1
+            assert split == "train" or found[-1][1] == hops
+    assert {*range(hops + 1)} <= {*seen}
 
 
-def test_questions_about_chains_have_one_answer_and_no_trace_of_it():
-    for item in registry.items("alias_5", "heldout", 0, 50):
-        value, depth = resolved(f"{item.prompt};")[-1]
-        assert (item.answer, depth) == (value, 5) and item.answer in item.options
-    with pytest.raises(UserError, match=r"alias_13: the depth must lie within 1\.\.12"):
-        rows("alias_13")
-    with pytest.raises(UserError, match="too short for alias_5, which takes 24 tokens"):
-        rows("alias_5", seq_len=23)
+def test_questions_about_trails_have_the_digit_as_the_answer():
+    for item in registry.items("trail_5", "heldout", 0, 50):
+        assert followed(item.prompt, 127) == (item.answer, 5) and item.answer in item.options
+    with pytest.raises(UserError, match=r"trail_17: the number of hops must lie within 1\.\.16"):
+        rows("trail_17")
+    with pytest.raises(UserError, match="too short for trail_5, which takes 24 tokens"):
+        rows("trail_5", seq_len=23)
 
 
 # --- addition ----------------------------------------------------------------------------------

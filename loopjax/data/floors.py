@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from loopjax.data import alias, registry
+from loopjax.data import registry, trail
 from loopjax.data.addition import Addition
 from loopjax.data.hops import ALPHABET, FIRST_LETTER, Chain, HopText, PHop, Sanford, p_hop
 from loopjax.data.igsm import DIGIT, IGSM, MODULUS
@@ -25,7 +25,7 @@ from loopjax.data.modular import ModularAddition
 
 ITEMS = 4000  # simulated items of a task; the standard error is at most 0.8 points
 # Length of the rows that are simulated, if it is not given: that of the evaluation items or the papers.
-_LENGTHS = {alias.Alias: 128, PHop: 33, HopText: 49, Sanford: 99, IGSM: 288}
+_LENGTHS = {trail.Trail: trail.EVALUATED, PHop: 33, HopText: 49, Sanford: 99, IGSM: 288}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,8 @@ def floors(task: str, seq_len: int | None = None) -> Floors | None:
         return _addition(*arguments)
     if made is ModularAddition:  # every answer is as frequent as any other
         return Floors(1 / arguments[0])
-    if made is alias.Alias:
-        examples = _instances(made, arguments, seq_len)
-        return _simulated(_alias_rules, examples, 1 / len(alias.DIGITS))
+    if made is trail.Trail:
+        return _simulated(_trail_rules, _instances(made, arguments, seq_len), 1 / trail.DIGITS)
     if made is IGSM:
         return _simulated(_igsm_rules, _instances(IGSM, arguments, seq_len), 1 / MODULUS)
     if made in (PHop, HopText, Sanford, Chain):
@@ -131,14 +130,15 @@ def _hop_rules(made: type, p: int, example: dict) -> tuple[dict, dict, int]:
     return trivial, short, len(at)
 
 
-def _alias_rules(example: dict) -> tuple[dict, dict, int]:
+def _trail_rules(example: dict) -> tuple[dict, dict, int]:
     at = int(example["targets"].argmax())
-    answer, right = example["targets"][at], example["inputs"][2 : at : alias.STATEMENT]
-    values = right[np.isin(right, alias.DIGITS)]
+    text, answer = example["inputs"][: at + 1], example["targets"][at]
+    digits = text[(text >= ord("0")) & (text <= ord("9"))]
+    counts = np.bincount(digits, minlength=answer + 1)
+    most = counts == counts.max()
     rules = {
-        "the first value": values[0] == answer,
-        "the last value": values[-1] == answer,
-        "one of the values": np.mean(values == answer),
+        "repeat the last digit": digits[-1] == answer,
+        "the most frequent digit": most[answer] / most.sum(),
     }
     return rules, {}, 1
 

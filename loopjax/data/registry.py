@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from loopjax.data import items as items_lib
 from loopjax.data.addition import Addition
-from loopjax.data.alias import Alias, alias_item
 from loopjax.data.hops import Chain, HopText, PHop, Sanford, hop_item
 from loopjax.data.igsm import IGSM
 from loopjax.data.instances import Limited
@@ -19,6 +18,7 @@ from loopjax.data.modular import ModularAddition
 from loopjax.data.source import Source
 from loopjax.data.text_tasks import copying, variable_assignment
 from loopjax.data.token_shards import StandardLibrary
+from loopjax.data.trail import Trail, trail_item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ TASKS = (
     Task("p_hop_<1..32>", r"p_hop_(\d+)", PHop),
     Task("hop_text_<1..9>", r"hop_text_([1-9])", HopText, hop_item),
     Task("hops_<1..32>x<letters>", r"hops_(\d+)x(\d+)", Chain),
-    Task("alias_<1..12>", r"alias_(\d+)", Alias, alias_item),
+    Task("trail_<1..16>", r"trail_(\d+)", Trail, trail_item),
     Task("sanford_<0..16>", r"sanford_(\d+)", Sanford),
     Task("addition_<2..32>", r"addition_(\d+)", Addition),
     Task("mod_addition_<p>", r"mod_addition_(\d+)", ModularAddition),
