@@ -14,6 +14,8 @@ from common import SIZES, alternate, emit, parser, ratio, spread
 
 from loopjax import attention, block
 
+CALLS = 20
+
 
 def parts(size: str):
     """{name: (function of JAX arrays, the same of PyTorch tensors, their inputs)}."""
@@ -75,7 +77,8 @@ def compared(ours, theirs, inputs, rounds: int) -> dict:
     for mine, other in zip(in_jax(), in_torch(), strict=True):
         scale = float(other.abs().max())
         np.testing.assert_allclose(mine / scale, other / scale, atol=1e-4)
-    seconds = alternate({"loopjax": in_jax, "torch": in_torch}, rounds)
+    # Many calls in a row, since the threads of one library are still awake when the other begins.
+    seconds = alternate({"loopjax": in_jax, "torch": in_torch}, rounds, CALLS)
     times = {name: spread(values) for name, values in seconds.items()}
     return times | {"loopjax_to_torch": ratio(seconds["loopjax"], seconds["torch"])}
 

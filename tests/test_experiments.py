@@ -13,8 +13,9 @@ from loopjax.errors import UserError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAMES = (
     "tradeoffs", "cooldown", "retrofit", "repeat", "residual", "effects", "similarity", "order",
-    "depth_use", "finetune", "in_context", "random_depth", "loop_growth", "growth_moments", "damped",
+    "depth_use", "finetune", "in_context",
 )  # fmt: skip
+RECURRENCE = ("random_depth", "loop_growth", "growth_moments", "damped")
 SYNTHETIC = ("p_hop", "addition", "igsm", "two_phase", "loop_neural_networks")
 
 
@@ -49,19 +50,44 @@ def tiny(folder, **changes):
     return importlib.import_module("study").Study(folder / "mini", scale)
 
 
+def performed(name, study):
+    """Runs an experiment and checks what it has written."""
+    experiment, summary = importlib.import_module("experiment"), importlib.import_module("summary")
+    outcome = experiment.perform(importlib.import_module(name), study)
+    assert outcome.verdict in summary.VERDICTS
+    record = json.loads((study.output / f"{name}.json").read_text())
+    assert record["table"] and list(record["table"][0]) == list(outcome.heads)
+    assert record["figures"][0] == name
+    for figure in record["figures"]:
+        assert (study.output / f"{figure}.png").stat().st_size > 5000
+    return outcome
+
+
+@pytest.mark.slow
+def test_experiments_with_options_of_recurrence_come_to_an_outcome(tmp_path, monkeypatch):
+    monkeypatch.setattr("damped.ROLES", ("standard", "middle loop"))
+    monkeypatch.setattr("damped.TIMES", (1,))
+    settings = importlib.import_module("random_depth").settings
+    few = ("fixed", "random")
+    monkeypatch.setattr("random_depth.settings", lambda n: {k: settings(n)[k] for k in few})
+    study = tiny(tmp_path, seeds=(0,))
+    study.output.mkdir()
+    performed("random_depth", study)
+    performed("damped", study)
+    grown = performed("loop_growth", study)
+    flops = [float(row[grown.heads.index("training FLOPs")]) for row in grown.rows]
+    assert min(flops) > 0.9 * max(flops), "equal but for the FLOPs of a step"
+    moments = performed("growth_moments", study)
+    assert len(moments.rows) == 5 and len({row[1:] for row in moments.rows}) > 1
+
+
 @pytest.mark.slow
 def test_every_experiment_comes_to_an_outcome_and_does_nothing_twice(tmp_path, capfd):
-    experiment, summary = importlib.import_module("experiment"), importlib.import_module("summary")
+    experiment = importlib.import_module("experiment")
     study = tiny(tmp_path)
     study.output.mkdir()
     for name in NAMES:
-        outcome = experiment.perform(importlib.import_module(name), study)
-        assert outcome.verdict in summary.VERDICTS
-        record = json.loads((study.output / f"{name}.json").read_text())
-        assert record["table"] and list(record["table"][0]) == list(outcome.heads)
-        assert record["figures"][0] == name
-        for figure in record["figures"]:
-            assert (study.output / f"{figure}.png").stat().st_size > 5000
+        performed(name, study)
     capfd.readouterr()
     for name in NAMES:
         experiment.perform(importlib.import_module(name), study)
@@ -95,7 +121,7 @@ def test_models_are_trained_ahead_each_after_the_runs_it_starts_from(tmp_path, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES + SYNTHETIC)
+@pytest.mark.parametrize("name", NAMES + RECURRENCE + SYNTHETIC)
 def test_the_published_protocol_of_every_experiment_traces(name, tmp_path, capsys):
     protocol, scales = importlib.import_module("protocol"), importlib.import_module("scales")
     study = importlib.import_module("study").Study(tmp_path, scales.PAPER, checking=True)
@@ -210,4 +236,4 @@ def test_the_readme_of_the_experiments_names_every_file():
     files = {path.name for path in (ROOT / "experiments").glob("*.py")}
     assert {name for name in files if f"`{name}`" not in text} == {"everything.py"}
     assert "experiments/everything.py" in text
-    assert set(importlib.import_module("everything").NAMES) == {*NAMES, *SYNTHETIC}
+    assert set(importlib.import_module("everything").NAMES) == {*NAMES, *RECURRENCE, *SYNTHETIC}
