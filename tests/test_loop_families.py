@@ -10,11 +10,13 @@ import pytest
 from loopjax import checkpoint, flops, loop, model
 from loopjax.cli import main as cli
 from loopjax.depth import DepthPlan
-from loopjax.interop import architectures
+from loopjax.errors import UserError
+from loopjax.interop import architectures, step_zero
 from loopjax.interop.export_hf import export_hf
 from loopjax.interop.import_hf import import_hf
 from loopjax.lm import decode
 from loopjax.lm.loaded_model import open_model
+from loopjax.loop_config import LoopConfig
 from loopjax.model_config import ModelConfig
 
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -225,21 +227,120 @@ def test_more_repetitions_than_trained(tmp_path):
     np.testing.assert_allclose(np.asarray(ours)[0], theirs, atol=1e-4)
 
 
-def test_ouro_is_exported_with_its_loop(family, tmp_path):
+def without_gate(tensors):
+    return {name: value for name, value in tensors.items() if "early_exit_gate" not in name}
+
+
+def test_the_export_of_an_import_is_the_same_model_to_the_bit(family, tmp_path, capsys):
     name, _, source, run = family
-    if name != "ouro":
-        pytest.skip("Huginn is not written")
     config = export_hf(str(run), tmp_path / "out")
-    assert config["model_type"] == "ouro" and config["total_ut_steps"] == 3
-    assert config["num_hidden_layers"] == 2
-    before = safetensors.load_file(source / "model.safetensors")
-    after = safetensors.load_file(tmp_path / "out" / "model.safetensors")
+    told = capsys.readouterr().err
+    before, after = (
+        safetensors.load_file(at / "model.safetensors") for at in (source, tmp_path / "out")
+    )
+    if name == "huginn":
+        assert "fetches it from tomg-group-umd/huginn-0125 with trust_remote_code=True" in told
+        theirs = json.loads((source / "config.json").read_text())
+        assert theirs == {key: config[key] for key in theirs}
+        # The class registers the table as a buffer, so it has to be stored.
+        table = after.pop("freqs_cis")
+        assert table.shape == (1, 64, 1, D // H // 2, 2)
+        complex_numbers = np.exp(1j * angles(64, 50_000))
+        np.testing.assert_allclose(table[0, :, 0, :, 0], complex_numbers.real, atol=1e-5)
+        np.testing.assert_allclose(table[0, :, 0, :, 1], complex_numbers.imag, atol=1e-5)
+    else:
+        assert config["num_hidden_layers"] == 2 and config["total_ut_steps"] == 3
+        before, after = without_gate(before), without_gate(after)
     assert before.keys() == after.keys()
     for tensor, value in before.items():
-        same = "early_exit_gate" in tensor or np.array_equal(after[tensor], value)
-        assert same, tensor
-    again = import_hf(str(tmp_path / "out"), tmp_path / "again", tokenizer=False)
-    assert again["plan"] == "2x3"
+        np.testing.assert_array_equal(after[tensor], value, err_msg=tensor)
+    import_hf(str(tmp_path / "out"), tmp_path / "again", tokenizer=False)
+    (a, meta), (b, again) = (checkpoint.load_params(at) for at in (run, tmp_path / "again"))
+    assert meta["model"] == again["model"] and meta["plan"] == again["plan"]
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# Fields of the class RavenConfig of the family's repository that have to be in a config.json or have
+# a default there.
+RAVEN = {
+    "n_embd", "n_heads", "n_layers", "block_size", "vocab_size", "padding_multiple", "tie_embeddings",
+    "intermediate_size", "bias", "architecture_class_name", "block_class_name", "norm_class_name",
+    "norm_eps", "mlp_class_name", "nonlin_name", "init_strategy", "init_orthogonal", "state_init",
+    "injection_type", "n_layers_in_recurrent_block", "mean_recurrence", "sampling_scheme",
+    "mean_backprop_depth", "n_layers_in_prelude", "n_layers_in_coda", "qk_bias",
+    "activation_checkpoint_impl", "rope_base", "torch_dtype",
+}  # fmt: skip
+
+
+def huginn(**changes):
+    fields = dict(
+        vocab_size=V, d_model=D, d_ff=F, n_heads=H, n_kv_heads=H, init_depth=8, dtype="float32",
+        post_norm="stream", embed_scale=float(np.sqrt(D)), tie_embeddings=False,
+        loop=LoopConfig(start="normal", inject="concat", final_norm="after"),
+    )  # fmt: skip
+    return ModelConfig(**fields | changes)
+
+
+def test_a_model_of_that_shape_is_a_huginn_in_shards_and_by_another_plan(tmp_path, capsys):
+    directory = saved_model(tmp_path / "run", huginn(), "1-2x3-1")
+    args = [
+        "export-hf",
+        str(directory),
+        str(tmp_path / "out"),
+        "--depth=1-2x5-1",
+        "--shard-size=20kB",
+    ]
+    assert cli.main(args) == 0
+    assert "RavenForCausalLM of 4 layers, in float32" in capsys.readouterr().out
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.keys() >= RAVEN and config["mean_recurrence"] == 5
+    assert "tie_word_embeddings" not in config  # the class passes it on itself
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    import_hf(str(tmp_path / "out"), tmp_path / "again", tokenizer=False)
+    (a, _), (b, again) = (checkpoint.load_params(at) for at in (directory, tmp_path / "again"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    tokens = jnp.arange(7)[None]
+    ours, theirs = (
+        model.forward(params, tokens, cfg, "1-2x5-1")
+        for params, cfg in ((a, huginn()), (b, ModelConfig(**again["model"])))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def saved_model(directory, cfg, plan):
+    """A checkpoint of random weights."""
+    n_layers = DepthPlan.parse(plan).n_unique
+    keys = iter(jax.random.split(jax.random.key(3), 99))
+    shapes = cfg.parameter_shapes(n_layers)
+    leaves = {k: np.asarray(jax.random.normal(next(keys), shape)) for k, shape in shapes.items()}
+
+    def blocks(leaf, chunk):
+        yield tuple(slice(0, n) for n in shapes[leaf]), leaves[leaf]
+
+    meta = step_zero.about(cfg, plan, 32, None)
+    checkpoint.save_params(directory / "checkpoints", 0, shapes, blocks, meta)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan", "says"),
+    [
+        ({"embed_scale": 5.0}, "1-2x3-1", "model.embed_scale=5.0 cannot .* a Huginn has 4.89"),
+        ({"n_kv_heads": 1}, "1-2x3-1", "model.n_kv_heads=1 cannot be exported"),
+        ({"head_dim": 6}, "1-2x3-1", "model.head_dim=6 cannot be exported"),
+        ({"qk_norm": True}, "1-2x3-1", "model.qk_norm=True cannot be exported"),
+        ({"rope_scaling": "llama3:8:1:4:32"}, "1-2x3-1", "model.rope_scaling='llama3:8:1:4:32' can"),
+        ({}, "2x3-1", "plan 2x3-1 cannot be exported: a Huginn has one loop with layers before"),
+        ({}, "4", "config.loop.inject='concat' and plan 4 cannot be exported"),
+        ({"post_norm": "output"}, "1-2x3-1", "no family that is written has it"),
+        ({"attention_bias": True}, "1-2x3-1", "value_bias of .* is not zero"),
+    ],
+)  # fmt: skip
+def test_what_a_huginn_does_not_have_is_not_exported(changes, plan, says, tmp_path):
+    directory = saved_model(tmp_path / "run", huginn(**changes), plan)
+    with pytest.raises(UserError, match=says) as error:
+        export_hf(str(directory), tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -262,12 +363,3 @@ def test_what_cannot_be_read_is_one_sentence(name, changes, message, tmp_path, c
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_what_no_family_has_is_not_exported(tmp_path, family, capsys):
-    name, _, _, run = family
-    if name != "huginn":
-        pytest.skip("an Ouro can be written")
-    assert cli.main(["export-hf", str(run), str(tmp_path / "out")]) == 2
-    assert "cannot be exported: no family that is written has it" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

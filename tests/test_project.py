@@ -62,8 +62,8 @@ LAYERS = [
     "aot.compile", "cli.compiling", "sweep.points", "sweep.progress", "sweep.local", "sweep.retry",
     "sweep.slurm_job", "sweep.slurm", "cli.sweep", "compilation", "heldout", "step_metrics", "same",
     "initialize", "resume", "finetune", "train", "cli.training", "interop.loop_families",
-    "interop.options", "interop.architectures", "interop.export_hf", "interop.import_hf",
-    "cli.interop",
+    "interop.loop_export", "interop.options", "interop.architectures", "interop.export_hf",
+    "interop.import_hf", "cli.interop",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from flax.core import meta
 
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
-from loopjax.interop import loop_families, options
+from loopjax.interop import loop_export, loop_families, options
 from loopjax.interop.options import FAMILIES
 from loopjax.loop_config import LoopConfig
 from loopjax.model import init_params
@@ -261,9 +261,12 @@ def write_config(
 ) -> dict:
     """The config.json of a model that runs a plan, for any version of transformers with its family.
 
-    An Ouro keeps its loop; for the other families each executed layer is one of its own.
+    An Ouro and a Huginn keep their loop; for the other families each executed layer is one of its own.
     Qwen3 with attention_bias also has a bias of the output projection; it is written as zero.
     """
+    looped = loop_export.family(cfg, plan)
+    if looped == loop_families.HUGINN:
+        return loop_export.huginn_config(cfg, plan, seq_len, dtype, token_ids)
     family = "qwen3" if cfg.qk_norm else "qwen2" if cfg.attention_bias else "llama"
     if family == "llama" and cfg.d_model % cfg.n_heads:
         family = "mistral"  # the same layer, but its class allows any head size
@@ -298,12 +301,12 @@ def write_config(
         out["sliding_window"] = None
     if family in ("qwen2", "qwen3"):
         out["use_sliding_window"] = False
-    return loop_families.ouro_config(out, plan) if loop_families.is_ouro(cfg, plan) else out
+    return loop_export.ouro_config(out, plan) if looped else out
 
 
 def written_layers(cfg: ModelConfig, plan: DepthPlan) -> DepthPlan:
-    """The plan of the layers that are written, each once: for an Ouro those of its loop."""
-    if loop_families.is_ouro(cfg, plan):
+    """The plan of the layers that are written: each of the stack once where the loop is kept."""
+    if loop_export.family(cfg, plan):
         return DepthPlan.of([(plan.n_unique, 1)])
     return plan
 
@@ -347,7 +350,7 @@ def turned(leaf: str, shape) -> tuple[int, ...]:
 
 def zero_biases(cfg: ModelConfig, n_layers: int) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the zero tensors that `write_config` implies and that no leaf has."""
-    if cfg.post_norm:  # an exit gate that is not used
+    if cfg.post_norm == "output":  # an exit gate that is not used
         weight, bias = loop_families.GATE
         return {weight: (1, cfg.d_model), bias: (1,)}
     if not (cfg.qk_norm and cfg.attention_bias):

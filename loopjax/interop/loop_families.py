@@ -15,11 +15,8 @@ import math
 
 import numpy as np
 
-from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.interop.tensors import Tensor
-from loopjax.loop_config import ACTIVE
-from loopjax.model_config import ModelConfig
 
 OURO, HUGINN = "ouro", "huginn_raven"
 # Fields of these families beside those of `options.KNOWN`.
@@ -50,7 +47,7 @@ _HUGINN_NAMES = {
     "num_attention_heads": "n_heads", "max_position_embeddings": "block_size",
     "rms_norm_eps": "norm_eps", "rope_theta": "rope_base",
 }  # fmt: skip
-_HUGINN_NORMS = {
+HUGINN_NORMS = {
     "norm_1": "input_layernorm", "norm_2": "input_layernorm_2",
     "norm_3": "post_attention_layernorm", "norm_4": "post_attention_layernorm_2",
 }  # fmt: skip
@@ -104,37 +101,6 @@ def looped(config: dict) -> Looped | None:
     return Looped(f"{prelude}-{core}x{repeats}-{coda}", model, loop, (note,))
 
 
-def is_ouro(cfg: ModelConfig, plan: DepthPlan) -> bool:
-    """Whether a model run by a plan is an Ouro.
-
-    Raises UserError if it has what neither Ouro nor the Llama family has.
-    """
-    options = cfg.loop.options(ACTIVE) if plan.is_looped else cfg.loop.weighted()
-    own = [f"model.{name}={getattr(cfg, name)!r}" for name in ("post_norm", "embed_scale")]
-    changed = [text for text in own if text not in ("model.post_norm=''", "model.embed_scale=1.0")]
-    if not options and not changed:
-        return False
-    between = ["loop.final_norm='between'"] if plan.is_looped else []
-    plain = not cfg.attention_bias and not cfg.qk_norm and len(plan.segments) == 1
-    if plain and changed == ["model.post_norm='output'"] and options == between:
-        return True
-    raise UserError(
-        f"a model with config.{(options + changed)[0]} and plan {plan} cannot be exported: no family that "
-        "is written has it (Ouro has model.post_norm='output', loop.final_norm='between' and one loop of "
-        "all layers)"
-    )
-
-
-def ouro_config(config: dict, plan: DepthPlan) -> dict:
-    """The fields of a Llama with those of an Ouro that runs a plan of one segment."""
-    (segment,) = plan.segments
-    return config | {
-        "architectures": ["OuroForCausalLM"], "model_type": OURO, "num_hidden_layers": segment.layers,
-        "total_ut_steps": segment.repeats, "early_exit_threshold": 1.0, "use_sliding_window": False,
-        "sliding_window": None, "layer_types": ["full_attention"] * segment.layers,
-    }  # fmt: skip
-
-
 def huginn_layers(config: dict) -> tuple[int, int, int]:
     """Layers of prelude, core and coda."""
     return tuple(
@@ -185,6 +151,14 @@ class Held(Tensor):
         return self.data[rows]
 
 
+def rotary_order(D: int, H: int) -> np.ndarray:
+    """The row of Huginn's queries or keys that each row here is, [D].
+
+    Rotary embedding rotates components 2i and 2i + 1 of a head there, i and i + C/2 here.
+    """
+    return np.arange(D).reshape(H, -1, 2).swapaxes(1, 2).ravel()
+
+
 def llama_tensors(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     """Stored tensors by the names of `architectures.TENSORS`; others keep their names.
 
@@ -198,8 +172,7 @@ def llama_tensors(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     D, F, H = (_count(config, key) for key in ("n_embd", "intermediate_size", "n_heads"))
     if D % H:
         raise UserError(f"config.json has n_heads={H}, which does not divide n_embd={D}")
-    # Rotary embedding rotates components 2i and 2i + 1 of a head there, i and i + C/2 here.
-    order = np.arange(D).reshape(H, -1, 2).swapaxes(1, 2).ravel()
+    order = rotary_order(D, H)
     found = {}
 
     def take(name, *shape):
@@ -220,7 +193,7 @@ def llama_tensors(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     parts = zip(("prelude", "core_block", "coda"), huginn_layers(config), strict=True)
     for i, source in enumerate(f"transformer.{part}.{j}." for part, n in parts for j in range(n)):
         layer = f"model.layers.{i}."
-        for theirs, ours in _HUGINN_NORMS.items():
+        for theirs, ours in HUGINN_NORMS.items():
             add(f"{layer}{ours}.weight", take(f"{source}{theirs}.weight", D))
         fused = take(f"{source}attn.Wqkv.weight", 3 * D, D)
         for k, (name, rows) in enumerate((("q", order), ("k", order), ("v", np.arange(D)))):
