@@ -101,6 +101,12 @@ def angles(T, theta):
 
 
 def ouro_logits(tensors, tokens):
+    return ouro_states(tensors, tokens)[-1] @ tensors["lm_head.weight"].T
+
+
+def ouro_states(tensors, tokens):
+    """The normed state after each repetition, of which head and gate read one."""
+    states = []
     angle = angles(len(tokens), 1e6)[:, None]
 
     def rotated(x):
@@ -123,7 +129,8 @@ def ouro_logits(tensors, tokens):
             out = (silu(h @ w["mlp.gate_proj"].T) * (h @ w["mlp.up_proj"].T)) @ w["mlp.down_proj"].T
             x = x + rms(out, w["post_attention_layernorm_2"])
         x = rms(x, tensors["model.norm.weight"])
-    return x @ tensors["lm_head.weight"].T
+        states.append(x)
+    return states
 
 
 def huginn_logits(tensors, tokens, state, repeats=3):
@@ -227,10 +234,6 @@ def test_more_repetitions_than_trained(tmp_path):
     np.testing.assert_allclose(np.asarray(ours)[0], theirs, atol=1e-4)
 
 
-def without_gate(tensors):
-    return {name: value for name, value in tensors.items() if "early_exit_gate" not in name}
-
-
 def test_the_export_of_an_import_is_the_same_model_to_the_bit(family, tmp_path, capsys):
     name, _, source, run = family
     config = export_hf(str(run), tmp_path / "out")
@@ -250,7 +253,7 @@ def test_the_export_of_an_import_is_the_same_model_to_the_bit(family, tmp_path, 
         np.testing.assert_allclose(table[0, :, 0, :, 1], complex_numbers.imag, atol=1e-5)
     else:
         assert config["num_hidden_layers"] == 2 and config["total_ut_steps"] == 3
-        before, after = without_gate(before), without_gate(after)
+        assert meta_of(run)["model"]["exit_gate"]
     assert before.keys() == after.keys()
     for tensor, value in before.items():
         np.testing.assert_array_equal(after[tensor], value, err_msg=tensor)
@@ -258,6 +261,57 @@ def test_the_export_of_an_import_is_the_same_model_to_the_bit(family, tmp_path, 
     (a, meta), (b, again) = (checkpoint.load_params(at) for at in (run, tmp_path / "again"))
     assert meta["model"] == again["model"] and meta["plan"] == again["plan"]
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def meta_of(run):
+    return checkpoint.load_params(run)[1]
+
+
+def test_the_gate_reads_what_the_family_lets_it_read(family):
+    name, _, source, run = family
+    if name != "ouro":
+        pytest.skip("a Huginn has no gate")
+    tensors = safetensors.load_file(source / "model.safetensors")
+    params, meta = checkpoint.load_params(run)
+    cfg, tokens = ModelConfig(**meta["model"]), np.arange(9)
+    weight, bias = (tensors[f"model.early_exit_gate.{part}"] for part in ("weight", "bias"))
+    for t, state in enumerate(ouro_states(tensors, tokens)[:2], 1):
+        x = model.residual(params, jnp.array(tokens[None]), cfg, f"2x{t}")
+        found = model.outside_stack(params, cfg, x, "exit_logits")[0]
+        np.testing.assert_allclose(found, (state @ weight.T + bias)[:, 0], atol=1e-4)
+
+
+GATE = ["model.early_exit_gate.weight", "model.early_exit_gate.bias"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors"),
+    [
+        ({}, dict.fromkeys(GATE)),  # no such tensors
+        ({}, {GATE[0]: np.zeros((1, D), np.float32), GATE[1]: np.zeros(1, np.float32)}),
+        ({"total_ut_steps": 1}, {}),
+    ],
+    ids=["none", "zeros", "one repetition"],
+)
+def test_without_a_gate_that_says_something_there_is_none(changes, tensors, tmp_path):
+    found = ouro_tensors(np.random.default_rng(0)) | tensors
+    found = {name: value for name, value in found.items() if value is not None}
+    source = write(tmp_path / "model", OURO | changes, found)
+    meta = import_hf(str(source), tmp_path / "run", tokenizer=False)
+    assert not meta["model"]["exit_gate"]
+    export_hf(str(tmp_path / "run"), tmp_path / "out")
+    written = safetensors.load_file(tmp_path / "out" / "model.safetensors")
+    assert written[GATE[0]].shape == (1, D) and not written[GATE[0]].any()
+
+
+def test_a_gate_of_another_shape_or_without_a_bias_is_refused(tmp_path):
+    found = ouro_tensors(np.random.default_rng(0))
+    wide = write(tmp_path / "a", OURO, found | {GATE[0]: np.ones((2, D), np.float32)})
+    with pytest.raises(UserError, match="early_exit_gate.weight has shape 2x24, but config.json"):
+        import_hf(str(wide), tmp_path / "run", tokenizer=False)
+    half = write(tmp_path / "b", OURO, {k: v for k, v in found.items() if k != GATE[1]})
+    with pytest.raises(UserError, match="early_exit_gate.bias is missing"):
+        import_hf(str(half), tmp_path / "run", tokenizer=False)
 
 
 # Fields of the class RavenConfig of the family's repository that have to be in a config.json or have

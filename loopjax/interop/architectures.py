@@ -17,6 +17,7 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
 from loopjax.interop import loop_export, loop_families, options
 from loopjax.interop.options import FAMILIES
+from loopjax.interop.tensors import Tensor
 from loopjax.loop_config import LoopConfig
 from loopjax.model import init_params
 from loopjax.model_config import DTYPES, ModelConfig
@@ -49,6 +50,8 @@ TENSORS = {
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
     "loop/adapter": loop_families.ADAPTER,
+    "loop/exit_gate": loop_families.GATE[0],
+    "loop/exit_gate_bias": loop_families.GATE[1],
 }
 # Llama and Qwen3 with attention_bias have this tensor, the model here does not: it must be zero.
 OUTPUT_BIAS = _LAYER + "self_attn.o_proj.bias"
@@ -142,6 +145,15 @@ def _described(config: dict, stored_dtype: str, n_tensors: int) -> Described:
     notes += of_ids
     output_bias = attention_bias and family != "qwen2"
     return Described(cfg, n_layers, plan, positions, output_bias, token_ids, tuple(notes))
+
+
+def with_gate(described: Described, tensors: dict[str, Tensor]) -> Described:
+    """The model with an exit gate if its tensors, `loop_families.llama_tensors`, have one."""
+    if loop_families.GATE[0] not in tensors:
+        return described
+    note = f"every token runs all repetitions of {described.plan} unless --exit=gate:Q asks the exit gate"
+    cfg = dataclasses.replace(described.cfg, exit_gate=True)
+    return dataclasses.replace(described, cfg=cfg, notes=(*described.notes, note))
 
 
 def _whole(config: dict, key: str, default: int | None = None, most: int = MOST) -> int:
@@ -350,9 +362,6 @@ def turned(leaf: str, shape) -> tuple[int, ...]:
 
 def zero_biases(cfg: ModelConfig, n_layers: int) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the zero tensors that `write_config` implies and that no leaf has."""
-    if cfg.post_norm == "output":  # an exit gate that is not used
-        weight, bias = loop_families.GATE
-        return {weight: (1, cfg.d_model), bias: (1,)}
     if not (cfg.qk_norm and cfg.attention_bias):
         return {}
     return {OUTPUT_BIAS.format(i): (cfg.d_model,) for i in range(n_layers)}

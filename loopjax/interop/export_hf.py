@@ -57,8 +57,6 @@ def export_hf(
     saved = open_saved(checkpoint, step)
     meta = saved.meta
     leaves = saved.average() if ema else saved.params()
-    # An exit gate changes nothing that the model computes, and has no counterpart there.
-    leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("loop/exit_gate")}
     run = run_directory(saved.path.parent)
     source = meta.get("source", {})
     plan = chosen_plan(meta, depth)
@@ -83,14 +81,17 @@ def export_hf(
         ids = ids | {"bos_token_id": ids["eos_token_id"]}
     context = context_of(meta)
     config = architectures.write_config(cfg, plan, context, dtype, ids)
-    huginn = config["model_type"] == loop_families.HUGINN
-    if cfg.exit_gate and config["model_type"] != "ouro":
+    family = config["model_type"]
+    if cfg.exit_gate and family != loop_families.OURO:  # it changes nothing that the model computes
+        leaves = {name: leaf for name, leaf in leaves.items() if "exit_gate" not in name}
         print("the exit gate is left out: the model runs at full depth", file=sys.stderr)
     with files.new(directory) as temporary:
-        if huginn:
+        if family == loop_families.HUGINN:
             parts = loop_export.huginn_parts(cfg, plan, context)
             fixed = {loop_export.FREQUENCIES: loop_export.huginn_frequencies(cfg, context)}
-            layout = Layout(*parts, fixed)
+            layout = Layout(*parts, fixed, alone=True)
+        elif family == loop_families.OURO:
+            layout = Layout(*loop_export.ouro_gate(cfg))
         else:
             layout = Layout(architectures.zero_biases(cfg, written.n_effective))
         write_tensors(saved, leaves, temporary, layout, written, dtype, shard_size)
@@ -106,7 +107,7 @@ def export_hf(
     if not (run / tokenizers.FILE).is_file():
         reason = "the model reads bytes" if meta.get("tokenizer") == "bytes" else f"{run} has none"
         print(f"no {tokenizers.FILE} was written: {reason}", file=sys.stderr)
-    if huginn:
+    if family == loop_families.HUGINN:
         print(loop_export.NOTE, file=sys.stderr)
     return config
 
@@ -117,14 +118,15 @@ class Layout:
 
     Attributes:
       tensors: {name: shape}; zero where nothing is written.
-      parts: {tensor of a leaf: its place in one of them}; with parts, other tensors of leaves have no place
-        and have to be zero, unless they are among `tensors`.
+      parts: {tensor of a leaf: its place in one of them}.
       fixed: values of some of the tensors.
+      alone: whether there are no others: a leaf that has no place in them has to be zero.
     """
 
     tensors: dict[str, tuple[int, ...]]
     parts: dict[str, Part] = dataclasses.field(default_factory=dict)
     fixed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    alone: bool = False
 
 
 def write_tensors(
@@ -139,9 +141,9 @@ def write_tensors(
         shape = (n_layers, *leaf.shape[1:]) if leaf.stacked else leaf.shape
         of_leaf = architectures.tensors(name, shape)
         names[name] = list(of_leaf)
-        if not layout.parts:
-            tensors |= of_leaf
-    if not layout.parts:
+        if not layout.alone:
+            tensors |= {n: s for n, s in of_leaf.items() if n not in layout.parts}
+    if not layout.alone:
         tensors = {name: tensors[name] for name in sorted(tensors, key=architectures.position)}
     progress = Progress(sum(leaf.bytes for leaf in leaves.values()), "exporting", in_bytes=True)
     writing = Writer(directory, tensors, dtype, shard_size, layout.parts)

@@ -12,6 +12,7 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.interop.loop_families import (
     ADAPTER,
+    GATE,
     HUGINN,
     HUGINN_NORMS,
     OURO,
@@ -104,6 +105,16 @@ def ouro_config(config: dict, plan: DepthPlan) -> dict:
         "total_ut_steps": segment.repeats, "early_exit_threshold": 1.0, "use_sliding_window": False,
         "sliding_window": None, "layer_types": ["full_attention"] * segment.layers,
     }  # fmt: skip
+
+
+def ouro_gate(cfg: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, Part]]:
+    """({tensor of an Ouro's exit gate: its shape}, {those that are written otherwise: how}).
+
+    Without a gate they are of zeros: the class of the family has one always.
+    """
+    weight, bias = GATE
+    parts = {weight: Part(weight, (cfg.d_model,))} if cfg.exit_gate else {}
+    return {weight: (1, cfg.d_model), bias: (1,)}, parts
 
 
 def huginn_config(

@@ -76,13 +76,9 @@ def looped(config: dict) -> Looped | None:
     """What the family of a config adds; None for one without loops. UserError for invalid fields."""
     if config.get("model_type") == OURO:
         repeats, layers = (_count(config, key) for key in ("total_ut_steps", "num_hidden_layers"))
-        note = (
-            "the exit gate is not imported: every token runs all repetitions, as with the "
-            "early_exit_threshold of 1"
-        )
         plan = str(layers) if repeats == 1 else f"{layers}x{repeats}"
         between = {"final_norm": "between"} if repeats > 1 else {}
-        return Looped(plan, {"post_norm": "output"}, between, (note,))
+        return Looped(plan, {"post_norm": "output"}, between)
     if config.get("model_type") != HUGINN:
         return None
     for key, allowed in _HUGINN_ONLY.items():
@@ -151,6 +147,33 @@ class Held(Tensor):
         return self.data[rows]
 
 
+def _gate(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """The exit gate of an Ouro as a vector and a bias; nothing for none, one of zeros or a single repetition.
+
+    The class of the family has a gate always, so that of a model without one is of zeros.
+    """
+    if not stored or config["total_ut_steps"] == 1:
+        return {}
+    D = _count(config, "hidden_size")
+    found = {}
+    for name, shape in zip(GATE, ((1, D), (1,)), strict=True):
+        if name not in stored:
+            raise UserError(f"the tensor {name} is missing")
+        tensor = stored[name]
+        _check_shape(tensor, shape)
+        values = tensor.rows(slice(0, 1)).reshape(-1)
+        found[name] = Held(name, tensor.path, values.shape, tensor.dtype, values)
+    return found if any(held.data.any() for held in found.values()) else {}
+
+
+def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        had, wanted = ("x".join(map(str, s)) for s in (tensor.shape, shape))
+        raise UserError(
+            f"the tensor {tensor.name} has shape {had}, but config.json implies {wanted}"
+        )
+
+
 def rotary_order(D: int, H: int) -> np.ndarray:
     """The row of Huginn's queries or keys that each row here is, [D].
 
@@ -165,7 +188,8 @@ def llama_tensors(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     Raises UserError if a tensor of the family is missing or has another shape.
     """
     if config.get("model_type") == OURO:
-        return {name: tensor for name, tensor in stored.items() if name not in GATE}
+        rest = {name: tensor for name, tensor in stored.items() if name not in GATE}
+        return rest | _gate({name: stored[name] for name in GATE if name in stored}, config)
     if config.get("model_type") != HUGINN:
         return stored
     rest = {name: tensor for name, tensor in stored.items() if name != "freqs_cis"}
@@ -179,9 +203,7 @@ def llama_tensors(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         if name not in rest:
             raise UserError(f"the tensor {name} is missing")
         tensor = rest.pop(name)
-        if tensor.shape != shape:
-            had, wanted = ("x".join(map(str, s)) for s in (tensor.shape, shape))
-            raise UserError(f"the tensor {name} has shape {had}, but config.json implies {wanted}")
+        _check_shape(tensor, shape)
         return tensor
 
     def add(name, tensor, order=None):
