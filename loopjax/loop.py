@@ -126,6 +126,15 @@ def _pass_first(key, shape, dtype=jnp.float32):
     return jnp.eye(*shape, dtype=dtype)
 
 
+def begin(x_BTD, context: Context, cfg: ModelConfig):
+    """(the context inside of a loop that begins with `x_BTD`, its first state [B, T, D])."""
+    if context.loop is None:
+        return context, x_BTD
+    carried = context.loop.begun(cfg.loop, x_BTD)
+    state_BTD = carried.start_BTD if cfg.loop.start else x_BTD
+    return context.replace(loop=carried), state_BTD
+
+
 def enter_repetition(x_BTD, iteration, context: Context, cfg: ModelConfig):
     """(input of the first layer of a repetition [B, T, D], the context of its layers).
 

@@ -150,11 +150,6 @@ class LanguageModel:
             raise UserError(
                 f"--exit {rule} requires a model with an exit gate (config.losses.exit_gate)"
             )
-        if rule and self.cfg.loop.has_boundary:
-            raise UserError(
-                f"--exit {rule} does not apply to a model with config.{self.cfg.loop.options(ACTIVE)[0]}, which "
-                "changes states between repetitions"
-            )
         if most is None:
             plan = self.plan
             exits.loop_of(plan)
