@@ -281,9 +281,10 @@ def repetition_of(segment: Segment, iteration, cfg: ModelConfig) -> Repetition |
       iteration: int or traced int32 [].
     """
     loop = cfg.loop
-    if segment.repeats == 1 or not (loop.lora_rank or loop.residual_scale):
+    scales = loop.residual_scale == "loops"
+    if segment.repeats == 1 or not (loop.lora_rank or scales):
         return None
-    scale = loop.sublayer_scale(segment.repeats, segment.layers) if loop.residual_scale else None
+    scale = loop.sublayer_scale(segment.repeats, segment.layers) if scales else None
     return Repetition(iteration if loop.lora_rank else None, scale)
 
 
@@ -299,7 +300,7 @@ def repetition_at(plan: DepthPlan, e, cfg: ModelConfig) -> Repetition | None:
     iterations = scales = None
     if cfg.loop.lora_rank:
         iterations = jnp.array([-1 if one is None else one.iteration for one in known])[e]
-    if cfg.loop.residual_scale:
+    if cfg.loop.residual_scale == "loops":
         scales = jnp.array([1.0 if one is None else one.scale for one in known])[e]
     return Repetition(iterations, scales)
 

@@ -67,6 +67,8 @@ class Reference:
         if self.cfg.post_norm == "output":
             return x + self.norm(out, w[f"{name}_post_norm"])
         if self.cfg.post_norm == "stream":
+            if self.cfg.loop.residual_scale == "deeploop":
+                x = np.sqrt(2 * self.cfg.init_depth) * x
             return self.norm(x + out, w[f"{name}_post_norm"])
         return x + out
 
@@ -195,6 +197,7 @@ BETWEEN = {
             inject="after", inject_scale=0.7, residual="scaled", embedding=True, own=4
         ),
     },
+    "deeploop": {"post_norm": "stream", "loop": LoopConfig(residual_scale="deeploop")},
     "zeros": {"loop": LoopConfig(start="zeros", inject="add", inject_scale=0.5, norm=True)},
 }  # fmt: skip
 
@@ -240,6 +243,7 @@ def test_cached_decoding_is_that_of_each_token_alone(depth, name, between):
         ("1-1x4", "gate", "delta"),
         ("1x4", "confidence", "scaled"),
         ("1x4-1", "latent", "zeros"),
+        ("1-2x3", "latent", "deeploop"),
     ],
 )
 def test_whole_sequences_leave_like_tokens_one_after_another(depth, name, between):
