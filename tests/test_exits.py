@@ -169,14 +169,22 @@ def typical(lm, name):
 
 
 def model_of(depth, name="", **fields):
-    """A random model; its gate and other weights of loops, if there are any, are random too."""
+    """A random model; its gate and other weights of loops, if there are any, and norms are random too."""
     lm = language_model(depth, exit_gate=name == "gate", **fields)
     params = dict(lm.params)
-    if "loop" in params:
-        params["loop"] = {
+
+    def moved(tree, only=""):
+        return {
             part: leaf + 0.3 * jax.random.normal(jax.random.key(len(part)), leaf.shape)
-            for part, leaf in params["loop"].items()
+            if only in part
+            else leaf
+            for part, leaf in tree.items()
         }
+
+    if "loop" in params:
+        params["loop"] = moved(params["loop"])
+    if "loop" in fields:  # norms of scale 1 would be one
+        params = moved(params | {"layers": moved(params["layers"], "norm")}, "final_norm")
     if name == "gate":
         gate = {"exit_gate": jax.random.normal(jax.random.key(5), (CFG.d_model,)) / 3}
         params["loop"] |= gate | {"exit_gate_bias": jnp.array([0.2])}
