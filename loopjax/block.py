@@ -118,7 +118,8 @@ def fan_in_normal(scale: float = 1.0):
 class Block(nn.Module):
     """One layer: x + Attention(norm(x)), then x + SwiGLU(norm(x)). [B, T, D] -> [B, T, D].
 
-    With `post_norm` "output" x + norm(Attention(norm(x))), with "stream" norm(x + Attention(norm(x))).
+    With `post_norm` "output" x + norm(Attention(norm(x))), with "stream" norm(x + Attention(norm(x))), where
+    `cfg.alpha` multiplies the first x.
 
     It sows its input ("residual"), the outputs of attention and MLP ("attention", "mlp"), and "key"
     and "value" [B, T, K, C] as a cache holds them, into "intermediates" (see `intermediates`). A
@@ -151,6 +152,8 @@ class Block(nn.Module):
         if context.repetition is not None and context.repetition.scale is not None:
             out_BTD = out_BTD * jnp.asarray(context.repetition.scale, out_BTD.dtype)
         self.sow("intermediates", name, out_BTD)
+        if self.cfg.alpha != 1:
+            x_BTD = x_BTD * self.cfg.alpha
         x_BTD = x_BTD + out_BTD
         return self.norm(f"{name}_post_norm", x_BTD) if self.cfg.post_norm == "stream" else x_BTD
 
@@ -206,6 +209,9 @@ class Block(nn.Module):
         # Projections back into the residual stream start smaller, so that its variance
         # at the end does not grow with the number of executed layers.
         scale = 1.0 / (2 * self.cfg.init_depth) if axes[-1] == "embed" else 1.0
+        if self.cfg.beta is not None:  # of the matrices that a branch is linear in
+            linear = name in ("value", "output", "up", "down")
+            scale = self.cfg.beta**2 if linear else 1.0
         init = nn.with_logical_partitioning(fan_in_normal(scale), axes)
         kernel = self.param(name, init, (x.shape[-1], features))
         # The policies of `remat` save values by these names.

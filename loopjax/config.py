@@ -207,7 +207,8 @@ def default() -> ConfigDict:
     config.loop.inject = ""
     config.loop.inject_scale = 1.0  # factor of what "add" and "after" add
     config.loop.residual = ""  # around a repetition: "outer", "outer_delta", "scaled"; empty: none
-    config.loop.residual_scale = ""  # "loops": outputs of sublayers by 1 / (N sqrt(L)); empty: by 1
+    # "loops": outputs of sublayers by 1 / (N sqrt(L)); "deeploop": the stream by (2 model.init_depth)^0.5.
+    config.loop.residual_scale = ""
     config.loop.residual_lambda = 1.0  # numerator of that factor
     config.loop.embedding = False  # learned vector of each repetition
     config.loop.lora_rank = 0  # rank of each repetition's addition to every matrix; 0: none

@@ -8,7 +8,7 @@ import math
 
 import jax
 
-from loopjax import devices, flops, kernels, memory, run, sharding
+from loopjax import devices, flops, kernels, losses, memory, run, sharding
 from loopjax.depth import DepthPlan
 from loopjax.loop_config import LoopConfig
 from loopjax.optim import make_optimizer
@@ -159,7 +159,7 @@ def plan_of(config, machine: Machine, *, causal: bool = False) -> dict:
         shape = config.batch_size // microbatches, config.seq_len
         with kernels.traced_for(machine.platform):
             parts = cfg, plan, shape, microbatches, optimizer, mesh, rules
-            return memory.step_memory(*parts, ema=config.ema > 0)
+            return memory.step_memory(*parts, ema=config.ema > 0, added=losses.of(config))
 
     def cost(plan: DepthPlan, steps: int) -> dict:
         size = size_of(plan, config.microbatches)

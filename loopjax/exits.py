@@ -1,7 +1,7 @@
 """Early exits from a loop: every token leaves it when a rule holds, at inference and without training.
 
     kl:E          KL(p_r || p_{r-1}) < E, p_r the distribution of the next token after repetition r >= 2
-    latent:E      ||x_r - x_{r-1}|| < E ||x_r||, x_r the residual stream after repetition r, x_0 before it
+    latent:E      ||x_r - x_{r-1}|| < E ||x_r||, x_r the state after repetition r, x_0 before the first
     confidence:P  the most likely next token has a probability > P
     gate:Q        the probability to have left by then, 1 - prod_{t <= r} (1 - lambda_t), is > Q; of models
                   with an exit gate (`exit_losses.py`)
@@ -11,6 +11,8 @@ confidence:1 and gate:1 never hold.
 
 A token that left keeps its state, and what later repetitions attend to is what it had last: the keys and
 values of its deepest repetition, of the same layer. After the loop all tokens run the rest of the plan.
+The state is s of `loop.py`, with what `config.loop` does between repetitions; head, gate and the rest of the
+plan read it as after the end of a loop (`loop.leave_loop`).
 
 `residual` runs whole sequences; `lm/exit_decoding.py` decodes. In a batch every token leaves on its own,
 but a repetition is left out only where no token of the batch takes part: `Saving` counts by formula what
@@ -23,7 +25,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from loopjax import flops, model
+from loopjax import flops, loop, model
 from loopjax.block import Held
 from loopjax.depth import MOST_LAYERS, DepthPlan, Segment
 from loopjax.errors import UserError
@@ -73,17 +75,18 @@ class Rule:
         log_q = jax.nn.log_softmax(before)
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) < self.threshold
 
-    def of_states(self, params, cfg, x_BTD, before_BTD, log_stay_BT):
-        """Whether it holds [B, T] by the residual streams after this and the last repetition.
+    def of_states(self, params, cfg, x_BTD, before_BTD, read_BTD, log_stay_BT):
+        """Whether it holds [B, T] by the states after this and the last repetition.
 
         Args:
+          read_BTD: the residual stream if the loop ended here, which the gate reads.
           log_stay_BT: log-probability of the gate to have stayed until the last repetition.
 
         Returns:
           (whether it holds, `log_stay_BT` after this repetition).
         """
         if self.name == "gate":
-            logits_BT = model.outside_stack(params, cfg, x_BTD, "exit_logits")
+            logits_BT = model.outside_stack(params, cfg, read_BTD, "exit_logits")
             log_stay_BT = log_stay_BT + jax.nn.log_sigmoid(-logits_BT)
             return -jnp.expm1(log_stay_BT) > self.threshold, log_stay_BT
         x, before = x_BTD.astype(jnp.float32), before_BTD.astype(jnp.float32)
@@ -148,7 +151,7 @@ def residual(
     parts = Parts.of(plan)
     x_BTD = model.outside_stack(params, cfg, tokens_BT, "embedded")
     positions = jnp.arange(tokens_BT.shape[1]) if placement is None else placement.positions_BT
-    context = model.context_of(cfg, positions, x_BTD, placement)
+    context = model.context_of(cfg, positions, x_BTD, placement, weights=params)
 
     def run(x_BTD, indices, context, held=None):
         def layer(x_BTD, e_and_held):
@@ -166,10 +169,12 @@ def residual(
     def leaves(r, x_BTD, before_BTD, read):
         """(whether tokens leave after repetition r >= 1, what the rule needs next time)."""
         read_BTD, log_stay_BT = read
+        out_BTD = loop.leave_loop(x_BTD, inside, cfg)
         if not rule.reads:
-            holds_BT, log_stay_BT = rule.of_states(params, cfg, x_BTD, before_BTD, log_stay_BT)
+            args = params, cfg, x_BTD, before_BTD, out_BTD, log_stay_BT
+            holds_BT, log_stay_BT = rule.of_states(*args)
             return holds_BT, (read_BTD, log_stay_BT)
-        new_BTD = after(x_BTD)
+        new_BTD = after(out_BTD)
         holds_BT = _of_readings(params, rule, new_BTD, read_BTD, cfg)
         return holds_BT & (rule.name != "kl" or r > 1), (new_BTD, log_stay_BT)
 
@@ -177,7 +182,9 @@ def residual(
         r, x_BTD, (k, v), active_BT, count_BT, read = carry
         indices = jnp.array(parts.loop) + r * len(parts.loop)
         alive = jnp.broadcast_to(active_BT, (len(parts.loop), *active_BT.shape))
-        new_BTD, (k, v) = run(x_BTD, indices, context, Held(k, v, alive))
+        new_BTD, here = loop.enter_repetition(x_BTD, r, inside, cfg)
+        new_BTD, (k, v) = run(new_BTD, indices, here, Held(k, v, alive))
+        new_BTD = loop.leave_repetition(new_BTD, r, here, cfg)
         new_BTD = jnp.where(active_BT[..., None], new_BTD, x_BTD)
         left_BT, read = leaves(r + 1, new_BTD, x_BTD, read)
         return r + 1, new_BTD, (k, v), active_BT & ~left_BT, count_BT + active_BT, read
@@ -187,13 +194,14 @@ def residual(
 
     if parts.before:
         x_BTD, _ = run(x_BTD, jnp.array(parts.before), context)
+    inside, x_BTD = loop.begin(x_BTD, context, cfg)
     B, T = tokens_BT.shape
     zeros = jnp.zeros((len(parts.loop), B, T, cfg.n_kv_heads, cfg.head_size), x_BTD.dtype)
     active_BT = jnp.ones((B, T), bool) if tokens_there_BT is None else tokens_there_BT
     count_BT = jnp.zeros((B, T), jnp.int32)
     start = jnp.int32(0), x_BTD, (zeros, zeros), active_BT, count_BT, (x_BTD, jnp.zeros((B, T)))
     _, x_BTD, _, _, count_BT, _ = jax.lax.while_loop(goes_on, repetition, start)
-    return after(x_BTD), count_BT
+    return after(loop.leave_loop(x_BTD, inside, cfg)), count_BT
 
 
 def _of_readings(params, rule: Rule, x_BTD, before_BTD, cfg):
@@ -246,8 +254,8 @@ class Saving:
 def saving(cfg, plan: DepthPlan, rule: Rule, context: int, tokens: int, repeats: float) -> Saving:
     """The saving of `tokens` tokens that had `repeats` repetitions of the loop in all.
 
-    A layer takes 2 FLOPs per parameter and 4 H C `context` for attention, a reading 2 D V and the layers
-    after the loop. The rules on distributions read after every repetition; the last reading
+    A layer takes 2 FLOPs per parameter and 4 H C `context` for attention, a repetition also those of its
+    low-rank additions and its adapter, a reading 2 D V and the layers after the loop. The rules on distributions read after every repetition; the last reading
     is the output, so a token that never leaves reads `repeats` times instead of once.
     """
     parts = Parts.of(plan)
@@ -256,8 +264,10 @@ def saving(cfg, plan: DepthPlan, rule: Rule, context: int, tokens: int, repeats:
     mean = repeats / tokens
     readings = mean if rule.reads else 1
     layers = len(parts.before) + mean * len(parts.loop) + readings * len(parts.after)
-    cost = layers * of_layer + readings * of_head
-    full = plan.n_effective * of_layer + of_head
+    # What a repetition takes besides its layers (`config.loop`).
+    more = 2 * (len(parts.loop) * flops.lora_params(cfg) + flops.adapter_params(cfg))
+    cost = layers * of_layer + mean * more + readings * of_head
+    full = plan.n_effective * of_layer + parts.repeats * more + of_head
     return Saving(
         tokens, mean, parts.repeats, layers, plan.n_effective, cost, full, 1 - cost / full
     )

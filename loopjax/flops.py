@@ -35,6 +35,11 @@ def lora_params(cfg: ModelConfig) -> int:
     return cfg.loop.lora_rank * (sides + 3 * (cfg.d_model + cfg.d_ff))
 
 
+def adapter_params(cfg: ModelConfig) -> int:
+    """Parameters of the adapter that every repetition runs once; 0 without one."""
+    return math.prod(cfg.loop.shapes(cfg.d_model).get("adapter", (0,)))
+
+
 def training_flops_per_token(
     cfg: ModelConfig, plan: DepthPlan, seq_len: int, *, causal: bool = False
 ) -> int:
@@ -67,7 +72,7 @@ def _per_token(cfg, plan, seq_len: int, causal: bool, *, training: bool) -> floa
             total += segment.layers * layer
             continue
         once = segment.layers * (layer + 6 * lora_params(cfg))
-        once += 6 * math.prod(cfg.loop.shapes(cfg.d_model).get("adapter", (0,)))
+        once += 6 * adapter_params(cfg)
         total += once * (repetitions(cfg, segment.repeats) if training else segment.repeats)
     return total
 

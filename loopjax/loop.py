@@ -126,6 +126,15 @@ def _pass_first(key, shape, dtype=jnp.float32):
     return jnp.eye(*shape, dtype=dtype)
 
 
+def begin(x_BTD, context: Context, cfg: ModelConfig):
+    """(the context inside of a loop that begins with `x_BTD`, its first state [B, T, D])."""
+    if context.loop is None:
+        return context, x_BTD
+    carried = context.loop.begun(cfg.loop, x_BTD)
+    state_BTD = carried.start_BTD if cfg.loop.start else x_BTD
+    return context.replace(loop=carried), state_BTD
+
+
 def enter_repetition(x_BTD, iteration, context: Context, cfg: ModelConfig):
     """(input of the first layer of a repetition [B, T, D], the context of its layers).
 
@@ -272,9 +281,10 @@ def repetition_of(segment: Segment, iteration, cfg: ModelConfig) -> Repetition |
       iteration: int or traced int32 [].
     """
     loop = cfg.loop
-    if segment.repeats == 1 or not (loop.lora_rank or loop.residual_scale):
+    scales = loop.residual_scale == "loops"
+    if segment.repeats == 1 or not (loop.lora_rank or scales):
         return None
-    scale = loop.sublayer_scale(segment.repeats, segment.layers) if loop.residual_scale else None
+    scale = loop.sublayer_scale(segment.repeats, segment.layers) if scales else None
     return Repetition(iteration if loop.lora_rank else None, scale)
 
 
@@ -290,7 +300,7 @@ def repetition_at(plan: DepthPlan, e, cfg: ModelConfig) -> Repetition | None:
     iterations = scales = None
     if cfg.loop.lora_rank:
         iterations = jnp.array([-1 if one is None else one.iteration for one in known])[e]
-    if cfg.loop.residual_scale:
+    if cfg.loop.residual_scale == "loops":
         scales = jnp.array([1.0 if one is None else one.scale for one in known])[e]
     return Repetition(iterations, scales)
 

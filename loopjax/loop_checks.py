@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.loop_config import ACTIVE, TRAINING, LoopConfig
+from loopjax.model_config import ModelConfig
 
 
 def check_plans(config: ConfigDict, loop: LoopConfig, phases) -> None:
@@ -23,29 +24,34 @@ def check_plans(config: ConfigDict, loop: LoopConfig, phases) -> None:
             raise UserError(
                 f"config.{of_one[0]} requires plans with one loop; plan {plan} has {plan.n_loops}"
             )
-    if not loop.is_active:
-        return
+    between = loop.of_repetitions()
     for phase in phases:
-        if phase.operator in ("untie", "tie"):
+        if between and phase.operator in ("untie", "tie"):
             raise UserError(
-                f"config.{options[0]} does not fit operator {phase.operator!r}: layers alone do not "
+                f"config.{between[0]} does not fit operator {phase.operator!r}: layers alone do not "
                 "compute what it does between repetitions (`surgery.untie` merges what can be merged)"
             )
 
 
-def check_origin(config: ConfigDict, ours: LoopConfig, theirs: LoopConfig) -> None:
+def check_origin(config: ConfigDict, our_model: ModelConfig, their_model: ModelConfig) -> None:
     """Raises UserError when options of loops are not those of the checkpoint.
 
     A checkpoint without any may get some: their weights start at their initial values.
     """
+    ours, theirs = our_model.loop, their_model.loop
     if config.init_operator in ("untie", "tie") and (ours.is_active or theirs.is_active):
-        option = (ours.options(ACTIVE) or theirs.options(ACTIVE))[0]
+        option = (ours.of_repetitions() or theirs.of_repetitions())[0]
         raise UserError(
             f"config.init_operator={config.init_operator!r} does not fit {option}: layers alone do not "
             "compute what it does between repetitions"
         )
-    if config.init == "weights" and not theirs.is_active:
+    if config.init == "weights" and not theirs.options(ACTIVE):
         return
+    if our_model.alpha != their_model.alpha and ours.residual_scale == theirs.residual_scale:
+        raise UserError(
+            f"config.model.init_depth={our_model.init_depth}, but config.init_from={config.init_from!r} has "
+            f"{their_model.init_depth}, which loop.residual_scale='deeploop' is of"
+        )
     for name in (*ACTIVE, "inject_scale", "residual_lambda", "own"):
         if getattr(ours, name) != getattr(theirs, name):
             raise UserError(

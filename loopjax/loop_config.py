@@ -13,7 +13,7 @@ FINAL_NORM = ("", "between", "after")
 START = ("", "zeros", "normal")
 INJECT = ("", "add", "after", "concat")
 RESIDUAL = ("", "outer", "outer_delta", "scaled")
-RESIDUAL_SCALE = ("", "loops")
+RESIDUAL_SCALE = ("", "loops", "deeploop")
 # Fields that change what a loop computes, and those that only concern its training.
 BOUNDARY = ("norm", "final_norm", "start", "inject", "residual", "embedding")
 ACTIVE = (*BOUNDARY, "residual_scale", "lora_rank")
@@ -33,7 +33,8 @@ class LoopConfig:
       inject_scale: factor of e with "add" and "after".
       residual: what is carried around the loop: "outer", "outer_delta" or "scaled".
       residual_scale: "loops": outputs of sublayers in a loop of N repetitions of L layers are
-        multiplied by `residual_lambda` / (N sqrt(L)).
+        multiplied by `residual_lambda` / (N sqrt(L)); "deeploop": every layer multiplies the stream that
+        it adds to, before the norm (`ModelConfig.alpha`).
       residual_lambda: numerator of that factor.
       embedding: whether each repetition adds a learned vector.
       lora_rank: rank of the low-rank addition to every matrix in each repetition; 0 for none.
@@ -109,7 +110,12 @@ class LoopConfig:
     @property
     def is_active(self) -> bool:
         """Whether something happens between repetitions, or a layer depends on its repetition."""
-        return bool(self.options(ACTIVE))
+        return bool(self.of_repetitions())
+
+    def of_repetitions(self) -> list[str]:
+        """The options by which more is done in a loop than its layers alone do."""
+        deep = ("residual_scale",) if self.residual_scale == "deeploop" else ()
+        return self.options(tuple(name for name in ACTIVE if name not in deep))
 
     @property
     def has_boundary(self) -> bool:
@@ -132,7 +138,7 @@ class LoopConfig:
 
     def sublayer_scale(self, repeats: int, layers: int) -> float:
         """The factor of the outputs of sublayers in a segment, lambda / (N sqrt(L)) (2606.18524)."""
-        if repeats == 1 or not self.residual_scale:
+        if repeats == 1 or self.residual_scale != "loops":
             return 1.0
         return self.residual_lambda / (repeats * math.sqrt(layers))
 

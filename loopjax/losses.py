@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from loopjax.errors import UserError
-from loopjax.loop_config import ACTIVE, LoopConfig
+from loopjax.loop_config import LoopConfig
 
 PER_REPETITION = ("", "mean", "random")
 EXIT_GATE = ("", "joint", "gate")
@@ -81,7 +81,7 @@ def of(config) -> Losses:
 
 def check_plans(losses: Losses, plans, loop: LoopConfig) -> None:
     """Raises UserError where a loss does not fit the plans of the phases of a run, in order, or `loop`."""
-    options = loop.options(ACTIVE)
+    options = loop.of_repetitions()
     if losses.jacobian and options:
         raise UserError(
             f"config.losses.jacobian={losses.jacobian} is of a loop whose repetitions are its layers "

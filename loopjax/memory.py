@@ -7,6 +7,8 @@ The rest of the step peaks in one of two places:
     layers   everything saved by the layers, the gradients, and the working memory of one layer
              (with `remat` including what it recomputes)
 
+Options of `config.loop` and losses of exits save more, for the layers after a loop too, which run for every exit.
+
 Saved bytes are read from a trace of the `jax.vjp` of the loss at the shapes of one device. The peak
 of XLA differs with fusion and buffer reuse; tests require agreement within 15% (float32, on CPU
 devices).
@@ -20,8 +22,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from loopjax import head, kernels, model, step
-from loopjax.depth import DepthPlan
+from loopjax import exit_losses, head, kernels, losses, model, step
+from loopjax.depth import DepthPlan, Segment
+from loopjax.loop_config import LoopConfig
+from loopjax.losses import Losses
 from loopjax.surgery import n_layers
 
 
@@ -47,7 +51,7 @@ class StepMemory:
 
 def step_memory(
     cfg, plan: DepthPlan, shape: tuple[int, int], microbatches: int, optimizer, mesh, rules,
-    ema: bool = False,
+    ema: bool = False, added: Losses = losses.NONE,
 ) -> StepMemory:  # fmt: skip
     """Memory of an update on each device of a mesh (which may be an `AbstractMesh`).
 
@@ -56,6 +60,7 @@ def step_memory(
       shape: [B, T] of one microbatch, over all devices.
       microbatches: number of microbatches per update.
       ema: whether the state has a moving average of the parameters.
+      added: the losses of `config.losses`.
     """
     state = step.abstract_state(cfg, plan.n_unique, optimizer, mesh, rules, ema)
     parameters, moments = shard_bytes(state.params), shard_bytes((state.opt_state, state.ema))
@@ -65,22 +70,36 @@ def step_memory(
     outside, per_layer = saved_bytes(local, shape, kernels.platform())
     cut = cut_bytes(state.params, plan)
     saved_layers = layers_saved(cfg, plan)
-    saved = outside + per_layer * saved_layers + cut
+    more = added_bytes(local, plan, shape, kernels.platform(), added)
+    saved = outside + per_layer * saved_layers + cut + more
     without_remat = dataclasses.replace(local, remat="none")
     full = saved_bytes(without_remat, shape, kernels.platform())[1]
     # Working memory of a layer: the values that the forward pass did not save, gradients of about
     # a fifth of their size, and copies of what it reads from the saved stacks.
-    at_work = per_layer * saved_layers + max(6 * full // 5 - per_layer, full // 2) + cut
-    at_work += weights_at_work(state.params, parts) + loop_bytes(state.params, plan, per_layer)
+    work = max(6 * full // 5 - per_layer, full // 2)
+    at_work = per_layer * saved_layers + work + cut
+    at_work += (
+        more + weights_at_work(state.params, parts) + loop_bytes(state.params, plan, per_layer)
+    )
     # The sum over microbatches is there from the first one on.
     summed = parameters if microbatches > 1 else 0
     step_peak = max(saved + head_bytes(local, shape) + summed, at_work + parameters)
+    once = exit_work(cfg, plan, added, full, per_layer)
+    if once:  # while everything is saved
+        step_peak = max(step_peak, saved + once + weights_at_work(state.params, parts) + summed)
+    if added.block_cosine:  # its gradient beside that of the loss
+        step_peak = max(step_peak, parameters + shard_bytes(state.params["layers"]))
     peak = parameters + moments + step_peak
     return StepMemory(parameters, moments, parameters, saved, peak)
 
 
 def layers_saved(cfg: model.ModelConfig, plan: DepthPlan) -> int:
-    """Executed layers that save values: in a loop those of the repetitions that have a gradient.
+    """Executed layers that save values: in a loop those of the repetitions that have a gradient."""
+    return sum(s.layers * n for s, n in kept(cfg, plan).items())
+
+
+def kept(cfg: model.ModelConfig, plan: DepthPlan) -> dict[Segment, int]:
+    """The repetitions of each segment that have a gradient.
 
     With a random number of repetitions there is room for the largest.
     """
@@ -89,9 +108,30 @@ def layers_saved(cfg: model.ModelConfig, plan: DepthPlan) -> int:
         s: s.repeats if s.repeats == 1 or not loop.repeats else loop.law.largest
         for s in plan.segments
     }
-    return sum(
-        s.layers * (min(n, loop.backprop or n) if s.repeats > 1 else 1) for s, n in most.items()
-    )
+    return {s: min(n, loop.backprop or n) if s.repeats > 1 else 1 for s, n in most.items()}
+
+
+def exit_work(
+    cfg: model.ModelConfig, plan: DepthPlan, added: Losses, full: int, per_layer: int
+) -> int:
+    """Working memory of what losses of exits run besides the plan; 0 for nothing.
+
+    Of a layer after the loop it is that of all exits, which are rows beside each other; of a penalty on the
+    Jacobian, the layers of a repetition; and that of one layer more, as measured.
+
+    Args:
+      full: bytes that a layer saves without `remat`.
+      per_layer: those that it saves.
+    """
+    if not added.of_exits(plan) or added.exit_gate == "gate":  # which has no backward pass
+        return 0
+    looped = next(s for s in plan.segments if s.repeats > 1)
+    of_jacobian = (looped.layers + 1) * full if added.jacobian else 0
+    exits = kept(cfg, plan)[looped]
+    if not added.exit_gate:
+        exits = {"random": min(2, exits), "mean": exits}.get(added.per_repetition, 1)
+    coda = plan.segments[-1] is not looped and exits > 1
+    return max(of_jacobian, (exits + 1) * max(full - per_layer, full // 2) if coda else 0)
 
 
 def head_bytes(cfg: model.ModelConfig, shape: tuple[int, int]) -> int:
@@ -155,14 +195,49 @@ def saved_bytes(cfg: model.ModelConfig, shape: tuple[int, int], platform: str) -
     return two - 2 * (three - two), three - two
 
 
-def _saved(cfg: model.ModelConfig, plan: DepthPlan, shape: tuple[int, int]) -> int:
+@functools.lru_cache(maxsize=64)
+def added_bytes(
+    cfg: model.ModelConfig, plan: DepthPlan, shape: tuple[int, int], platform: str, added: Losses
+) -> int:
+    """Bytes saved besides those of `saved_bytes` for what happens between repetitions and for exits.
+
+    Negative where a gate is trained alone, of which little is saved.
+    """
+    if not plan.is_looped or not (cfg.loop.is_active or added.of_exits(plan)):
+        return 0
+    options = dataclasses.replace(cfg.loop, repeats="", most=0, backprop=0)
+    ours = dataclasses.replace(cfg, loop=options)
+    plain = dataclasses.replace(cfg, loop=LoopConfig(), exit_gate=False)
+
+    def more(least: int) -> int:
+        """With at least as many repetitions in every loop: a single one is none."""
+        repeats = {s: max(least, n) if s.repeats > 1 else 1 for s, n in kept(cfg, plan).items()}
+        counted = DepthPlan.of((s.layers, n) for s, n in repeats.items())
+        return _saved(ours, counted, shape, added) - _saved(plain, counted, shape)
+
+    with kernels.traced_for(platform):
+        if min(n for s, n in kept(cfg, plan).items() if s.repeats > 1) > 1:
+            return more(2)
+        return 2 * more(2) - more(3)
+
+
+def _saved(
+    cfg: model.ModelConfig, plan: DepthPlan, shape: tuple[int, int], added: Losses = losses.NONE
+) -> int:
     def save(params, batch):
         def loss(params):
             segments = model.cut_segments(params, plan)
             weights_BT = jnp.ones(shape)
             args = batch["inputs"], batch["targets"], weights_BT, cfg, plan
-            return model.weighted_loss(segments, *args)[0]
+            if not added.of_exits(plan):
+                return model.weighted_loss(segments, *args)[0]
+            more = None, None, added
+            total, _, terms = exit_losses.weighted_loss(segments, *args, *more, seed=0, step=0)
+            return sum(terms.values(), start=total)
 
+        if added.of_exits(plan) and added.exit_gate == "gate":  # nothing else has a gradient
+            gate = step.gate_of(params)
+            return jax.vjp(lambda gate: loss(params | {"loop": params["loop"] | gate}), gate)
         return jax.vjp(loss, params)
 
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)

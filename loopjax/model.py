@@ -38,6 +38,7 @@ Initialization (float32):
     gate, up, head                                                    D = 2048 (Llama's is 0.02)
     output, down               N(0, 1/fan_in) / sqrt(2 init_depth)    GPT-2 (Radford et al. 2019)
     norm scales; biases        1; 0                                   Zhang & Sennrich 2019
+    value, output, up, down    N(0, 1/fan_in) / sqrt(8 init_depth)    with loop.residual_scale="deeploop"
 
 Layer i of the stack is initialized from the same key at any depth, so with one seed the first
 layers of a shallow and a deep model are equal.

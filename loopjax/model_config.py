@@ -34,7 +34,8 @@ class ModelConfig:
       embed_scale: factor of the embeddings; not of the head, also where they are tied.
       norm_eps: epsilon of RMSNorm.
       tie_embeddings: whether the output head is the transposed embedding.
-      init_depth: executed layers that the residual output projections are initialized for.
+      init_depth: executed layers that the residual output projections are initialized for, and that
+        `alpha` and `beta` are of.
       dtype: compute type; parameters are always float32.
       attention: one of `attention.IMPLEMENTATIONS`; "auto" is chosen by platform and shape.
       remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
@@ -97,7 +98,12 @@ class ModelConfig:
                 raise ValueError(
                     f"model.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}"
                 )
-        if self.post_norm and self.loop.residual_scale:
+        if self.loop.residual_scale == "deeploop" and self.post_norm != "stream":
+            raise ValueError(
+                f"loop.residual_scale='deeploop' requires model.post_norm='stream', a norm after every "
+                f"addition; it is {self.post_norm!r}"
+            )
+        if self.post_norm and self.loop.residual_scale == "loops":
             raise ValueError(
                 f"model.post_norm={self.post_norm!r} does not go with loop.residual_scale="
                 f"{self.loop.residual_scale!r}: a norm undoes the scale"
@@ -116,6 +122,17 @@ class ModelConfig:
                     f"model.rope_scaling={self.rope_scaling!r} must have FACTOR of at least 1, LOW "
                     "below HIGH and all of them positive"
                 )
+
+    @property
+    def alpha(self) -> float:
+        """Factor of the stream that a sublayer adds to, (2 N)^(1/2) with "deeploop" (2607.13491), N executed
+        layers; else 1."""
+        return (2 * self.init_depth) ** 0.5 if self.loop.residual_scale == "deeploop" else 1.0
+
+    @property
+    def beta(self) -> float | None:
+        """What "deeploop" scales the initial values of some matrices by, (8 N)^(-1/2); None without it."""
+        return (8 * self.init_depth) ** -0.5 if self.loop.residual_scale == "deeploop" else None
 
     @property
     def head_size(self) -> int:

@@ -247,7 +247,7 @@ def check(run: Run, source: Source) -> None:
             )
     theirs = dataclasses.asdict(ModelConfig(**meta["model"]))
     ours = dataclasses.asdict(run.cfg)
-    loop_checks.check_origin(config, run.cfg.loop, ModelConfig(**meta["model"]).loop)
+    loop_checks.check_origin(config, run.cfg, ModelConfig(**meta["model"]))
     check_gate(config, theirs["exit_gate"])
     for name in ours.keys() - {*FREE, "loop", "exit_gate"}:
         if ours[name] != theirs[name]:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
-from loopjax.loop_config import ACTIVE, BOUNDARY, LoopConfig
+from loopjax.loop_config import BOUNDARY, LoopConfig
 
 
 def on_stack(path) -> bool:
@@ -174,7 +174,7 @@ def _merged(params, plan: DepthPlan, loop: LoopConfig):
         a_EIr, b_ErO = (stack.pop(f"{name}_lora_{x}")[np.arange(len(own)), own] for x in "ab")
         low_EIO = jnp.einsum("eir,ero->eio", a_EIr, b_ErO, precision=jax.lax.Precision.HIGHEST)
         stack[name] += jnp.where(looped[:, None, None], low_EIO, 0.0)
-    for name in ("output", "down") if loop.residual_scale else ():
+    for name in ("output", "down") if loop.residual_scale == "loops" else ():
         scale = [loop.sublayer_scale(segment.repeats, segment.layers) for segment in segments]
         stack[name] *= jnp.array(scale)[:, None, None]
     return {**params, "layers": stack}
@@ -186,7 +186,7 @@ def tie(params, plan: DepthPlan | str, loop: LoopConfig = LoopConfig()):  # noqa
     UserError with options of loops: what they add was not there before.
     """
     plan = DepthPlan.parse(plan).trainable()
-    if active := loop.options(ACTIVE):
+    if active := loop.of_repetitions():
         raise UserError(
             f"{active[0]} is not part of untied layers, so that they cannot be tied to it"
         )

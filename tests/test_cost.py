@@ -8,11 +8,23 @@ import types
 import jax
 import pytest
 
-from loopjax import cost, devices, flops, kernels, memory, run, sharding, step, step_metrics
+from loopjax import (
+    cost,
+    devices,
+    flops,
+    kernels,
+    losses,
+    memory,
+    run,
+    sharding,
+    step,
+    step_metrics,
+)
 from loopjax.cli import arguments
 from loopjax.cli import main as cli
 from loopjax.config_flags import parse
 from loopjax.depth import DepthPlan
+from loopjax.loop_config import LoopConfig
 from loopjax.optim import make_optimizer
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -104,6 +116,9 @@ def test_the_utilization_is_given_with_attention_counted_whole_and_half():
 SMALL = {"vocab_size": 1024, "d_model": 128, "d_ff": 512, "n_heads": 4, "n_kv_heads": 4}
 
 
+ADAPTED = {"loop": {"inject": "concat", "norm": True}}
+
+
 def compiled_bytes(config) -> int:
     """State and temporaries of one update on each device, as XLA reports them."""
     planned = run.plan_run(config)
@@ -127,6 +142,17 @@ def compiled_bytes(config) -> int:
         ("8", {"data": 1, "fsdp": 8}, {}, {}),
         ("8", {"data": 2, "fsdp": 2, "tensor": 2}, {}, {"remat": "none", "n_kv_heads": 2}),
         ("2-2x3-2", {"data": 8}, {"microbatches": 2}, {"remat": "dots", "vocab_size": 4096}),
+        ("1-1x4-1", {"data": 8}, {"losses": {"per_repetition": "mean"}}, {}),
+        pytest.param(
+            "1-1x4-1",
+            {"data": 8},
+            ADAPTED | {"losses": {"exit_gate": "joint"}},
+            {},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "1-2x6-1", {"data": 8}, {"losses": {"jacobian": 1.0}}, {}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_memory_estimate_is_within_15_percent_of_what_xla_reports(depth, mesh, settings, model):
@@ -158,6 +184,83 @@ def test_a_layer_saves_what_its_remat_policy_says(remat, widths):
     cfg = dataclasses.replace(run.outline(load("1.7b,baseline")).cfg, **SMALL, remat=remat)
     per_layer = memory.saved_bytes(cfg, (2, 64), "tpu")[1]
     assert per_layer == 2 * 64 * widths * cfg.d_model * 2  # bytes of bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "widths"),
+    [
+        ({"norm": True}, 2),  # its input in float32, two widths of bfloat16
+        ({"final_norm": "between"}, 4),  # and what its scale multiplies
+        ({"inject": "concat"}, 2),
+        ({"inject": "add", "residual": "scaled", "own": 9}, 1),  # sums save nothing
+        ({"norm": True, "repeats": "uniform:1:9", "backprop": 4}, 0),  # not of the number drawn
+    ],
+)
+def test_a_repetition_saves_what_is_between_repetitions(options, widths):
+    """Numbers per token, in widths, besides those of its layers."""
+    cfg = dataclasses.replace(run.outline(load("1.7b,baseline")).cfg, **SMALL, remat="full")
+    cfg = dataclasses.replace(cfg, loop=LoopConfig(**options))
+    four, five = (
+        memory.added_bytes(cfg, DepthPlan.parse(f"1-2x{n}-1"), (2, 64), "tpu", losses.NONE)
+        for n in (4, 5)
+    )
+    assert five - four == pytest.approx(2 * 64 * widths * cfg.d_model * 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fields", "coda", "per_exit"),
+    [
+        (
+            {"per_repetition": "mean"},
+            0,
+            3,
+        ),  # the exit, what the final norm saves of it, its gradient
+        ({"per_repetition": "mean"}, 2, 5),  # and the input of each layer after the loop
+        ({"per_repetition": "random"}, 2, 0),  # one exit more, whatever the repetitions
+    ],
+)
+def test_an_exit_saves_streams_and_the_layers_after_the_loop(fields, coda, per_exit):
+    cfg = run.outline(load("1.7b,baseline")).cfg
+    cfg = dataclasses.replace(cfg, **SMALL, remat="full", dtype="float32")
+    end = f"-{coda}" if coda else ""
+    four, five = (
+        memory.added_bytes(
+            cfg, DepthPlan.parse(f"1-2x{n}{end}"), (2, 64), "tpu", losses.Losses(**fields)
+        )
+        for n in (4, 5)
+    )
+    assert five - four == pytest.approx(2 * 64 * per_exit * cfg.d_model * 4, rel=0.02)
+
+
+def test_one_repetition_with_a_gradient_is_counted_too():
+    cfg = dataclasses.replace(run.outline(load("1.7b,baseline")).cfg, **SMALL, remat="full")
+    found = []
+    for backprop in (1, 2, 3):
+        loop = LoopConfig(inject="concat", backprop=backprop)
+        here = dataclasses.replace(cfg, loop=loop)
+        found.append(
+            memory.added_bytes(here, DepthPlan.parse("1-2x6"), (2, 64), "tpu", losses.NONE)
+        )
+    assert found[1] - found[0] == found[2] - found[1] > 0
+
+
+def test_a_gate_alone_saves_little_and_block_cosine_a_gradient_more():
+    config = load("1.7b,baseline")
+    config.model.update(SMALL | {"remat": "full"})
+    config.update({"depth": "2-2x6", "batch_size": 8, "seq_len": 256})
+    machine = cost.Machine(8, "any", 0, 1e12, 0.4, "tpu")
+    plain = cost.plan_of(config, machine)["phases"][0]
+    config.losses.exit_gate = "gate"
+    gate = cost.plan_of(config, machine)["phases"][0]
+    assert gate["activations"] < plain["activations"] / 2
+    # Hardly any tokens, so that the gradients are what there is.
+    config.losses.exit_gate = ""
+    config.update({"depth": "24", "seq_len": 8})
+    plain = cost.plan_of(config, machine)["phases"][0]
+    config.losses.block_cosine = 1.0
+    found = cost.plan_of(config, machine)["phases"][0]
+    state = sum(found[part] for part in ("parameters", "optimizer", "gradients"))
+    assert found["peak"] > state + 0.9 * found["parameters"] > plain["peak"]
 
 
 def test_what_the_plan_says_of_each_parameter_is_what_the_run_does():

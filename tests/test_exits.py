@@ -13,6 +13,7 @@ from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.exits import Rule
 from loopjax.lm import decode, score
+from loopjax.loop import first_state
 from loopjax.loop_config import LoopConfig
 from tests.test_score import CFG, LM, ONE, language_model
 
@@ -56,10 +57,41 @@ class Reference:
             logits = keys @ q[head] / np.sqrt(cfg.head_size)
             weights = np.exp(logits - logits.max())
             out[head] = weights / weights.sum() @ np.array([v[group] for _, v in self.seen[e]])
-        x = x + out.reshape(-1) @ w["output"]
+        x = self.added(w, "attention", x, out.reshape(-1) @ w["output"])
         h = self.norm(x, w["mlp_norm"])
         gate = h @ w["gate"]
-        return x + (gate / (1 + np.exp(-gate)) * (h @ w["up"])) @ w["down"]
+        out = (gate / (1 + np.exp(-gate)) * (h @ w["up"])) @ w["down"]
+        return self.added(w, "mlp", x, out)
+
+    def added(self, w, name, x, out):
+        if self.cfg.post_norm == "output":
+            return x + self.norm(out, w[f"{name}_post_norm"])
+        if self.cfg.post_norm == "stream":
+            if self.cfg.loop.residual_scale == "deeploop":
+                x = np.sqrt(2 * self.cfg.init_depth) * x
+            return self.norm(x + out, w[f"{name}_post_norm"])
+        return x + out
+
+    def entered(self, state, e, i):
+        """The input of repetition i = 0, 1, ... from the state and the stream before the loop."""
+        loop, x = self.cfg.loop, state
+        weights = self.params.get("loop", {})
+        if loop.final_norm == "between" and i:
+            x = self.norm(x, self.params["final_norm"])
+        if loop.norm and i:
+            x = self.norm(x, 1.0)
+        if loop.inject == "add" or (loop.inject == "after" and i):
+            x = x + loop.inject_scale * e
+        if loop.inject == "concat":
+            x = np.concatenate([x, e]) @ weights["adapter"]
+        return x + weights["embedding"][min(i, loop.own - 1)] if loop.embedding else x
+
+    def ended(self, state, e):
+        """The residual stream if the loop ends with this state."""
+        loop, x = self.cfg.loop, state
+        x = self.norm(x, self.params["final_norm"]) if loop.final_norm == "after" else x
+        x = self.norm(x, 1.0) if loop.norm else x
+        return x + loop.inject_scale * e if loop.inject == "after" else x
 
     def distribution(self, x, t):
         """log p of the next token as if the token left now."""
@@ -71,17 +103,29 @@ class Reference:
 
     def token(self, token, t, may_leave=True):
         """(log p of the next token, repetitions) of the token at position t."""
-        x, before, self.stays = self.params["embed"][token], None, 1.0
+        x, before, self.stays = self.params["embed"][token] * self.cfg.embed_scale, None, 1.0
         self.first = self.loop.start
         for e in range(self.first):
             x = self.layer(e, x, t)
+        stream = state = x
+        loop = self.cfg.loop
+        if loop.start:
+            zeros = jnp.zeros((1, 1, self.cfg.d_model))
+            state = np.asarray(first_state(self.cfg, zeros, jnp.array([t])), np.float64)[0, 0]
         L, R = self.loop.layers, self.loop.repeats
         for r in range(1, R + 1):
-            entered = x
+            entered = state
+            x = inner = self.entered(state, stream, r - 1)
             for e in range(L):
                 x = self.layer(self.first + (r - 1) * L + e, x, t)
-            log_p = self.distribution(x, t)
-            left = self.leaves(x, entered, log_p, before)
+            state = {
+                "": lambda s, x, y: y,
+                "outer_delta": lambda s, x, y: s + (y - x),
+                "scaled": lambda s, x, y, r=r: s + self.params["loop"]["scale"][r - 1] * y,
+            }[loop.residual](state, inner, x)
+            self.out = self.ended(state, stream)
+            log_p = self.distribution(self.out, t)
+            left = self.leaves(state, entered, log_p, before)
             before = log_p
             if may_leave and left:
                 break
@@ -97,7 +141,7 @@ class Reference:
             return np.linalg.norm(x - entered) / np.linalg.norm(x) < threshold
         if self.rule.name == "gate":
             gate = self.params["loop"]
-            logit = self.norm(x, self.params["final_norm"]) @ gate["exit_gate"]
+            logit = self.norm(self.out, self.params["final_norm"]) @ gate["exit_gate"]
             self.stays *= 1 - 1 / (1 + np.exp(-logit - gate["exit_gate_bias"][0]))
             return 1 - self.stays > threshold
         if self.rule.name == "confidence":
@@ -124,21 +168,59 @@ def typical(lm, name):
     return Rule(name, float(np.quantile(found, 0.6 if name == "confidence" else 0.4)))
 
 
-def model_of(depth, name="", **where):
-    """A random model; its gate, if there is one, is random too."""
-    lm = language_model(depth, exit_gate=name == "gate", **where)
+def model_of(depth, name="", **fields):
+    """A random model; its gate and other weights of loops, if there are any, and norms are random too."""
+    lm = language_model(depth, exit_gate=name == "gate", **fields)
+    params = dict(lm.params)
+
+    def moved(tree, only=""):
+        return {
+            part: leaf + 0.3 * jax.random.normal(jax.random.key(len(part)), leaf.shape)
+            if only in part
+            else leaf
+            for part, leaf in tree.items()
+        }
+
+    if "loop" in params:
+        params["loop"] = moved(params["loop"])
+    if "loop" in fields:  # norms of scale 1 would be one
+        params = moved(params | {"layers": moved(params["layers"], "norm")}, "final_norm")
     if name == "gate":
         gate = {"exit_gate": jax.random.normal(jax.random.key(5), (CFG.d_model,)) / 3}
-        gate["exit_gate_bias"] = jnp.array([0.2])
-        lm = dataclasses.replace(lm, params={**lm.params, "loop": gate})
-    return lm
+        params["loop"] |= gate | {"exit_gate_bias": jnp.array([0.2])}
+    return dataclasses.replace(lm, params=params)
+
+
+# What happens between repetitions: Ouro's, Huginn's, and every other option of `config.loop` that changes
+# states.
+BETWEEN = {
+    "ouro": {"post_norm": "output", "loop": LoopConfig(final_norm="between")},
+    "huginn": {
+        "post_norm": "stream", "embed_scale": 32**0.5,
+        "loop": LoopConfig(start="normal", inject="concat", final_norm="after"),
+    },
+    "delta": {"loop": LoopConfig(norm=True, inject="add", residual="outer_delta")},
+    "scaled": {
+        "loop": LoopConfig(
+            inject="after", inject_scale=0.7, residual="scaled", embedding=True, own=4
+        ),
+    },
+    "deeploop": {"post_norm": "stream", "loop": LoopConfig(residual_scale="deeploop")},
+    "zeros": {"loop": LoopConfig(start="zeros", inject="add", inject_scale=0.5, norm=True)},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("depth", "name"), [("2x4", "kl"), *(("1-2x3-1", name) for name in exits.RULES)]
+    ("depth", "name", "between"),
+    [
+        ("2x4", "kl", None),
+        *(("1-2x3-1", name, None) for name in exits.RULES),
+        ("1x4", "gate", "ouro"),
+        ("1-1x3-1", "confidence", "huginn"),
+    ],
 )
-def test_cached_decoding_is_that_of_each_token_alone(depth, name):
-    lm = model_of(depth, name, mesh="", devices=jax.devices()[:1])
+def test_cached_decoding_is_that_of_each_token_alone(depth, name, between):
+    lm = model_of(depth, name, mesh="", devices=jax.devices()[:1], **BETWEEN.get(between, {}))
     rule = typical(lm, name)
     # Alone, a row that leaves ends the loop; in a batch, it waits for the others.
     greedy = decode.generate(lm.with_exit(rule), PROMPTS, 8, batch_size=1)
@@ -160,10 +242,20 @@ def test_cached_decoding_is_that_of_each_token_alone(depth, name):
     assert len(counts) > 1, "the threshold separates no tokens"
 
 
-@pytest.mark.parametrize("name", exits.RULES)
-@pytest.mark.parametrize("depth", ["2x4", "1-1x5"])
-def test_whole_sequences_leave_like_tokens_one_after_another(depth, name):
-    lm = model_of(depth, name, mesh="", devices=jax.devices()[:1])
+@pytest.mark.parametrize(
+    ("depth", "name", "between"),
+    [
+        *((depth, name, None) for depth in ("2x4", "1-1x5") for name in exits.RULES),
+        ("2x4", "kl", "ouro"),
+        ("1-1x4-1", "latent", "huginn"),
+        ("1-1x4", "gate", "delta"),
+        ("1x4", "confidence", "scaled"),
+        ("1x4-1", "latent", "zeros"),
+        ("1-2x3", "latent", "deeploop"),
+    ],
+)
+def test_whole_sequences_leave_like_tokens_one_after_another(depth, name, between):
+    lm = model_of(depth, name, mesh="", devices=jax.devices()[:1], **BETWEEN.get(between, {}))
     rule = typical(lm, name)
     tokens = np.random.default_rng(2).integers(0, 257, (3, 9))
     x_BTD, count_BT = exits.residual(lm.params, jnp.array(tokens), lm.cfg, lm.plan, rule)
@@ -228,6 +320,23 @@ def test_scores_at_full_depth_are_the_plain_scores(rule):
     assert found.repeats == 3 * found.tokens and plain.repeats == 0
 
 
+@pytest.mark.parametrize("between", ["huginn", "scaled"])
+def test_a_rule_that_never_holds_is_full_depth_whatever_is_between_repetitions(between):
+    rule = NEVER[1]
+    lm = model_of("1-1x3", rule.name, mesh="", devices=jax.devices()[:1], **BETWEEN[between])
+    tokens = jnp.array([PROMPTS[0]])
+
+    @jax.jit
+    def both(params):
+        args = params, tokens, lm.cfg, lm.plan
+        x_BTD, count_BT = exits.residual(*args, rule)
+        return model.residual(*args), x_BTD, count_BT
+
+    plain, found, count_BT = both(lm.params)
+    np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
+    assert (count_BT == 3).all()
+
+
 def test_always_leaving_is_the_plan_of_one_repetition():
     once = dataclasses.replace(LM, plan=DepthPlan.parse("4"))
     rule = Rule("confidence", 0.0)
@@ -279,6 +388,15 @@ def test_the_saving_counts_layers_and_readings(name):
     assert found.most_flops == per_token
 
 
+def test_the_saving_counts_adapters_and_low_rank_additions():
+    cfg = dataclasses.replace(CFG, loop=LoopConfig(inject="concat", lora_rank=2, own=3))
+    plan, rule = DepthPlan.parse("1-2x4-3"), Rule("latent", 0.5)
+    plain, found = (exits.saving(c, plan, rule, 48, 5, 12) for c in (CFG, cfg))
+    assert found.most_flops == flops.inference_flops_per_token(cfg, plan, 48)
+    more = (found.most_flops - plain.most_flops) / 4  # a repetition
+    assert found.flops == pytest.approx(plain.flops + more * 12 / 5)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -302,12 +420,6 @@ def test_plans_without_exactly_one_loop_are_refused(depth, what):
 def test_a_gate_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="--exit gate:0.8 requires a model with an exit gate"):
         ONE.with_exit(Rule("gate", 0.8))
-
-
-def test_a_model_with_a_norm_between_repetitions_is_refused():
-    lm = dataclasses.replace(ONE, cfg=dataclasses.replace(CFG, loop=LoopConfig(norm=True)))
-    with pytest.raises(UserError, match="does not apply to a model with config.loop.norm=True"):
-        lm.with_exit(Rule("latent", 0.1))
 
 
 @pytest.mark.parametrize(("repeats", "depth"), [(1, "1-2x3-1"), (5001, "1-2x3-1"), (3, "4")])

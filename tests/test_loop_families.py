@@ -10,11 +10,13 @@ import pytest
 from loopjax import checkpoint, flops, loop, model
 from loopjax.cli import main as cli
 from loopjax.depth import DepthPlan
-from loopjax.interop import architectures
+from loopjax.errors import UserError
+from loopjax.interop import architectures, step_zero
 from loopjax.interop.export_hf import export_hf
 from loopjax.interop.import_hf import import_hf
 from loopjax.lm import decode
 from loopjax.lm.loaded_model import open_model
+from loopjax.loop_config import LoopConfig
 from loopjax.model_config import ModelConfig
 
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -99,6 +101,12 @@ def angles(T, theta):
 
 
 def ouro_logits(tensors, tokens):
+    return ouro_states(tensors, tokens)[-1] @ tensors["lm_head.weight"].T
+
+
+def ouro_states(tensors, tokens):
+    """The normed state after each repetition, of which head and gate read one."""
+    states = []
     angle = angles(len(tokens), 1e6)[:, None]
 
     def rotated(x):
@@ -121,7 +129,8 @@ def ouro_logits(tensors, tokens):
             out = (silu(h @ w["mlp.gate_proj"].T) * (h @ w["mlp.up_proj"].T)) @ w["mlp.down_proj"].T
             x = x + rms(out, w["post_attention_layernorm_2"])
         x = rms(x, tensors["model.norm.weight"])
-    return x @ tensors["lm_head.weight"].T
+        states.append(x)
+    return states
 
 
 def huginn_logits(tensors, tokens, state, repeats=3):
@@ -225,21 +234,167 @@ def test_more_repetitions_than_trained(tmp_path):
     np.testing.assert_allclose(np.asarray(ours)[0], theirs, atol=1e-4)
 
 
-def test_ouro_is_exported_with_its_loop(family, tmp_path):
+def test_the_export_of_an_import_is_the_same_model_to_the_bit(family, tmp_path, capsys):
     name, _, source, run = family
-    if name != "ouro":
-        pytest.skip("Huginn is not written")
     config = export_hf(str(run), tmp_path / "out")
-    assert config["model_type"] == "ouro" and config["total_ut_steps"] == 3
-    assert config["num_hidden_layers"] == 2
-    before = safetensors.load_file(source / "model.safetensors")
-    after = safetensors.load_file(tmp_path / "out" / "model.safetensors")
+    told = capsys.readouterr().err
+    before, after = (
+        safetensors.load_file(at / "model.safetensors") for at in (source, tmp_path / "out")
+    )
+    if name == "huginn":
+        assert "fetches it from tomg-group-umd/huginn-0125 with trust_remote_code=True" in told
+        theirs = json.loads((source / "config.json").read_text())
+        assert theirs == {key: config[key] for key in theirs}
+        # The class registers the table as a buffer, so it has to be stored.
+        table = after.pop("freqs_cis")
+        assert table.shape == (1, 64, 1, D // H // 2, 2)
+        complex_numbers = np.exp(1j * angles(64, 50_000))
+        np.testing.assert_allclose(table[0, :, 0, :, 0], complex_numbers.real, atol=1e-5)
+        np.testing.assert_allclose(table[0, :, 0, :, 1], complex_numbers.imag, atol=1e-5)
+    else:
+        assert config["num_hidden_layers"] == 2 and config["total_ut_steps"] == 3
+        assert meta_of(run)["model"]["exit_gate"]
     assert before.keys() == after.keys()
     for tensor, value in before.items():
-        same = "early_exit_gate" in tensor or np.array_equal(after[tensor], value)
-        assert same, tensor
-    again = import_hf(str(tmp_path / "out"), tmp_path / "again", tokenizer=False)
-    assert again["plan"] == "2x3"
+        np.testing.assert_array_equal(after[tensor], value, err_msg=tensor)
+    import_hf(str(tmp_path / "out"), tmp_path / "again", tokenizer=False)
+    (a, meta), (b, again) = (checkpoint.load_params(at) for at in (run, tmp_path / "again"))
+    assert meta["model"] == again["model"] and meta["plan"] == again["plan"]
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def meta_of(run):
+    return checkpoint.load_params(run)[1]
+
+
+def test_the_gate_reads_what_the_family_lets_it_read(family):
+    name, _, source, run = family
+    if name != "ouro":
+        pytest.skip("a Huginn has no gate")
+    tensors = safetensors.load_file(source / "model.safetensors")
+    params, meta = checkpoint.load_params(run)
+    cfg, tokens = ModelConfig(**meta["model"]), np.arange(9)
+    weight, bias = (tensors[f"model.early_exit_gate.{part}"] for part in ("weight", "bias"))
+    for t, state in enumerate(ouro_states(tensors, tokens)[:2], 1):
+        x = model.residual(params, jnp.array(tokens[None]), cfg, f"2x{t}")
+        found = model.outside_stack(params, cfg, x, "exit_logits")[0]
+        np.testing.assert_allclose(found, (state @ weight.T + bias)[:, 0], atol=1e-4)
+
+
+GATE = ["model.early_exit_gate.weight", "model.early_exit_gate.bias"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors"),
+    [
+        ({}, dict.fromkeys(GATE)),  # no such tensors
+        ({}, {GATE[0]: np.zeros((1, D), np.float32), GATE[1]: np.zeros(1, np.float32)}),
+        ({"total_ut_steps": 1}, {}),
+    ],
+    ids=["none", "zeros", "one repetition"],
+)
+def test_without_a_gate_that_says_something_there_is_none(changes, tensors, tmp_path):
+    found = ouro_tensors(np.random.default_rng(0)) | tensors
+    found = {name: value for name, value in found.items() if value is not None}
+    source = write(tmp_path / "model", OURO | changes, found)
+    meta = import_hf(str(source), tmp_path / "run", tokenizer=False)
+    assert not meta["model"]["exit_gate"]
+    export_hf(str(tmp_path / "run"), tmp_path / "out")
+    written = safetensors.load_file(tmp_path / "out" / "model.safetensors")
+    assert written[GATE[0]].shape == (1, D) and not written[GATE[0]].any()
+
+
+def test_a_gate_of_another_shape_or_without_a_bias_is_refused(tmp_path):
+    found = ouro_tensors(np.random.default_rng(0))
+    wide = write(tmp_path / "a", OURO, found | {GATE[0]: np.ones((2, D), np.float32)})
+    with pytest.raises(UserError, match="early_exit_gate.weight has shape 2x24, but config.json"):
+        import_hf(str(wide), tmp_path / "run", tokenizer=False)
+    half = write(tmp_path / "b", OURO, {k: v for k, v in found.items() if k != GATE[1]})
+    with pytest.raises(UserError, match="early_exit_gate.bias is missing"):
+        import_hf(str(half), tmp_path / "run", tokenizer=False)
+
+
+# Fields of the class RavenConfig of the family's repository that have to be in a config.json or have
+# a default there.
+RAVEN = {
+    "n_embd", "n_heads", "n_layers", "block_size", "vocab_size", "padding_multiple", "tie_embeddings",
+    "intermediate_size", "bias", "architecture_class_name", "block_class_name", "norm_class_name",
+    "norm_eps", "mlp_class_name", "nonlin_name", "init_strategy", "init_orthogonal", "state_init",
+    "injection_type", "n_layers_in_recurrent_block", "mean_recurrence", "sampling_scheme",
+    "mean_backprop_depth", "n_layers_in_prelude", "n_layers_in_coda", "qk_bias",
+    "activation_checkpoint_impl", "rope_base", "torch_dtype",
+}  # fmt: skip
+
+
+def huginn(**changes):
+    fields = dict(
+        vocab_size=V, d_model=D, d_ff=F, n_heads=H, n_kv_heads=H, init_depth=8, dtype="float32",
+        post_norm="stream", embed_scale=float(np.sqrt(D)), tie_embeddings=False,
+        loop=LoopConfig(start="normal", inject="concat", final_norm="after"),
+    )  # fmt: skip
+    return ModelConfig(**fields | changes)
+
+
+def test_a_model_of_that_shape_is_a_huginn_in_shards_and_by_another_plan(tmp_path, capsys):
+    directory = saved_model(tmp_path / "run", huginn(), "1-2x3-1")
+    args = [
+        "export-hf",
+        str(directory),
+        str(tmp_path / "out"),
+        "--depth=1-2x5-1",
+        "--shard-size=20kB",
+    ]
+    assert cli.main(args) == 0
+    assert "RavenForCausalLM of 4 layers, in float32" in capsys.readouterr().out
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.keys() >= RAVEN and config["mean_recurrence"] == 5
+    assert "tie_word_embeddings" not in config  # the class passes it on itself
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    import_hf(str(tmp_path / "out"), tmp_path / "again", tokenizer=False)
+    (a, _), (b, again) = (checkpoint.load_params(at) for at in (directory, tmp_path / "again"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    tokens = jnp.arange(7)[None]
+    ours, theirs = (
+        model.forward(params, tokens, cfg, "1-2x5-1")
+        for params, cfg in ((a, huginn()), (b, ModelConfig(**again["model"])))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def saved_model(directory, cfg, plan):
+    """A checkpoint of random weights."""
+    n_layers = DepthPlan.parse(plan).n_unique
+    keys = iter(jax.random.split(jax.random.key(3), 99))
+    shapes = cfg.parameter_shapes(n_layers)
+    leaves = {k: np.asarray(jax.random.normal(next(keys), shape)) for k, shape in shapes.items()}
+
+    def blocks(leaf, chunk):
+        yield tuple(slice(0, n) for n in shapes[leaf]), leaves[leaf]
+
+    meta = step_zero.about(cfg, plan, 32, None)
+    checkpoint.save_params(directory / "checkpoints", 0, shapes, blocks, meta)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan", "says"),
+    [
+        ({"embed_scale": 5.0}, "1-2x3-1", "model.embed_scale=5.0 cannot .* a Huginn has 4.89"),
+        ({"n_kv_heads": 1}, "1-2x3-1", "model.n_kv_heads=1 cannot be exported"),
+        ({"head_dim": 6}, "1-2x3-1", "model.head_dim=6 cannot be exported"),
+        ({"qk_norm": True}, "1-2x3-1", "model.qk_norm=True cannot be exported"),
+        ({"rope_scaling": "llama3:8:1:4:32"}, "1-2x3-1", "model.rope_scaling='llama3:8:1:4:32' can"),
+        ({}, "2x3-1", "plan 2x3-1 cannot be exported: a Huginn has one loop with layers before"),
+        ({}, "4", "config.loop.inject='concat' and plan 4 cannot be exported"),
+        ({"post_norm": "output"}, "1-2x3-1", "no family that is written has it"),
+        ({"attention_bias": True}, "1-2x3-1", "value_bias of .* is not zero"),
+    ],
+)  # fmt: skip
+def test_what_a_huginn_does_not_have_is_not_exported(changes, plan, says, tmp_path):
+    directory = saved_model(tmp_path / "run", huginn(**changes), plan)
+    with pytest.raises(UserError, match=says) as error:
+        export_hf(str(directory), tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -262,12 +417,3 @@ def test_what_cannot_be_read_is_one_sentence(name, changes, message, tmp_path, c
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_what_no_family_has_is_not_exported(tmp_path, family, capsys):
-    name, _, _, run = family
-    if name != "huginn":
-        pytest.skip("an Ouro can be written")
-    assert cli.main(["export-hf", str(run), str(tmp_path / "out")]) == 2
-    assert "cannot be exported: no family that is written has it" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from loopjax import (
     checkpoint_files,
     flops,
     growth,
+    loop_checks,
     model,
     optim,
     run,
@@ -26,6 +27,7 @@ from loopjax.analysis import effects
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.finetune import config_from
+from loopjax.interop import loop_export
 from loopjax.interop.export_hf import export_hf
 from loopjax.lm import decode
 from loopjax.lm.loaded_model import open_model
@@ -248,6 +250,53 @@ def test_what_changes_the_stream_between_repetitions_cannot_be_untied(name):
         surgery.tie(params_of(cfg, 8), PLAN, cfg.loop)
 
 
+DEEP = dataclasses.replace(PLAIN, post_norm="stream", loop=LoopConfig(residual_scale="deeploop"))
+
+
+def test_deeploop_scales_the_initial_values_that_a_branch_is_linear_in():
+    """By 2607.13491 with N = init_depth = 8, (8 N)^(-1/2) = 1/8."""
+    plain = dataclasses.replace(DEEP, loop=LoopConfig())
+    deep, other = (
+        meta.unbox(model.init_params(cfg, 4, jax.random.key(1))) for cfg in (DEEP, plain)
+    )
+    factors = {
+        "value": 1 / 8,
+        "up": 1 / 8,
+        "output": 4 / 8,
+        "down": 4 / 8,
+    }  # those had 1 / sqrt(2 N)
+    for name, leaf in deep["layers"].items():
+        np.testing.assert_allclose(leaf, factors.get(name, 1) * other["layers"][name], rtol=1e-6)
+    np.testing.assert_array_equal(deep["embed"], other["embed"])
+
+
+def test_deeploop_is_of_layers_and_can_be_untied():
+    params = meta.unbox(model.init_params(DEEP, 4, jax.random.key(1)))
+    untied = surgery.untie(params, PLAN, DEEP.loop)
+    a, b = (
+        jax.jit(lambda p, plan=plan: model.residual(p, TOKENS_BT, DEEP, plan))(p)
+        for p, plan in ((params, PLAN), (untied, "8"))
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="residual_scale='deeploop' and plan 1-2x3-1 cannot be exp"):
+        loop_export.family(DEEP, PLAN)
+
+
+def test_a_run_keeps_the_depth_that_deeploop_is_of(tiny_config):
+    config = loop_config(tiny_config, residual_scale="deeploop")
+    config.model.post_norm = "stream"
+    cfg = run.outline(config).cfg
+    assert cfg.alpha == 8**0.5 and cfg.beta == 32**-0.5  # 1-1x2-1 executes 4
+    config.cooldown.update(depth="1-1x5-1")
+    assert run.outline(config).cfg.alpha == 8**0.5  # also in a phase of another plan
+    config.update(init_from="there", init="weights")
+    longer = dataclasses.replace(cfg, init_depth=7)
+    with pytest.raises(
+        UserError, match="config.model.init_depth=4, but .*'there' has 7, which loop"
+    ):
+        loop_checks.check_origin(config, cfg, longer)
+
+
 def test_new_layers_that_are_zeroed_add_nothing_in_any_repetition():
     params = params_of(config_of("lora"))
     zeroed = growth.zero_output(params, np.array([0, 1, 0, 1], bool), None, 0.0, None)["layers"]
@@ -297,7 +346,8 @@ def test_eight_devices_make_the_step_of_one(tiny_config, optimizer):
 BAD = [
     ({"inject": "sum"}, "config.loop.inject='sum' must be one of '', 'add', 'after', 'concat'"),
     ({"residual": "inner"}, "config.loop.residual='inner' must be one of '', 'outer'"),
-    ({"residual_scale": "deeploop"}, "config.loop.residual_scale='deeploop' must be one of"),
+    ({"residual_scale": "sqrt"}, "config.loop.residual_scale='sqrt' must be one of '', 'loops', 'deeploop'"),
+    ({"residual_scale": "deeploop"}, "config.loop.residual_scale='deeploop' requires model.post_norm='stream'"),
     ({"inject_scale": 0.0}, "config.loop.inject_scale=0.0 must be positive and finite"),
     ({"residual_lambda": float("inf")}, "config.loop.residual_lambda=inf must be positive"),
     ({"lora_rank": -1}, "config.loop.lora_rank=-1 must lie within 0..10,000"),

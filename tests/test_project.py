@@ -38,7 +38,7 @@ LAYERS = [
     "data.modular", "data.registry", "data.floors", "data.pairs", "evals.primitives", "evals.suite",
     "analysis.prompts", "passes", "depth", "json_shapes", "block", "loop", "surgery",
     "growth_schedule", "optim", "analysis.diagnostics", "plots.roles", "plots.figure",
-    "report.theme", "report.legends", "report.elements", "plots.sweep", "report.svg",
+    "report.theme", "report.legends", "report.elements", "plots.sweep", "plots.scaling", "report.svg",
     "config_variants", "windows", "analysis.loops", "analysis.choice", "segment", "model", "growth",
     "curriculum", "lineage", "analysis.activations", "analysis.periodicity", "plots.ancestry",
     "weights.plot", "weights.terminal", "weights.tree_terminal", "data.pipeline", "losses",
@@ -62,8 +62,8 @@ LAYERS = [
     "aot.compile", "cli.compiling", "sweep.points", "sweep.progress", "sweep.local", "sweep.retry",
     "sweep.slurm_job", "sweep.slurm", "cli.sweep", "compilation", "heldout", "step_metrics", "same",
     "initialize", "resume", "finetune", "train", "cli.training", "interop.loop_families",
-    "interop.options", "interop.architectures", "interop.export_hf", "interop.import_hf",
-    "cli.interop",
+    "interop.loop_export", "interop.options", "interop.architectures", "interop.export_hf",
+    "interop.import_hf", "cli.interop",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from loopjax.cli import main as cli
 from loopjax.errors import UserError
+from loopjax.plots import scaling as plots
 from loopjax.scaling import fits, multipliers, recurrence
 from loopjax.scaling.recurrence import Point
 from tests.finished_run import finished_run
@@ -157,12 +158,37 @@ def runs(directory):
     return directory
 
 
+def test_the_figure_of_phi_has_the_runs_and_the_law():
+    points = ladder(repeats=(1, 4))
+    law = recurrence.estimate(points, draws=3)
+    (axis,) = plots.plot_recurrence(points, law, "nll").axes
+    marks = {line.get_gid(): line for line in axis.lines if line.get_marker() != "None"}
+    assert marks.keys() == {"no loop", "4 repetitions"}
+    for line in axis.lines:  # all are on one of the curves of the three numbers of tokens
+        x, y = line.get_data()
+        curves = [1.7 + 400 * np.asarray(x) ** -0.34 + 410 * n**-0.28 for n in (3e8, 1e9, 4e9)]
+        assert np.abs(np.array(curves) / y - 1).min(axis=0).max() < 1e-3
+    assert len(axis.lines) == 2 + 3
+
+
+def test_the_figure_of_multipliers_has_the_arms_and_the_curve_of_the_baseline():
+    base = multipliers.baseline(FLOPS, curve(FLOPS), draws=3)
+    arms = {"grown": [(1e19, 2.3)], "plain": list(zip(FLOPS, curve(FLOPS), strict=True))}
+    (axis,) = plots.plot_multipliers(arms, "plain", base, "nll").axes
+    first, second, line = axis.lines
+    assert (first.get_gid(), second.get_gid()) == ("plain", "grown")
+    assert list(second.get_xdata()) == [1e19] and list(second.get_ydata()) == [2.3]
+    np.testing.assert_allclose(line.get_ydata(), curve(line.get_xdata()), rtol=1e-4)
+
+
 def test_the_command_reads_plans_and_sizes_of_runs(tmp_path, capsys):
     assert cli.main(["scaling", str(runs(tmp_path)), "--json", "--draws=3"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["phi"][0] == pytest.approx(PHI, abs=1e-3)
     assert result["size_exponent"][0] == pytest.approx(0.34, rel=1e-3) and result["runs"] == 12
-    assert cli.main(["scaling", str(tmp_path), "--draws=3"]) == 0
+    png = tmp_path / "figures" / "phi.png"
+    assert cli.main(["scaling", str(tmp_path), "--draws=3", "--plot", str(png)]) == 0
+    assert png.read_bytes()[:4] == b"\x89PNG"
     text = capsys.readouterr().out
     assert "phi, worth of repetitions" in text and "4 repetitions 1.89" in text
 
@@ -189,7 +215,8 @@ def test_the_command_compares_with_a_baseline(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [r["run"] for r in found["runs"]] == ["grown"]
     assert found["runs"][0]["value"] == pytest.approx(1.2, rel=1e-3)
-    assert cli.main(flags) == 0
+    assert cli.main([*flags, "--plot", str(tmp_path / "c.pdf")]) == 0
+    assert (tmp_path / "c.pdf").read_bytes()[:4] == b"%PDF"
     assert "1.200" in capsys.readouterr().out
 
 
@@ -198,6 +225,7 @@ def test_the_command_compares_with_a_baseline(tmp_path, capsys):
     [
         (["--by=growth.operator"], "--baseline and --by go together"),
         (["--floor=1.5"], "it requires --baseline"),
+        (["--plot=/dev/null/a.png"], "--plot"),
         (["--by=depth", "--baseline=77"], "--baseline='77' must be one of 'depth=4'"),
         (["--metric=acc"], "--metric=acc must be a metric of the runs: nll"),
         ([], "at least two numbers of repetitions"),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import jax
 
-from loopjax import flops, kernels, run, surgery
+from loopjax import flops, kernels, losses, run, surgery
 from loopjax.aot.program import Program
 from loopjax.aot.roofline import roofline
 from loopjax.aot.topologies import Topology
@@ -142,7 +142,8 @@ def _estimate(placed: Placed, phase: Phase, topology: Topology) -> int:
     shape = config.batch_size // config.microbatches, config.seq_len
     parts = (config.microbatches, placed.optimizer, placed.mesh, placed.rules)
     with kernels.traced_for(topology.chip.platform):
-        return step_memory(placed.cfg, phase.plan, shape, *parts).peak
+        more = {"ema": config.ema > 0, "added": losses.of(config)}
+        return step_memory(placed.cfg, phase.plan, shape, *parts, **more).peak
 
 
 def _evaluation(placed: Placed, phase: Phase, topology: Topology, dump) -> dict:

@@ -95,7 +95,8 @@ def import_orbax(argv: list[str]) -> int:
 def export_hf(argv: list[str]) -> int:
     """Convert a checkpoint to a Hugging Face model: config.json, safetensors, tokenizer.
 
-    A layer that the plan runs several times is written as often: the exported model has no loops.
+    A layer that the plan runs several times is written as often: the exported model has no loops, unless it
+    is an Ouro or a Huginn, which keep theirs.
 
     Example:
       loopjax export-hf runs/lidas exported/lidas
@@ -136,8 +137,8 @@ def export_hf(argv: list[str]) -> int:
         shard_size=args.shard_size or exporting.SHARD_SIZE,
         ema=args.ema,
     )
+    layers = config.get("num_hidden_layers") or config["n_layers"]
     print(
-        f"{args.directory}: {config['architectures'][0]} of {config['num_hidden_layers']} layers, "
-        f"in {config['torch_dtype']}"
+        f"{args.directory}: {config['architectures'][0]} of {layers} layers, in {config['torch_dtype']}"
     )
     return 0

@@ -5,8 +5,9 @@ import json
 import math
 import pathlib
 
+from loopjax import outputs
 from loopjax.cli import arguments
-from loopjax.errors import UserError
+from loopjax.errors import UserError, require
 from loopjax.text_table import aligned, quantity
 
 
@@ -24,7 +25,7 @@ def scaling(argv: list[str]) -> int:
 
     Examples:
       loopjax scaling runs/ladder
-      loopjax scaling runs/ladder --by growth.operator --baseline ""
+      loopjax scaling runs/ladder --by growth.operator --baseline "" --plot multipliers.png
     """
     args = _parser().parse_args(argv)
     if (args.baseline is None) != (args.by is None):
@@ -33,6 +34,9 @@ def scaling(argv: list[str]) -> int:
         )
     if args.floor is not None and args.baseline is None:
         raise UserError("--floor is that of the curve of compute; it requires --baseline")
+    if args.plot:
+        require("matplotlib.figure", "report", "a figure")
+        outputs.check_file(args.plot, "--plot")
     from loopjax.sweep import metric, rows
 
     directory = pathlib.Path(args.directory)
@@ -48,7 +52,12 @@ def scaling(argv: list[str]) -> int:
 def _recurrence(found: list[dict], name: str, args) -> tuple[dict, str]:
     from loopjax.scaling import ladder, recurrence
 
-    law = recurrence.estimate(ladder.points(found, name), args.seed, args.draws)
+    points = ladder.points(found, name)
+    law = recurrence.estimate(points, args.seed, args.draws)
+    if args.plot:
+        from loopjax.plots import figure, scaling
+
+        figure.save(scaling.plot_recurrence(points, law, name), args.plot)
     fitted = dataclasses.asdict(law)
     titles = {
         "phi": "phi, worth of repetitions",
@@ -78,6 +87,11 @@ def _multipliers(found: list[dict], name: str, args) -> tuple[dict, str]:
     base = multipliers.baseline(
         *_costs(arms[label], name), floor=args.floor, seed=args.seed, draws=args.draws
     )
+    if args.plot:
+        from loopjax.plots import figure, scaling
+
+        drawn = {arm: list(zip(*_costs(runs, name), strict=True)) for arm, runs in arms.items()}
+        figure.save(scaling.plot_multipliers(drawn, label, base, name), args.plot)
     floors = sorted(base.floor(fit) for fit in base.drawn)
     rows = [["run", "FLOPs", name, "multiplier", "95% interval"]]
     listed = []
@@ -137,5 +151,6 @@ def _parser():
         default=0,
         help="seed of the bootstrap (default 0)",
     )
+    add("--plot", metavar="FILE.png", help="figure of the losses and the fitted curve")
     add("--json", action="store_true", help="output as one JSON object")
     return parser

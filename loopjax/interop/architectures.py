@@ -15,8 +15,9 @@ from flax.core import meta
 
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError, first_line
-from loopjax.interop import loop_families, options
+from loopjax.interop import loop_export, loop_families, options
 from loopjax.interop.options import FAMILIES
+from loopjax.interop.tensors import Tensor
 from loopjax.loop_config import LoopConfig
 from loopjax.model import init_params
 from loopjax.model_config import DTYPES, ModelConfig
@@ -49,6 +50,8 @@ TENSORS = {
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
     "loop/adapter": loop_families.ADAPTER,
+    "loop/exit_gate": loop_families.GATE[0],
+    "loop/exit_gate_bias": loop_families.GATE[1],
 }
 # Llama and Qwen3 with attention_bias have this tensor, the model here does not: it must be zero.
 OUTPUT_BIAS = _LAYER + "self_attn.o_proj.bias"
@@ -142,6 +145,15 @@ def _described(config: dict, stored_dtype: str, n_tensors: int) -> Described:
     notes += of_ids
     output_bias = attention_bias and family != "qwen2"
     return Described(cfg, n_layers, plan, positions, output_bias, token_ids, tuple(notes))
+
+
+def with_gate(described: Described, tensors: dict[str, Tensor]) -> Described:
+    """The model with an exit gate if its tensors, `loop_families.llama_tensors`, have one."""
+    if loop_families.GATE[0] not in tensors:
+        return described
+    note = f"every token runs all repetitions of {described.plan} unless --exit=gate:Q asks the exit gate"
+    cfg = dataclasses.replace(described.cfg, exit_gate=True)
+    return dataclasses.replace(described, cfg=cfg, notes=(*described.notes, note))
 
 
 def _whole(config: dict, key: str, default: int | None = None, most: int = MOST) -> int:
@@ -261,9 +273,12 @@ def write_config(
 ) -> dict:
     """The config.json of a model that runs a plan, for any version of transformers with its family.
 
-    An Ouro keeps its loop; for the other families each executed layer is one of its own.
+    An Ouro and a Huginn keep their loop; for the other families each executed layer is one of its own.
     Qwen3 with attention_bias also has a bias of the output projection; it is written as zero.
     """
+    looped = loop_export.family(cfg, plan)
+    if looped == loop_families.HUGINN:
+        return loop_export.huginn_config(cfg, plan, seq_len, dtype, token_ids)
     family = "qwen3" if cfg.qk_norm else "qwen2" if cfg.attention_bias else "llama"
     if family == "llama" and cfg.d_model % cfg.n_heads:
         family = "mistral"  # the same layer, but its class allows any head size
@@ -298,12 +313,12 @@ def write_config(
         out["sliding_window"] = None
     if family in ("qwen2", "qwen3"):
         out["use_sliding_window"] = False
-    return loop_families.ouro_config(out, plan) if loop_families.is_ouro(cfg, plan) else out
+    return loop_export.ouro_config(out, plan) if looped else out
 
 
 def written_layers(cfg: ModelConfig, plan: DepthPlan) -> DepthPlan:
-    """The plan of the layers that are written, each once: for an Ouro those of its loop."""
-    if loop_families.is_ouro(cfg, plan):
+    """The plan of the layers that are written: each of the stack once where the loop is kept."""
+    if loop_export.family(cfg, plan):
         return DepthPlan.of([(plan.n_unique, 1)])
     return plan
 
@@ -347,9 +362,6 @@ def turned(leaf: str, shape) -> tuple[int, ...]:
 
 def zero_biases(cfg: ModelConfig, n_layers: int) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the zero tensors that `write_config` implies and that no leaf has."""
-    if cfg.post_norm:  # an exit gate that is not used
-        weight, bias = loop_families.GATE
-        return {weight: (1, cfg.d_model), bias: (1,)}
     if not (cfg.qk_norm and cfg.attention_bias):
         return {}
     return {OUTPUT_BIAS.format(i): (cfg.d_model,) for i in range(n_layers)}

@@ -2,10 +2,11 @@
 
 Weights are copied in blocks, as in `import_hf`. Layers that a plan executes more than once are
 written as often, in the order of execution, because most Hugging Face models have no loops; an Ouro
-is written with its loop (`loop_families.py`).
+and a Huginn are written with their loop (`loop_export.py`).
 """
 
 import contextlib
+import dataclasses
 import sys
 
 import numpy as np
@@ -16,8 +17,8 @@ from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.files import write_json
-from loopjax.interop import architectures, files, tokenizer_files
-from loopjax.interop.tensors import Writer
+from loopjax.interop import architectures, files, loop_export, loop_families, tokenizer_files
+from loopjax.interop.tensors import Part, Writer
 from loopjax.model_config import DTYPES, ModelConfig
 from loopjax.progress import Progress
 from loopjax.weights.saved import Leaf, Saved, open_saved
@@ -56,8 +57,6 @@ def export_hf(
     saved = open_saved(checkpoint, step)
     meta = saved.meta
     leaves = saved.average() if ema else saved.params()
-    # An exit gate changes nothing that the model computes, and has no counterpart there.
-    leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("loop/exit_gate")}
     run = run_directory(saved.path.parent)
     source = meta.get("source", {})
     plan = chosen_plan(meta, depth)
@@ -80,11 +79,22 @@ def export_hf(
     without_bos = meta.get("add_bos") is False
     if without_bos:  # a text without context follows the end of the document before
         ids = ids | {"bos_token_id": ids["eos_token_id"]}
-    config = architectures.write_config(cfg, plan, context_of(meta), dtype, ids)
-    if cfg.exit_gate and config["model_type"] != "ouro":
+    context = context_of(meta)
+    config = architectures.write_config(cfg, plan, context, dtype, ids)
+    family = config["model_type"]
+    if cfg.exit_gate and family != loop_families.OURO:  # it changes nothing that the model computes
+        leaves = {name: leaf for name, leaf in leaves.items() if "exit_gate" not in name}
         print("the exit gate is left out: the model runs at full depth", file=sys.stderr)
     with files.new(directory) as temporary:
-        write_tensors(saved, leaves, temporary, cfg, written, dtype, shard_size)
+        if family == loop_families.HUGINN:
+            parts = loop_export.huginn_parts(cfg, plan, context)
+            fixed = {loop_export.FREQUENCIES: loop_export.huginn_frequencies(cfg, context)}
+            layout = Layout(*parts, fixed, alone=True)
+        elif family == loop_families.OURO:
+            layout = Layout(*loop_export.ouro_gate(cfg))
+        else:
+            layout = Layout(architectures.zero_biases(cfg, written.n_effective))
+        write_tensors(saved, leaves, temporary, layout, written, dtype, shard_size)
         write_json(temporary / "config.json", config)
         files.copy((*files.TOKENIZER, files.GENERATION), run, temporary)
         if without_bos:
@@ -97,25 +107,49 @@ def export_hf(
     if not (run / tokenizers.FILE).is_file():
         reason = "the model reads bytes" if meta.get("tokenizer") == "bytes" else f"{run} has none"
         print(f"no {tokenizers.FILE} was written: {reason}", file=sys.stderr)
+    if family == loop_families.HUGINN:
+        print(loop_export.NOTE, file=sys.stderr)
     return config
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Tensors of a family besides those of the leaves.
+
+    Attributes:
+      tensors: {name: shape}; zero where nothing is written.
+      parts: {tensor of a leaf: its place in one of them}.
+      fixed: values of some of the tensors.
+      alone: whether there are no others: a leaf that has no place in them has to be zero.
+    """
+
+    tensors: dict[str, tuple[int, ...]]
+    parts: dict[str, Part] = dataclasses.field(default_factory=dict)
+    fixed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    alone: bool = False
+
+
 def write_tensors(
-    saved: Saved, leaves: dict[str, Leaf], directory, cfg: ModelConfig, plan: DepthPlan, dtype: str,
+    saved: Saved, leaves: dict[str, Leaf], directory, layout: Layout, plan: DepthPlan, dtype: str,
     shard_size: int,
 ) -> None:  # fmt: skip
     """Writes the safetensors of the parameters of a checkpoint, the layers in the order of a plan."""
     n_layers = plan.n_effective
     names = {}  # of the tensors of each leaf
-    tensors = architectures.zero_biases(cfg, n_layers)
+    tensors = dict(layout.tensors)
     for name, leaf in leaves.items():
         shape = (n_layers, *leaf.shape[1:]) if leaf.stacked else leaf.shape
         of_leaf = architectures.tensors(name, shape)
         names[name] = list(of_leaf)
-        tensors |= of_leaf
-    tensors = {name: tensors[name] for name in sorted(tensors, key=architectures.position)}
+        if not layout.alone:
+            tensors |= {n: s for n, s in of_leaf.items() if n not in layout.parts}
+    if not layout.alone:
+        tensors = {name: tensors[name] for name in sorted(tensors, key=architectures.position)}
     progress = Progress(sum(leaf.bytes for leaf in leaves.values()), "exporting", in_bytes=True)
-    with contextlib.closing(Writer(directory, tensors, dtype, shard_size)) as writer:
+    writing = Writer(directory, tensors, dtype, shard_size, layout.parts)
+    with contextlib.closing(writing) as writer:
+        for name, values in layout.fixed.items():
+            writer.write([name], 0, values.astype(writer.dtype))
         for name, leaf in leaves.items():
             order = plan.order if leaf.stacked else (0,)
             cuts = architectures.cuts(name, leaf.shape, leaf.chunk, BLOCK)
@@ -130,5 +164,12 @@ def write_tensors(
                             f"{leaf.name} of {saved.path} has values that are NaN or infinite in "
                             f"{dtype}; nothing is exported"
                         )
+                    if uses[0] not in writer.places:
+                        if rows.any():
+                            raise UserError(
+                                f"{leaf.name} of {saved.path} is not zero, and a model of this family has "
+                                "no such weights; nothing is exported"
+                            )
+                        continue
                     writer.write(uses, start, rows)
     progress.close()

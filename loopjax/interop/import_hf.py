@@ -34,8 +34,10 @@ def import_hf(source: str, directory, *, revision: str | None = None, tokenizer:
     config = files.read_json(path / "config.json")
     tensors = open_tensors(path)
     described = architectures.read_config(config, stored_dtype(tensors), len(tensors))
+    tensors = loop_families.llama_tensors(tensors, config)
+    described = architectures.with_gate(described, tensors)
     leaves = architectures.shapes(described.cfg, described.n_layers)
-    tensors = check_tensors(loop_families.llama_tensors(tensors, config), described, leaves)
+    tensors = check_tensors(tensors, described, leaves)
     if tokenizer and not (path / tokenizers.FILE).is_file():
         raise UserError(f"{path} has no {tokenizers.FILE}; use --no-tokenizer to import without it")
     if tokenizer:

@@ -15,11 +15,8 @@ import math
 
 import numpy as np
 
-from loopjax.depth import DepthPlan
 from loopjax.errors import UserError
 from loopjax.interop.tensors import Tensor
-from loopjax.loop_config import ACTIVE
-from loopjax.model_config import ModelConfig
 
 OURO, HUGINN = "ouro", "huginn_raven"
 # Fields of these families beside those of `options.KNOWN`.
@@ -50,7 +47,7 @@ _HUGINN_NAMES = {
     "num_attention_heads": "n_heads", "max_position_embeddings": "block_size",
     "rms_norm_eps": "norm_eps", "rope_theta": "rope_base",
 }  # fmt: skip
-_HUGINN_NORMS = {
+HUGINN_NORMS = {
     "norm_1": "input_layernorm", "norm_2": "input_layernorm_2",
     "norm_3": "post_attention_layernorm", "norm_4": "post_attention_layernorm_2",
 }  # fmt: skip
@@ -79,13 +76,9 @@ def looped(config: dict) -> Looped | None:
     """What the family of a config adds; None for one without loops. UserError for invalid fields."""
     if config.get("model_type") == OURO:
         repeats, layers = (_count(config, key) for key in ("total_ut_steps", "num_hidden_layers"))
-        note = (
-            "the exit gate is not imported: every token runs all repetitions, as with the "
-            "early_exit_threshold of 1"
-        )
         plan = str(layers) if repeats == 1 else f"{layers}x{repeats}"
         between = {"final_norm": "between"} if repeats > 1 else {}
-        return Looped(plan, {"post_norm": "output"}, between, (note,))
+        return Looped(plan, {"post_norm": "output"}, between)
     if config.get("model_type") != HUGINN:
         return None
     for key, allowed in _HUGINN_ONLY.items():
@@ -102,37 +95,6 @@ def looped(config: dict) -> Looped | None:
     }  # fmt: skip
     note = "the first state of the loop is noise: here it depends on the position alone, not on the text"
     return Looped(f"{prelude}-{core}x{repeats}-{coda}", model, loop, (note,))
-
-
-def is_ouro(cfg: ModelConfig, plan: DepthPlan) -> bool:
-    """Whether a model run by a plan is an Ouro.
-
-    Raises UserError if it has what neither Ouro nor the Llama family has.
-    """
-    options = cfg.loop.options(ACTIVE) if plan.is_looped else cfg.loop.weighted()
-    own = [f"model.{name}={getattr(cfg, name)!r}" for name in ("post_norm", "embed_scale")]
-    changed = [text for text in own if text not in ("model.post_norm=''", "model.embed_scale=1.0")]
-    if not options and not changed:
-        return False
-    between = ["loop.final_norm='between'"] if plan.is_looped else []
-    plain = not cfg.attention_bias and not cfg.qk_norm and len(plan.segments) == 1
-    if plain and changed == ["model.post_norm='output'"] and options == between:
-        return True
-    raise UserError(
-        f"a model with config.{(options + changed)[0]} and plan {plan} cannot be exported: no family that "
-        "is written has it (Ouro has model.post_norm='output', loop.final_norm='between' and one loop of "
-        "all layers)"
-    )
-
-
-def ouro_config(config: dict, plan: DepthPlan) -> dict:
-    """The fields of a Llama with those of an Ouro that runs a plan of one segment."""
-    (segment,) = plan.segments
-    return config | {
-        "architectures": ["OuroForCausalLM"], "model_type": OURO, "num_hidden_layers": segment.layers,
-        "total_ut_steps": segment.repeats, "early_exit_threshold": 1.0, "use_sliding_window": False,
-        "sliding_window": None, "layer_types": ["full_attention"] * segment.layers,
-    }  # fmt: skip
 
 
 def huginn_layers(config: dict) -> tuple[int, int, int]:
@@ -185,30 +147,63 @@ class Held(Tensor):
         return self.data[rows]
 
 
+def _gate(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """The exit gate of an Ouro as a vector and a bias; nothing for none, one of zeros or a single repetition.
+
+    The class of the family has a gate always, so that of a model without one is of zeros.
+    """
+    if not stored or config["total_ut_steps"] == 1:
+        return {}
+    D = _count(config, "hidden_size")
+    found = {}
+    for name, shape in zip(GATE, ((1, D), (1,)), strict=True):
+        if name not in stored:
+            raise UserError(f"the tensor {name} is missing")
+        tensor = stored[name]
+        _check_shape(tensor, shape)
+        values = tensor.rows(slice(0, 1)).reshape(-1)
+        found[name] = Held(name, tensor.path, values.shape, tensor.dtype, values)
+    return found if any(held.data.any() for held in found.values()) else {}
+
+
+def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        had, wanted = ("x".join(map(str, s)) for s in (tensor.shape, shape))
+        raise UserError(
+            f"the tensor {tensor.name} has shape {had}, but config.json implies {wanted}"
+        )
+
+
+def rotary_order(D: int, H: int) -> np.ndarray:
+    """The row of Huginn's queries or keys that each row here is, [D].
+
+    Rotary embedding rotates components 2i and 2i + 1 of a head there, i and i + C/2 here.
+    """
+    return np.arange(D).reshape(H, -1, 2).swapaxes(1, 2).ravel()
+
+
 def llama_tensors(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     """Stored tensors by the names of `architectures.TENSORS`; others keep their names.
 
     Raises UserError if a tensor of the family is missing or has another shape.
     """
     if config.get("model_type") == OURO:
-        return {name: tensor for name, tensor in stored.items() if name not in GATE}
+        rest = {name: tensor for name, tensor in stored.items() if name not in GATE}
+        return rest | _gate({name: stored[name] for name in GATE if name in stored}, config)
     if config.get("model_type") != HUGINN:
         return stored
     rest = {name: tensor for name, tensor in stored.items() if name != "freqs_cis"}
     D, F, H = (_count(config, key) for key in ("n_embd", "intermediate_size", "n_heads"))
     if D % H:
         raise UserError(f"config.json has n_heads={H}, which does not divide n_embd={D}")
-    # Rotary embedding rotates components 2i and 2i + 1 of a head there, i and i + C/2 here.
-    order = np.arange(D).reshape(H, -1, 2).swapaxes(1, 2).ravel()
+    order = rotary_order(D, H)
     found = {}
 
     def take(name, *shape):
         if name not in rest:
             raise UserError(f"the tensor {name} is missing")
         tensor = rest.pop(name)
-        if tensor.shape != shape:
-            had, wanted = ("x".join(map(str, s)) for s in (tensor.shape, shape))
-            raise UserError(f"the tensor {name} has shape {had}, but config.json implies {wanted}")
+        _check_shape(tensor, shape)
         return tensor
 
     def add(name, tensor, order=None):
@@ -220,7 +215,7 @@ def llama_tensors(stored: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     parts = zip(("prelude", "core_block", "coda"), huginn_layers(config), strict=True)
     for i, source in enumerate(f"transformer.{part}.{j}." for part, n in parts for j in range(n)):
         layer = f"model.layers.{i}."
-        for theirs, ours in _HUGINN_NORMS.items():
+        for theirs, ours in HUGINN_NORMS.items():
             add(f"{layer}{ours}.weight", take(f"{source}{theirs}.weight", D))
         fused = take(f"{source}attn.Wqkv.weight", 3 * D, D)
         for k, (name, rows) in enumerate((("q", order), ("k", order), ("v", np.arange(D)))):

@@ -18,7 +18,8 @@ def about(cfg: ModelConfig, plan: str, seq_len: int, tokenizer: str | None) -> d
     config = config_lib.default()
     model = dataclasses.asdict(cfg)
     config.loop.update(model.pop("loop"))
-    model.pop("exit_gate")
+    if model.pop("exit_gate"):  # training it further trains the gate with it
+        config.losses.exit_gate = "joint"
     config.model.update(model)
     config.update(depth=plan, seq_len=seq_len, steps=0)
     return {

@@ -106,11 +106,33 @@ def stored_dtype(tensors: dict[str, Tensor]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The offset of a tensor in a file, and the bytes of one row, both in bytes."""
+    """The offset of a tensor in a file, and the bytes of one row, both in bytes.
+
+    Attributes:
+      order: the row of the file that each row is; None for the same.
+    """
 
     path: pathlib.Path
     offset: int
     row: int
+    order: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows that are written to a part of a tensor.
+
+    Attributes:
+      tensor: its name.
+      shape: of the part.
+      first: index of its first element in the tensor.
+      order: the row of the part that each row is; None for the same.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    first: int = 0
+    order: np.ndarray | None = None
 
 
 class Writer:
@@ -121,9 +143,13 @@ class Writer:
       tensors: {name: shape}, in the order of the files.
       dtype: type of all tensors, "float32" or "bfloat16".
       shard_size: most bytes of tensors per file; a larger tensor gets its own file.
+      parts: {name: `Part`}, further names that rows are written to.
     """
 
-    def __init__(self, directory: pathlib.Path, tensors: dict, dtype: str, shard_size: int):
+    def __init__(
+        self, directory: pathlib.Path, tensors: dict, dtype: str, shard_size: int,
+        parts: dict[str, Part] | None = None,
+    ):  # fmt: skip
         self.dtype = jnp.dtype(dtype)
         sizes = {name: math.prod(shape) * self.dtype.itemsize for name, shape in tensors.items()}
         shards: list[list[str]] = [[]]
@@ -142,6 +168,11 @@ class Writer:
             where = {name: place.path.name for name, place in self.places.items()}
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
             (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        for name, part in (parts or {}).items():
+            whole = self.places[part.tensor]
+            offset = whole.offset + part.first * self.dtype.itemsize
+            row = math.prod(part.shape[1:]) * self.dtype.itemsize
+            self.places[name] = Place(whole.path, offset, row, part.order)
         self.files = contextlib.ExitStack()
         paths = [directory / file for file in files]
         self.open = {p: self.files.enter_context(open(p, "r+b")) for p in paths}  # noqa: SIM115
@@ -174,8 +205,13 @@ class Writer:
         for name in names:
             place = self.places[name]
             file = self.open[place.path]
-            file.seek(place.offset + start * place.row)
-            file.write(rows.view(np.uint8))
+            if place.order is None:
+                file.seek(place.offset + start * place.row)
+                file.write(rows.view(np.uint8))
+                continue
+            for row, at in zip(rows, place.order[start : start + len(rows)], strict=True):
+                file.seek(place.offset + int(at) * place.row)
+                file.write(row.tobytes())
 
     def close(self) -> None:
         self.files.close()

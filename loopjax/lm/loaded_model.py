@@ -26,7 +26,6 @@ from loopjax.checkpoint_files import chosen_plan, context_of, weights_digest
 from loopjax.data import tokenizers
 from loopjax.depth import DepthPlan, window
 from loopjax.errors import UserError
-from loopjax.loop_config import ACTIVE
 from loopjax.passes import Passes
 
 MOST_TOKENS = 2**24  # positions are exact in float32
@@ -114,7 +113,7 @@ class LanguageModel:
         """
         if self.plan.windows:
             raise ValueError(f"plan {self.plan} has a window; its layers cannot be reordered")
-        if self.plan.is_looped and (active := self.cfg.loop.options(ACTIVE)):
+        if self.plan.is_looped and (active := self.cfg.loop.of_repetitions()):
             raise UserError(
                 f"{active[0]} of the checkpoint says what happens between repetitions, which another "
                 "order of its layers does not have"
@@ -149,11 +148,6 @@ class LanguageModel:
         if rule and rule.name == "gate" and not self.cfg.exit_gate:
             raise UserError(
                 f"--exit {rule} requires a model with an exit gate (config.losses.exit_gate)"
-            )
-        if rule and self.cfg.loop.has_boundary:
-            raise UserError(
-                f"--exit {rule} does not apply to a model with config.{self.cfg.loop.options(ACTIVE)[0]}, which "
-                "changes states between repetitions"
             )
         if most is None:
             plan = self.plan
