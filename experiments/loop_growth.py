@@ -6,6 +6,7 @@ import experiment
 import summary
 from study import run_result
 
+from loopjax.data.floors import mean_floors
 from loopjax.depth import DepthPlan
 from loopjax.plots import figure
 from loopjax.run_record import spread as in_words
@@ -114,6 +115,7 @@ def figures(data: dict) -> dict:
         figure.own(seeds, name)
     figure.plain(axis)
     figure.labels(axis, "NLL (nats per byte)", "reasoning accuracy")
+    lines |= figure.skill(axis, mean_floors(data["tasks"]))
     figure.legend(fig, lines, "large: means; small: seeds")
     return {"loop_growth": fig}
 

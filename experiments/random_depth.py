@@ -6,6 +6,7 @@ import experiment
 import summary
 from study import run_result
 
+from loopjax.data.floors import mean_floors
 from loopjax.depth import DepthPlan
 from loopjax.plots import figure, spread
 from loopjax.run_record import spread as in_words
@@ -36,8 +37,10 @@ def settings(n: int) -> dict[str, tuple[str, ...]]:
 def runs(study) -> dict:
     """Directories by setting, one per seed."""
     n = _loop(study)[1]
+    # Up to 2 n - 1 repetitions are kept for the backward pass, more than an A100 of 40 GB holds.
+    fit = ("microbatches=2",) if study.name == "paper" else ()
     return {
-        name: study.changed(ROLE, name.replace(",", "").replace(" ", "-"), *overrides)
+        name: study.changed(ROLE, name.replace(",", "").replace(" ", "-"), *overrides, *fit)
         if overrides
         else study.models(ROLE)
         for name, overrides in settings(n).items()
@@ -75,7 +78,8 @@ def outcome(study) -> experiment.Outcome:
         statistics.fmean(rises[RANDOM]) < statistics.fmean(rises[FIXED]) / 2,
         statistics.fmean(behind) < 0.02,
     )
-    data = {"repeats": repeats, "trained": n, "nll": nll, "accuracy": accuracy}
+    tasks = [name for name in found[0][0]["sources"] if name != text]
+    data = {"tasks": tasks, "repeats": repeats, "trained": n, "nll": nll, "accuracy": accuracy}
     return experiment.Outcome(finding, summary.verdict(claims), heads, rows, data)
 
 
@@ -119,6 +123,7 @@ def figures(data: dict) -> dict:
         axis.set_xscale("log")
         figure.ticks(axis, data["repeats"])
         figure.labels(axis, "repetitions at inference", ylabel)
+    lines |= figure.skill(axes[1], mean_floors(data["tasks"]))
     figure.legend(fig, lines, spread.note(seeds))
     return {"random_depth": fig}
 
