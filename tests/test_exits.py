@@ -214,7 +214,7 @@ BETWEEN = {
     ("depth", "name", "between"),
     [
         ("2x4", "kl", None),
-        *(("1-2x3-1", name, None) for name in exits.RULES),
+        *(("1-2x3-1", name, None) for name in ("latent", "confidence")),
         ("1x4", "gate", "ouro"),
         ("1-1x3-1", "confidence", "huginn"),
     ],
@@ -245,7 +245,8 @@ def test_cached_decoding_is_that_of_each_token_alone(depth, name, between):
 @pytest.mark.parametrize(
     ("depth", "name", "between"),
     [
-        *((depth, name, None) for depth in ("2x4", "1-1x5") for name in exits.RULES),
+        *(("1-1x5", name, None) for name in exits.RULES),
+        ("2x4", "confidence", None),
         ("2x4", "kl", "ouro"),
         ("1-1x4-1", "latent", "huginn"),
         ("1-1x4", "gate", "delta"),
@@ -275,7 +276,9 @@ NEVER = [Rule("kl", 0.0), Rule("latent", 0.0), Rule("confidence", 1.0), Rule("ga
 
 
 @pytest.mark.parametrize(
-    ("depth", "rule"), [("2x3-1", NEVER[2]), *(("1-2x3-1", rule) for rule in NEVER)], ids=str
+    ("depth", "rule"),
+    [("2x3-1", NEVER[2]), *(("1-2x3-1", rule) for rule in (NEVER[0], NEVER[3]))],
+    ids=str,
 )
 def test_a_rule_that_never_holds_is_full_depth_bit_for_bit(depth, rule):
     lm = model_of(depth, rule.name)

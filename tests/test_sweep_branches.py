@@ -131,7 +131,7 @@ def test_what_branches_from_a_failed_point_waits_and_says_so(tmp_path, capsys):
     add(name="base")
     """
     last, middle, base = sweep_of(tmp_path, text)
-    sweep = local._Sweep([last, middle, base], ["", ""], progress.Screen(), [])
+    sweep = local._Sweep([last, middle, base], [local.ANY] * 2, progress.Screen(), [])
     sweep.pending.remove(base)
     sweep.failed["base"] = "exit code 2"
     sweep._start()

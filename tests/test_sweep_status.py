@@ -198,20 +198,20 @@ def test_a_failed_point_is_tried_once_per_call_and_its_failures_are_counted(tmp_
     points.write(tmp_path, "config.py", [sound, bad])
     for times in ("", "  again: failed once, the last with exit code 3",
                   "  again: failed 2 times, the last with exit code 3"):  # fmt: skip
-        assert not local.run([sound, bad], [""], progress.Screen())
+        assert not local.run([sound, bad], [local.ANY], progress.Screen())
         err = capsys.readouterr().err
         assert err.count("training bad") == 1 and f"training bad{times}\n" in err
         found = states(tmp_path)
         assert found["sound"]["state"] == "done" and found["bad"]["state"] == "failed"
         assert (found["bad"]["exit_code"], found["bad"]["reason"]) == (3, "loopjax train: bad data")
     good = failing("bad", tmp_path, 0)
-    assert local.run([sound, good], [""], progress.Screen())
+    assert local.run([sound, good], [local.ANY], progress.Screen())
     assert states(tmp_path)["bad"]["state"] == "done"
 
 
 def test_a_point_that_is_started_again_is_no_longer_failed(tmp_path):
     bad = failing("bad", tmp_path, 3)
-    local.run([bad], [""], progress.Screen())
+    local.run([bad], [local.ANY], progress.Screen())
     sleeping = points.Point("bad", {}, bad.workdir, ["sleep", "60"], bad.config)
     process = local.start(sleeping)
     try:
