@@ -110,7 +110,7 @@ def figures(data: dict) -> dict:
     lines, seeds = {}, []
     looks = figure.looks(data["nll"])
     for axis, metric, ylabel in zip(
-        axes, ("nll", "accuracy"), ("NLL (nats per byte)", "accuracy, letters of hops"), strict=True
+        axes, ("nll", "accuracy"), ("NLL (nats per byte)", "accuracy on hops"), strict=True
     ):
         for name, values in data[metric].items():
             spreads = list(map(spread.of, values))
