@@ -74,7 +74,7 @@ def test_experiments_with_options_of_recurrence_come_to_an_outcome(tmp_path, mon
     moments = importlib.import_module("growth_moments").settings
     kept = ("copied", "reset")
     monkeypatch.setattr("growth_moments.settings", lambda s: {k: moments(s)[k] for k in kept})
-    study = tiny(tmp_path, seeds=(0,), tasks=("hop_text_4",))
+    study = tiny(tmp_path, seeds=(0,), tasks=("hop_text_4",), block=6)
     study.output.mkdir()
     performed("random_depth", study)
     performed("damped", study)
