@@ -1,6 +1,7 @@
 """The optimizer's moments at growth: copied with the layers, zeroed, reset, and a new warm-up."""
 
 import itertools
+import math
 import statistics
 
 import experiment
@@ -89,7 +90,7 @@ def _around_growth(log: list[dict]) -> tuple[list[float], list[float]]:
         if all(step + k in losses for k in range(-NEAR, NEAR))
     ]
     if not windows:
-        return [0.0], [0.0]
+        return [math.nan], [math.nan]  # not known
     means = [statistics.fmean(column) for column in zip(*windows, strict=True)]
     return means[:NEAR], means[NEAR:]
 
