@@ -89,7 +89,7 @@ def _sweep_parser():
         "--jobs",
         type=arguments.positive,
         metavar="N",
-        help="runs at a time, with --launcher=local (default 1)",
+        help="runs at a time, which share the CPU cores evenly, with --launcher=local (default 1)",
     )
     add(
         "--gpus",
