@@ -39,7 +39,7 @@ def plot_recurrence(points: list, law, metric: str):
         if law.data:
             losses = losses + law.data[0] * n ** -law.data_exponent[0]
         (line,) = axis.plot(sizes, losses, linestyle=_DASHES[k % len(_DASHES)], **_CURVE)
-        entries[f"law at {amount(n)} tokens"] = line
+        entries[f"law at {amount(n).replace('G', 'B')} tokens"] = line
     _finish(axis, f"parameters of layers, those of a loop times r^{phi:.2f}", metric)
     note = f"phi = {phi:.3f} (95% interval {low:.3f} to {high:.3f})."
     figure.legend(fig, entries, note)
