@@ -19,11 +19,10 @@ import sys
 import time
 
 import experiment
+import protocol
 import scales
 from study import ROOT, Study, compilation_cache
 
-from loopjax import config as config_lib
-from loopjax import config_flags
 from loopjax.checkpoint import versions
 from loopjax.cli.arguments import positive
 from loopjax.errors import UserError
@@ -139,7 +138,10 @@ def train_all(study: Study, names, jobs: int) -> None:
         if not study.is_done(workdir / "result.json", command)
         and not (workdir / "result.json").exists()  # of an interrupted study: checked by `cached`
     }
-    points = [_point(workdir, command, todo) for workdir, command in todo.items()]
+    configs: dict = {}
+    for workdir, command in declared.declared.items():
+        configs[workdir] = protocol.config_of(command, configs)
+    points = [_point(workdir, command, configs[workdir], todo) for workdir, command in todo.items()]
     print(f"{len(declared.declared)} models, {len(todo)} to train", flush=True)
     os.environ |= {k.upper(): str(v) for k, v in compilation_cache(study.output).items()}
     slots = [local.Slot(cores=cores) for cores in local.shares_of_cores(jobs)]
@@ -151,7 +153,7 @@ def train_all(study: Study, names, jobs: int) -> None:
         raise SystemExit(1)
 
 
-def _point(workdir: pathlib.Path, command: list[str], todo) -> Point:
+def _point(workdir: pathlib.Path, command: list[str], config, todo) -> Point:
     """A run of a study as a point of a sweep, which waits for the run that it starts from."""
     values = (part.partition("=")[2].partition("@") for part in command)
     bases = [
@@ -159,18 +161,8 @@ def _point(workdir: pathlib.Path, command: list[str], todo) -> Point:
         for path, step in ((pathlib.Path(text), step) for text, _, step in values)
         if path in todo and path != workdir
     ]
-    config = config_lib.default()
-    config.steps = _steps(command)
     whole = [sys.executable, "-m", "loopjax", *command]
     return Point(workdir.name, {}, workdir, whole, config, bases[0] if bases else None)
-
-
-def _steps(command: list[str]) -> int:
-    """The training steps of a command, for its progress."""
-    name, *flags = command
-    mine = [flag for flag in flags if flag.startswith("--config")]
-    make = None if name == "train" else lambda _: config_lib.default()
-    return config_flags.parse(name, "", mine, make=make)[0].steps
 
 
 def redraw(folder: pathlib.Path, names=NAMES) -> list[str]:

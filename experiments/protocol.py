@@ -17,7 +17,7 @@ def check(module, study) -> list[dict]:
     configs: dict = {}
     print(f"{module.TITLE}: {len(study.declared)} runs on {DEVICES} devices\n")
     for workdir, command in study.declared.items():
-        configs[workdir] = _config(command, configs)
+        configs[workdir] = config_of(command, configs)
     rows = [_traced(workdir.name, config) for workdir, config in configs.items()]
     for row, command in zip(rows, study.declared.values(), strict=True):
         print(
@@ -28,8 +28,13 @@ def check(module, study) -> list[dict]:
     return rows
 
 
-def _config(command: list[str], configs: dict):
-    """The config of a command. Fine-tuning takes its base run's config, since no checkpoint exists."""
+def config_of(command: list[str], configs: dict):
+    """The config of a command that trains.
+
+    Args:
+      configs: {directory: config} of the runs before it. Fine-tuning takes the config of its base run from
+        them, since no checkpoint exists yet.
+    """
     from loopjax import finetune
     from loopjax.config import model_config
     from loopjax.config_flags import parse

@@ -9,9 +9,10 @@ import pathlib
 import shlex
 
 import numpy as np
+import protocol
 from scales import MINI, Scale
 
-from loopjax import config_flags, cost
+from loopjax import cost
 from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.cli.main import main
 from loopjax.data.hops import hop_item
@@ -79,7 +80,7 @@ class Study:
     def _config(self, role: str, *overrides: str):
         file = f"--config={self.scale.config}{self.scale.rows[role]}"
         flags = [f"--config.{override}" for override in overrides]
-        return config_flags.parse("train", "", [file, *flags])[0]
+        return protocol.config_of(["train", file, *flags], {})
 
     def cooldown(self, role: str, plan: str, seed: int) -> pathlib.Path:
         """A model with mathematics in its cooldown, optionally with a block looped once more."""
