@@ -4,6 +4,7 @@ import statistics
 
 import numpy as np
 import summary
+from claims import Claim, effect
 
 from loopjax import lineage
 from loopjax.analysis import periodicity
@@ -36,24 +37,42 @@ def cells(cycles: list) -> tuple[str, ...]:
     )
 
 
-def finding(cycles: dict, what: str) -> tuple[str, str]:
-    """(finding, verdict) of {role: cycles of its seeds}.
+def finding(cycles: dict, what: str) -> tuple[str, list[Claim]]:
+    """(finding, claims) of {role: cycles of its seeds}.
 
-    A model has a cycle if the mean share over seeds is more than half of the way from its value by
-    chance to 1. Reproduced: all models but the standard one have a cycle.
+    A model has a cycle if the share is more than half of the way from its value by chance to 1.
     """
-    share = {r: statistics.fmean(c.share for c in cs) for r, cs in cycles.items() if None not in cs}
-    by_chance = {role: cycles[role][0].by_chance for role in share}
-    has_cycle = {role: role in share and share[role] > (1 + by_chance[role]) / 2 for role in cycles}
-    shares = ", ".join(f"{role} {value:.2f}" for role, value in share.items())
-    others = [has_cycle[role] for role in cycles if role != "standard"]
-    verdict = summary.verdict(others)
-    if has_cycle["standard"]:
-        verdict = summary.PARTLY if all(others) else summary.NOT_REPRODUCED
-    chance = max(by_chance.values())
-    return (
-        f"Share of the variance of {what} that is explained by the position in the block: {shares}; "
-        f"the share by chance is {chance:.2f} in stacks this short (a cycle counts above "
-        f"{(1 + chance) / 2:.2f}).",
-        verdict,
+    known = {role: ones for role, ones in cycles.items() if None not in ones}
+    half = {role: (1 - ones[0].by_chance) / 2 for role, ones in known.items()}
+    shares = ", ".join(
+        f"{role} {statistics.fmean(one.share for one in ones):.2f}" for role, ones in known.items()
     )
+    chance = max(ones[0].by_chance for ones in known.values())
+    text = (
+        f"Share of the variance of {what} that is explained by the position in the block: {shares}; "
+        f"the share by chance is {chance:.2f} in stacks this short."
+    )
+    claims = []
+    for role, ones in cycles.items():
+        name = summary.NAMED[role]
+        if role not in known:
+            blocked = "Its stack has too few blocks."
+            claims.append(
+                Claim(f"There is a cycle in {name}", "yes", effect([0.0]), 0.0, blocked=blocked)
+            )
+            continue
+        above = [one.share - one.by_chance for one in ones]
+        about = {"points": False, "least": half[role]}
+        if role == "standard":
+            below = effect([2 * half[role] - value for value in above])
+            claims.append(Claim(f"There is none in {name} (1 - share)", "none", below, **about))
+        else:
+            claims.append(
+                Claim(
+                    f"There is a cycle in {name} (share above chance)",
+                    "yes",
+                    effect(above),
+                    **about,
+                )
+            )
+    return text, claims

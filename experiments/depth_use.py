@@ -5,6 +5,7 @@ import statistics
 import experiment
 import stored
 import summary
+from claims import Claim, effect
 from study import diagnostic
 
 from loopjax.plots import accuracy, diagnostics
@@ -39,11 +40,11 @@ def outcome(study) -> experiment.Outcome:
         {role: [diagnostic(study, run, name, "", *lens) for run in models[role]] for role in ROLES}
         for name in ("overlap", "exit_accuracy")
     )
-    rows, mean = [], {}
+    rows, by_seed = [], {}
     for role in ROLES:
         late = zip(*(_late(result.overlap) for result in overlap[role]), strict=True)
         by_prompts = [[result.score for result in scores[name][role]] for name in prompts]
-        mean[role] = statistics.fmean(by_prompts[0])
+        by_seed[role] = by_prompts[0]
         rows.append(
             (
                 role,
@@ -59,15 +60,25 @@ def outcome(study) -> experiment.Outcome:
         f"first exit with 90% of {task}",
     )
     name = prompts[0]
-    by_role = ", ".join(f"{role} {mean[role]:.2f}" for role in ROLES)
+    by_role = ", ".join(f"{role} {statistics.fmean(by_seed[role]):.2f}" for role in ROLES)
     uniform = (len(scores[name]["standard"][0].effect) - 1) / 2
     finding = (
         f"Depth scores on {_stem(name)}: {by_role}; a model that uses all layers alike has "
         f"{uniform:.1f}."
     )
-    verdict = summary.verdict(mean[role] > mean["standard"] + 0.1 for role in ROLES[1:])  # layers
+    published = {
+        "lidas": "8.7 (standard 6.6)",
+        "loop": "9.1 (standard 6.6)",
+        "middle loop": "above",
+    }
+    claims = [
+        Claim(f"The depth score of {summary.NAMED[role]} is above the standard model's, layers",
+              published[role], effect(summary.differences(by_seed[role], by_seed["standard"])), 0.1,
+              points=False)
+        for role in ROLES[1:]
+    ]  # fmt: skip
     data = {"scores": scores[name], "overlap": overlap, "exits": exits}
-    return experiment.Outcome(finding, verdict, heads, rows, data)
+    return experiment.Outcome(finding, claims, heads, rows, data)
 
 
 def figures(data: dict) -> dict:

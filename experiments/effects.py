@@ -34,9 +34,9 @@ def outcome(study) -> experiment.Outcome:
             for run, result in zip(models[role], results, strict=True)
         ]
         rows.append((role, *cycles.cells(by_role[role])))
-    finding, verdict = cycles.finding(by_role, "the mean local effect on a layer")
+    finding, claims = cycles.finding(by_role, "the mean local effect on a layer")
     data = {"blocks": stored.blocks(models), "local": local, "attention": attention}
-    return experiment.Outcome(finding, verdict, ("model", *cycles.HEADS), rows, data)
+    return experiment.Outcome(finding, claims, ("model", *cycles.HEADS), rows, data)
 
 
 def figures(data: dict) -> dict:

@@ -9,6 +9,7 @@ docs/results/. --redraw trains nothing: it draws the figures in docs/results/ fr
 """
 
 import argparse
+import collections
 import contextlib
 import importlib
 import os
@@ -21,6 +22,7 @@ import time
 import experiment
 import protocol
 import scales
+from claims import VERDICTS
 from study import ROOT, Study, compilation_cache
 
 from loopjax.checkpoint import versions
@@ -179,7 +181,7 @@ def redraw(folder: pathlib.Path, names=NAMES) -> list[str]:
 def write_docs(output: pathlib.Path, docs: pathlib.Path) -> None:
     """Writes docs/results.md of the finished experiments, with their figures and numbers."""
     (docs / "results").mkdir(exist_ok=True)
-    sections, verdicts = [], []
+    sections, decided = [], []
     for name in NAMES:
         file = output / f"{name}.json"
         if not file.exists():
@@ -189,9 +191,15 @@ def write_docs(output: pathlib.Path, docs: pathlib.Path) -> None:
             shutil.copy(output / f"{figure}.png", docs / "results" / f"{figure}.png")
         shutil.copy(file, docs / "results" / file.name)
         sections.append(experiment.markdown(name, record, "results/"))
-        title = record["title"]
-        verdicts.append((f"[{title}](#{_anchor(title)})", record["verdict"]))
-    overview = table(["experiment", "verdict"], verdicts)
+        link = f"(#{_anchor(record['title'])})"
+        decided += [
+            (f"[{one['claim']}]{link}", one["paper"], one["here"], one["seeds"], one["verdict"])
+            for one in record["claims"]
+        ]
+    heads = ["claim", "papers", "here, with its 95% interval", "seeds", "verdict"]
+    counts = collections.Counter(verdict for *_, verdict in decided)
+    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    overview = f"{len(decided)} claims: {tally}.\n\n{table(heads, decided)}"
     runs = [read_json(f) for f in sorted((output / "runs").glob("*/result.json"))]
     minutes = read_json(output / "minutes.json")
     foot = (

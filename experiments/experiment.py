@@ -17,6 +17,7 @@ import importlib
 import os
 import pathlib
 
+import claims
 import jax
 import protocol
 import stored
@@ -28,6 +29,8 @@ from loopjax.files import write_json, write_text
 from loopjax.plots import figure
 from loopjax.text_table import markdown as table
 
+CLAIMS = ("claim", "paper", "here", "looked for", "seeds", "verdict")  # columns
+
 
 @dataclasses.dataclass
 class Outcome:
@@ -35,18 +38,21 @@ class Outcome:
 
     Attributes:
       finding: sentences with the measured numbers.
-      verdict: one of `summary.VERDICTS`. "inconclusive" if the tasks are solved already, or by no
-        model, so that no difference can show.
+      claims: sentences of the papers, each with the effect that decides it.
       heads: column heads of the table.
       rows: cells of the table.
       data: numbers of the figures, as JSON.
     """
 
     finding: str
-    verdict: str
+    claims: list[claims.Claim]
     heads: tuple[str, ...]
     rows: list[tuple]
     data: dict
+
+    @property
+    def verdict(self) -> str:
+        return claims.together(self.claims)
 
 
 def main(file: str) -> None:
@@ -84,6 +90,7 @@ def perform(module, study: Study) -> Outcome:
         "paper": module.PAPER,
         "found": outcome.finding,
         "verdict": outcome.verdict,
+        "claims": [claim.row() for claim in outcome.claims],
         "figures": drawn,
         "table": [dict(zip(outcome.heads, row, strict=True)) for row in outcome.rows],
         "data": data,
@@ -103,7 +110,8 @@ def draw(module, data: dict, folder: pathlib.Path) -> list[str]:
 
 
 def markdown(name: str, record: dict, folder: str = "") -> str:
-    """A section of the results: the papers' finding, ours, table and figures."""
+    """A section of the results: the papers' finding, ours, claims, table and figures."""
+    undecided = [claim for claim in record["claims"] if claim["reason"]]
     lines = [
         f"## {record['title']}",
         "",
@@ -111,6 +119,9 @@ def markdown(name: str, record: dict, folder: str = "") -> str:
         "",
         f"**Here: {record['verdict']}.** {record['found']}",
         "",
+        table(CLAIMS, [[claim[head] for head in CLAIMS] for claim in record["claims"]]),
+        "",
+        *[f"{claim['claim']}: undecided. {claim['reason']}\n" for claim in undecided],
     ]
     if rows := record["table"]:
         heads = list(rows[0])

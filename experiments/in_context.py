@@ -1,9 +1,9 @@
 """Figures 7 and 16: accuracy against the number of shots."""
 
-import statistics
-
 import experiment
+import numpy as np
 import summary
+from claims import Claim, effect, missing
 
 from loopjax.plots.accuracy import plot_finetuning
 
@@ -25,26 +25,27 @@ def outcome(study) -> experiment.Outcome:
         role: [study.icl(run, tasks) for run in directories]
         for role, directories in runs(study).items()
     }
-    rows, mean, above_chance = [], {}, []
+    rows, gains = [], {}
     for role, results in curves.items():
-        cells, gains = [], []
+        cells, by_task = [], []
         for task in tasks:
             ends = [_ends(result["curves"][task]["rows"]) for result in results]
             first, last = ([row["accuracy"] for row in end] for end in zip(*ends, strict=True))
             shots = ends[0][1]["shots"]
             cells.append(f"{summary.percent(first)} → {summary.percent(last)} ({shots})")
-            gains += [b - a for a, b in zip(first, last, strict=True)]
-            above_chance.append(statistics.fmean(last) - results[0]["chance"][task])
-        mean[role] = statistics.fmean(gains)
+            by_task.append(summary.differences(last, first))
+        gains[role] = np.mean(by_task, axis=0)  # [seeds]
         rows.append((role, *cells))
-    by_role = ", ".join(f"{role} {100 * value:+.1f}" for role, value in mean.items())
+    by_role = ", ".join(f"{role} {effect(gain).text()}" for role, gain in gains.items())
     finding = f"Gain from 0 to as many shots as fit, mean over tasks, in points: {by_role}."
-    verdict = summary.verdict(mean[role] > max(mean["standard"], 0) + 0.02 for role in ROLES[1:])
-    if unlearned := summary.floor(above_chance):
-        verdict = summary.INCONCLUSIVE
-        finding = f"{finding} {unlearned}"
+    blocked = missing(effect(gains["standard"]), "the standard model's gain from examples")
+    claims = [
+        Claim(f"{summary.NAMED[role][:1].upper()}{summary.NAMED[role][1:]} gains more from examples than the standard model", "more",
+              effect(gains[role] - gains["standard"]), 0.02, blocked=blocked)
+        for role in ROLES[1:]
+    ]  # fmt: skip
     data = {"curves": {role: _by_shots(results, tasks) for role, results in curves.items()}}
-    return experiment.Outcome(finding, verdict, ("model", *tasks), rows, data)
+    return experiment.Outcome(finding, claims, ("model", *tasks), rows, data)
 
 
 def figures(data: dict) -> dict:

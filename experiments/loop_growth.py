@@ -4,6 +4,7 @@ import statistics
 
 import experiment
 import summary
+from claims import Claim, effect
 from study import run_result
 
 from loopjax.data.floors import mean_floors
@@ -61,8 +62,7 @@ def outcome(study) -> experiment.Outcome:
     nll, reasoning, flops, rows = {}, {}, {}, []
     for name, directories in runs(study).items():
         results = [run_result(run) for run in directories]
-        key = f"{study.scale.text}/nll" if study.scale.text else "nll"
-        nll[name] = [result["heldout"][key] for result in results]
+        nll[name] = [summary.heldout_nll(study.scale, result) for result in results]
         reasoning[name] = [summary.mean_accuracy(study.evaluate(run)) for run in directories]
         flops[name] = results[0]["training_flops"]
         rows.append(
@@ -87,12 +87,19 @@ def outcome(study) -> experiment.Outcome:
         f"{new} against {old}: NLL lower by {in_words(lower, 3)}, reasoning {summary.points(more)} points"
         for (new, old), (lower, more) in gains.items()
     )
-    n_seeds = len(nll[LOOP])
-    finding += f" (paired by seed, {n_seeds} seed{'s' * (n_seeds > 1)}). Scaled down. "
-    finding += summary.noise(study.scale)
-    claims = (statistics.fmean(lower) > 0 for lower, _ in gains.values())
+    finding += f" (paired by seed, {summary.seeds(len(nll[LOOP]))}). Scaled down."
+    published = {
+        GROWN_LOOP: "0.01 nats; -0.21 elsewhere",
+        GRADUAL: "0.00 nats",
+        AT_ONCE: "within 0.5%",
+    }
+    claims = [
+        Claim(f"{new[:1].upper()}{new[1:]} has a lower loss than {old} at equal FLOPs", published[new],
+              effect(lower), 0.01, points=False)
+        for (new, old), (lower, _) in gains.items()
+    ]  # fmt: skip
     data = {"tasks": study.scale.tasks, "nll": nll, "reasoning": reasoning}
-    return experiment.Outcome(finding, summary.verdict(claims), heads, rows, data)
+    return experiment.Outcome(finding, claims, heads, rows, data)
 
 
 def _less(values: dict, one: str, other: str) -> list[float]:

@@ -1,11 +1,11 @@
 """Figures 5 and 11, and 3, 6, 9 to 11 of Kapl et al. 2025: layers swapped, skipped, reversed."""
 
-import math
 import statistics
 
 import experiment
 import stored
 import summary
+from claims import Claim, effect
 
 from loopjax.data.floors import mean_floors
 from loopjax.plots import figure, spread
@@ -40,27 +40,20 @@ def outcome(study) -> experiment.Outcome:
     for op, by_role in edited.items():
         for size in sorted({row["size"] for row in by_role["standard"][0]["rows"]}):
             shares = {role: _kept(results, size, block) for role, results in by_role.items()}
-            kept |= {
-                (op, size, role): statistics.fmean(share) if share else math.nan
-                for role, share in shares.items()
-            }
+            kept |= {(op, size, role): share for role, share in shares.items()}
             cells = (in_words(share, 2) if share else "–" for share in shares.values())
             rows.append((f"{op} {size}", *cells))
             remaining[f"{op} {size}"] = {role: share for role, share in shares.items() if share}
-    grown = kept["swap", block, "lidas"]
-    plain = kept["swap", block, "standard"]
     finding = (
         "Remaining share of the unmodified accuracy above chance, mean over tasks and all starts "
-        f"after the first block. Swapping blocks of {block}: LIDAS {grown:.2f}, standard "
-        f"{plain:.2f}; swapping single layers: loop {kept['swap', 1, 'loop']:.2f}, standard "
-        f"{kept['swap', 1, 'standard']:.2f}."
+        "after the first block."
     )
-    fragile = kept["swap", 1, "loop"] < kept["swap", 1, "standard"] - 0.05
-    robust = grown > plain + 0.05
-    verdict = summary.verdict([robust, fragile])
-    if any(map(math.isnan, kept.values())):
-        verdict = summary.INCONCLUSIVE
-        finding = f"{finding} A model that has learned no task has no accuracy to lose."
+    claims = [
+        _more(f"LIDAS keeps more than the standard model when blocks of {block} layers are swapped",
+              "keeps most", kept["swap", block, "lidas"], kept["swap", block, "standard"]),
+        _more("The standard model keeps more than the loop when single layers are swapped",
+              "keeps most", kept["swap", 1, "standard"], kept["swap", 1, "loop"]),
+    ]  # fmt: skip
     by_start = {
         op: {role: list(map(stored.edited, results)) for role, results in by_role.items()}
         for op, by_role in edited.items()
@@ -69,7 +62,15 @@ def outcome(study) -> experiment.Outcome:
         "floor": _floor(edited["skip"], study.scale.tasks), "remaining": remaining,
         "by_start": by_start,
     }  # fmt: skip
-    return experiment.Outcome(finding, verdict, ("edit (layers)", *ROLES), rows, data)
+    return experiment.Outcome(finding, claims, ("edit (layers)", *ROLES), rows, data)
+
+
+def _more(text: str, paper: str, above: list[float], below: list[float]) -> Claim:
+    """A claim on shares by seed."""
+    if len(above) != len(below) or not above:
+        blocked = "A model that has learned no task has no accuracy to lose."
+        return Claim(text, paper, effect([0.0]), 0.05, blocked=blocked)
+    return Claim(text, paper, effect(summary.differences(above, below)), 0.05)
 
 
 def _floor(by_role: dict, tasks) -> dict | None:

@@ -32,9 +32,9 @@ def outcome(study) -> experiment.Outcome:
         growth = spread([result.residual[-1] / result.residual[1] for result in results], 1)
         rows.append((role, growth, *cycles.cells(by_role[role])))
     heads = ("model", "last norm / norm after layer 0", *cycles.HEADS)
-    finding, verdict = cycles.finding(by_role, "the contribution of attention")
+    finding, claims = cycles.finding(by_role, "the contribution of attention")
     data = {"blocks": stored.blocks(models), "norms": norms}
-    return experiment.Outcome(finding, verdict, heads, rows, data)
+    return experiment.Outcome(finding, claims, heads, rows, data)
 
 
 def figures(data: dict) -> dict:

@@ -4,6 +4,7 @@ import statistics
 
 import experiment
 import summary
+from claims import Claim, effect
 
 from loopjax.data.floors import mean_floors
 from loopjax.depth import DepthPlan
@@ -41,26 +42,30 @@ def outcome(study) -> experiment.Outcome:
         evaluations = [study.evaluate(run, depths=plans, name="repeated") for run in directories]
         by_plan = [[summary.mean_accuracy(each, plan) for each in evaluations] for plan in plans]
         curves[f"{role}, {how}"] = by_plan
-        first[f"{role}, {how}"] = [b - a for a, b in zip(*by_plan[:2], strict=True)]
+        none, one = (summary.values(evaluations, plan) for plan in plans[:2])
+        first[role, how] = effect(one - none)
+        if (role, how) == ("standard", "as it is"):
+            lost = effect(none - one)
         rows.append((role, how, *map(summary.percent, by_plan)))
     heads = ("model", "adaptation", *(f"{n} more" for n in MORE))
-    by_model = ", ".join(f"{name} {summary.points(gain)}" for name, gain in first.items())
-    first = {name: statistics.fmean(gain) for name, gain in first.items()}
+    by_model = ", ".join(f"{role}, {how} {gain.text()}" for (role, how), gain in first.items())
     finding = (
-        f"Gain of the first additional pass of layers {before} to {before + block - 1} in mean "
-        f"reasoning accuracy, in points: {by_model}. {summary.noise(study.scale)}"
+        f"Change by the first additional pass of layers {before} to {before + block - 1} in mean "
+        f"reasoning accuracy, in points: {by_model}."
     )
-    kept = first["lidas, retrofit"] > -0.02
-    without = first["lidas, as it is"]
-    unadapted = without > max(first["standard, as it is"] + 0.02, 0)
-    verdict = summary.verdict([kept, unadapted])
-    if solved := summary.ceiling(statistics.fmean(values[0]) for values in curves.values()):
-        verdict = summary.INCONCLUSIVE
-        finding = f"{finding} {solved}"
+    solved = summary.ceiling(statistics.fmean(values[0]) for values in curves.values())
+    claims = [
+        Claim("After the retrofit LIDAS keeps its accuracy with one more pass", "kept or raised",
+              first["lidas", "retrofit"], -0.02, blocked=solved),
+        Claim("Without adaptation LIDAS gains from one more pass", "gains", first["lidas", "as it is"],
+              0.02, blocked=solved),
+        Claim("Without adaptation the standard model loses by one more pass", "loses", lost,
+              0.02, blocked=solved),
+    ]  # fmt: skip
     data = {
         "tasks": study.scale.tasks, "layers": [before, before + block - 1], "curves": curves,
     }  # fmt: skip
-    return experiment.Outcome(finding, verdict, heads, rows, data)
+    return experiment.Outcome(finding, claims, heads, rows, data)
 
 
 def _block(plan: str) -> tuple[int, int, int]:

@@ -136,6 +136,7 @@ class Study:
             f"--tasks={','.join(tasks)}",
             f"--output={file}",
             f"--num-fewshot={shots}",
+            "--by-item",
             *self._limit(),
         ]
         if depths:

@@ -1,20 +1,39 @@
-"""Accuracies and their spread over seeds as text, and the verdict on a claim."""
+"""Accuracies by seed and by item, and their spread over seeds as text."""
 
 import statistics
 
+import numpy as np
+
 from loopjax.run_record import score, spread
 
-REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
-INCONCLUSIVE = "inconclusive"
-VERDICTS = (REPRODUCED, PARTLY, NOT_REPRODUCED, INCONCLUSIVE)
+NAMED = {
+    "standard": "the standard model", "lidas": "LIDAS", "midas": "MIDAS", "loop": "the loop",
+    "middle loop": "the middle loop", "loop, untied": "the loop, untied",
+}  # fmt: skip
 
 
-def verdict(claims) -> str:
-    """Reproduced if all claims hold, not reproduced if none does, else partly."""
-    claims = list(claims)
-    if all(claims):
-        return REPRODUCED
-    return PARTLY if any(claims) else NOT_REPRODUCED
+def differences(above, below) -> list[float]:
+    """By seed."""
+    return [a - b for a, b in zip(above, below, strict=True)]
+
+
+def seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n > 1)}"
+
+
+def chosen(result: dict) -> list[float]:
+    """Changes by the chosen intervention, of each item that took no part in the choice."""
+    choice = result["choice"]
+    return [
+        change
+        for task, edited in choice["chosen"].items()
+        for change in differences(edited["values"], choice["unmodified"][task]["values"])
+    ]
+
+
+def heldout_nll(scale, result: dict) -> float:
+    """The held-out loss of a run's result.json on the text of a scale, nats per byte or token."""
+    return result["heldout"][f"{scale.text}/nll" if scale.text else "nll"]
 
 
 def accuracy(evaluation: dict, task: str, plan: str | None = None) -> float:
@@ -41,25 +60,17 @@ def points(gains) -> str:
     return sign + percent(gains).removesuffix("%")
 
 
-def noise(scale) -> str:
-    """A sentence with the sampling error of one model's mean accuracy."""
-    n_items, n_tasks = scale.limit or 1000, len(scale.tasks)
-    error = 100 * (0.25 / n_items / n_tasks) ** 0.5
-    return (
-        f"The standard error of one model's mean over {n_tasks} x {n_items} items is at most "
-        f"{error:.1f} points."
-    )
-
-
 def ceiling(accuracies) -> str:
     """A sentence if accuracies are too high for a gain to be visible, else nothing."""
     mean = statistics.fmean(accuracies)
     return f"The tasks are solved already ({mean:.1%}), so no gain can show." if mean > 0.97 else ""
 
 
-def floor(above_chance) -> str:
-    """A sentence if no model has learned the tasks, else nothing."""
-    best = max(above_chance)
-    if best > 0.05:
-        return ""
-    return f"No model has learned the tasks (at most {100 * best:+.1f} points above chance)."
+def values(evaluations: list[dict], plan: str | None = None, tasks=()) -> np.ndarray:
+    """Scores of every item in the JSON of `loopjax eval --by-item`, [seeds, items of all tasks]."""
+    by_seed = []
+    for evaluation in evaluations:
+        plans = evaluation["plans"]
+        found = (plans[plan] if plan else next(iter(plans.values())))["tasks"]
+        by_seed.append([v for task in tasks or found for v in found[task]["values"]])
+    return np.array(by_seed)

@@ -4,6 +4,7 @@ import statistics
 
 import experiment
 import summary
+from claims import Claim, effect
 from study import run_result
 
 from loopjax.data.floors import floors
@@ -64,32 +65,38 @@ def outcome(
         for plan, by_source in accuracies.items()
     ]
     heads = ("plan", "unique/executed", "parameters", "training FLOPs", *sources)
-    hardest = {plan: statistics.fmean(by_source[-1]) for plan, by_source in accuracies.items()}
+    hardest = {plan: by_source[-1] for plan, by_source in accuracies.items()}
+    means = {plan: statistics.fmean(values) for plan, values in hardest.items()}
     share = first[grown]["training_flops"] / first[deep]["training_flops"]
-    n_seeds = len(runs[deep])
     finding = (
-        f"On {sources[-1]} the plan {loop} reaches {hardest[loop]:.1%}, {deep} {hardest[deep]:.1%}, "
-        f"{shallow} {hardest[shallow]:.1%}; the model grown to {grown.split(',')[0]} layers reaches "
-        f"{hardest[grown]:.1%} with {share:.0%} of the training FLOPs of {deep}; {n_seeds} seed"
-        f"{'s' * (n_seeds > 1)}."
+        f"On {sources[-1]} the plan {loop} reaches {means[loop]:.1%}, {deep} {means[deep]:.1%}, "
+        f"{shallow} {means[shallow]:.1%}; the model grown to {grown.split(',')[0]} layers reaches "
+        f"{means[grown]:.1%} with {share:.0%} of the training FLOPs of {deep}; "
+        f"{summary.seeds(len(runs[deep]))}."
     )
-    verdict, reason = _verdict(hardest, deep, loop, shallow, grown, shortcut)
+    claims = _claims(hardest, sources[-1], deep, loop, shallow, grown, shortcut)
     seq_len = read_json(runs[deep][0] / "config.json")["seq_len"]
     data = {"floors": floors_of(sources, seq_len), "accuracies": accuracies}
-    return experiment.Outcome(f"{finding} {reason}".strip(), verdict, heads, rows, data)
+    return experiment.Outcome(finding, claims, heads, rows, data)
 
 
-def _verdict(hardest: dict, deep, loop, shallow, grown, shortcut) -> tuple[str, str]:
-    """(verdict, sentence why it is inconclusive)."""
-    if shortcut and max(hardest.values()) < shortcut + 0.1:
-        reason = f"No model has learned the task: {shortcut:.0%} is possible without solving it."
-        return summary.INCONCLUSIVE, reason
-    gap = hardest[deep] - hardest[shallow]
-    if gap >= 0.05:
-        return summary.verdict(hardest[p] > hardest[deep] - 0.2 * gap for p in (loop, grown)), ""
-    if solved := summary.ceiling(hardest.values()):
-        return summary.INCONCLUSIVE, solved
-    return summary.NOT_REPRODUCED, ""
+def _claims(hardest: dict, task: str, deep, loop, shallow, grown, shortcut: float) -> list[Claim]:
+    """Of {plan: accuracies by seed} on one task."""
+    means = {plan: statistics.fmean(values) for plan, values in hardest.items()}
+    blocked = summary.ceiling(means.values())
+    if shortcut and max(means.values()) < shortcut + 0.1:
+        blocked = f"No model has learned the task: {shortcut:.0%} is possible without solving it."
+    gap = means[deep] - means[shallow]
+    margin = max(0.2 * gap, 0.01)
+    needs = effect(summary.differences(hardest[deep], hardest[shallow]))
+    unneeded = blocked or ("" if gap >= 0.05 else f"{task} does not need the depth of {deep}.")
+    more = [
+        Claim(f"{label_of(plan)}: not behind {label_of(deep)}, by at most a fifth of what depth adds",
+              "not behind", effect(summary.differences(hardest[plan], hardest[deep])), -margin, blocked=unneeded)
+        for plan in (loop, grown)
+    ]  # fmt: skip
+    text = f"{label_of(deep)}: more than {label_of(shallow)}"
+    return [Claim(text, "more", needs, 0.05, blocked=blocked), *more]
 
 
 def _accuracy(heldout: dict, source: str) -> float:

@@ -132,6 +132,27 @@ class Plain(LoopjaxLM):
 TASKS = ["copying_real", "var_assign_code_1"]
 
 
+def test_the_score_of_a_task_is_the_mean_of_its_items(place, tmp_path, capsys):
+    argv = ["eval", "--checkpoint", str(place / "bytes"), "--max-length", "300", "--limit", "12",
+            "--num-fewshot", "0", "--tasks", TASKS[0], "--output", str(tmp_path / "e.json")]  # fmt: skip
+    assert cli.main([*argv, "--by-item"]) == 0
+    plans = json.loads((tmp_path / "e.json").read_text())["plans"]
+    (task,) = (one["tasks"][TASKS[0]] for one in plans.values())
+    assert len(task["values"]) == 12 and set(task["values"]) <= {0.0, 1.0}
+    assert np.mean(task["values"]) == pytest.approx(task["metrics"]["acc,none"])
+    assert cli.main(argv) == 2  # the file has scores by item
+    assert "choose a new file" in capsys.readouterr().err
+
+
+def test_one_filter_of_several_gives_the_scores_by_item():
+    samples = [
+        {"doc_id": i, "filter": name, "exact_match": value}
+        for i, name, value in ((1, "loose", 1.0), (1, "strict", 0.0), (0, "strict", 1.0))
+    ]
+    metrics = {"exact_match,loose": 1.0, "exact_match,strict": 0.5}
+    assert evaluate._by_item(samples, "exact_match", metrics) == [1.0, 0.0]
+
+
 @pytest.mark.slow
 def test_tasks_at_two_plans_in_one_file_resume(place, tmp_path):
     output = tmp_path / "out" / "eval.json"

@@ -267,13 +267,17 @@ def test_the_clock_of_a_run_is_the_first_step_that_is_good_enough(two_phase):
 @pytest.mark.parametrize(
     ("clocks", "verdict"),
     [
-        ([(50, 500), (60, 900)], "reproduced"),
-        ([(50, 500), (60, None)], "partly"),
-        ([(50, 60), (60, 70)], "partly"),
-        ([(None, None), (None, None)], "inconclusive"),
+        ([(50, 500), (60, 600), (40, 420)], "reproduced"),
+        ([(50, 60), (60, 70), (50, 58)], "partly"),
+        ([(50, 500), (60, None)], "undecided"),
+        ([(None, None), (None, None)], "undecided"),
     ],
 )
 def test_the_verdict_follows_from_the_clocks(two_phase, clocks, verdict):
     ones = [{"train": a, "heldout": b, "ratio": b / a if a and b else None} for a, b in clocks]
-    text, found = two_phase._finding({"2": ones})
-    assert found == verdict and "2 seeds" in text
+    text, (claim,) = two_phase._finding({"2": ones})
+    assert claim.verdict == verdict and f"{len(ones)} seeds" in text
+    missing = [
+        what for one, what in zip(clocks[-1], ("training", "held-out"), strict=True) if not one
+    ]
+    assert not missing or f"seeds do not know their {missing[0]} data" in claim.reason

@@ -154,6 +154,7 @@ def evaluate(argv: list[str]) -> int:
         num_fewshot=args.num_fewshot,
         exit=rule,
         max_repeats=args.max_repeats,
+        by_item=args.by_item,
         **task_options(args),
     )
     print(args.output)
@@ -168,6 +169,7 @@ def _evaluate_parser():
     add_exit(add)
     add_text(add)
     add_tasks(add)
+    add("--by-item", action="store_true", help="write the score of every item too")
     return command
 
 

@@ -17,7 +17,7 @@ from importlib import metadata
 
 import numpy as np
 
-from loopjax import exits, outputs, paths
+from loopjax import exits, outputs, paths, run_record
 from loopjax.checkpoint import versions
 from loopjax.errors import UserError
 from loopjax.evals import suite
@@ -28,6 +28,7 @@ from loopjax.results import schema
 
 PACKAGES = ("lm-eval", "datasets", "tokenizers")
 BOOTSTRAP = 1000  # resamples for standard errors without a closed form
+MAIN = "main"  # the metric that stands for a task, `run_record.score`
 SEEDS = {"random": 0, "numpy": 1234, "fewshot": 1234}
 
 
@@ -43,6 +44,7 @@ def evaluate(
     batch_tokens: int | None = None,
     exit: exits.Rule | None = None,
     max_repeats: int | None = None,
+    by_item: bool = False,
     say=print,
 ) -> dict:
     """Evaluates every task at every plan and returns what `output` (a JSON file) holds.
@@ -55,6 +57,8 @@ def evaluate(
       data_dir: a directory of files to read instead of the hub.
       exit, max_repeats: rule by which tokens leave the loop early, and its repetitions at most; tasks
         then have "exits", the fields of `exits.Saving`.
+      by_item: whether tasks have "values": their main metric (`run_record.score`) of each item, in the
+        order of the task.
     """
     models = {depth: lm.with_plan(depth) for depth in depths}
     if exit or max_repeats:
@@ -64,6 +68,8 @@ def evaluate(
     settings = {"num_fewshot": num_fewshot, "limit": limit, "data_dir": data_dir}
     if exit:
         settings["exit"] = str(exit)
+    if by_item:
+        settings["by_item"] = True
     result = begin("eval", output, lm, **settings)
     plans = result.setdefault("plans", {})
     for depth, at_plan in models.items():
@@ -73,7 +79,9 @@ def evaluate(
         todo = [name for name in loaded if name not in plan["tasks"]]
         harness = LoopjaxLM(at_plan, batch_tokens=batch_tokens) if todo else None
         for name in todo:
-            plan["tasks"][name] = run_task(harness, name, loaded[name], limit)
+            plan["tasks"][name] = run_task(
+                harness, name, loaded[name], limit, metric=MAIN if by_item else None
+            )
             plan["groups"] = group_scores(plan["tasks"])
             outputs.write_json(output, result)
             say(f"{depth}  {name}  {_summary(plan['tasks'][name])}")
@@ -134,7 +142,7 @@ def run_task(
     Args:
       limit: number of items, from the first; None for all.
       items: indices of the items instead, ascending.
-      metric: a metric whose values by item are returned as "values".
+      metric: a metric whose values by item are returned as "values"; MAIN for that of the summary.
     """
     from lm_eval.evaluator import evaluate as harness_evaluate
 
@@ -160,8 +168,9 @@ def run_task(
     }
     values = {}
     if metric is not None:
-        documents = sorted(result["samples"][name], key=lambda one: one["doc_id"])
-        values["values"] = [float(one[metric]) for one in documents]
+        if metric is MAIN:
+            metric = run_record.score({"metrics": metrics})["metric"]
+        values["values"] = _by_item(result["samples"][name], metric, metrics)
     return {
         "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
         **values,
@@ -173,6 +182,13 @@ def run_task(
         "seconds": time.monotonic() - begun,
         **_exits(harness),
     }
+
+
+def _by_item(samples: list[dict], metric: str, metrics: dict) -> list[float]:
+    """The values of a metric in the order of the items; its last filter, as in `run_record.scores`."""
+    filters = [key.partition(",")[2] for key in metrics if key.partition(",")[0] == metric]
+    kept = [one for one in samples if one["filter"] == filters[-1]]
+    return [float(one[metric]) for one in sorted(kept, key=lambda one: one["doc_id"])]
 
 
 def _exits(harness: LoopjaxLM) -> dict:
