@@ -1,10 +1,12 @@
-"""The whole study in miniature, and docs/results.md: an hour and a half on two CPU cores.
+"""The whole study, in miniature on two CPU cores or on one GPU, and docs/results.md.
 
-    python experiments/everything.py [--output=study] [--seeds=3] [--jobs=2] [--docs]
+    python experiments/everything.py [--output=study] [--seeds=4] [--jobs=2] [--docs]
+    python experiments/everything.py --scale=gpu [--go]
     python experiments/everything.py --redraw
 
-Trains all models first, several at a time, like a sweep, then measures them.
-Finished work is skipped. --docs writes docs/results.md and copies figures and numbers to
+Trains all models first, several at a time, like a sweep, then measures them. Finished work is skipped;
+what is left and how long it takes is printed. --scale=gpu and paper trace all runs, count their FLOPs and
+print their commands; with --go they run. --docs writes docs/results.md and copies figures and numbers to
 docs/results/. --redraw trains nothing: it draws the figures in docs/results/ from the numbers there.
 """
 
@@ -25,6 +27,7 @@ import scales
 from claims import VERDICTS
 from study import ROOT, Study, compilation_cache
 
+from loopjax import cost
 from loopjax.checkpoint import versions
 from loopjax.cli.arguments import positive
 from loopjax.errors import UserError
@@ -58,26 +61,20 @@ NAMES = (
 )
 LEAD = """# Results in miniature
 
-Every experiment of the papers, scaled down to two CPU cores: models of 8 executed layers and width 64,
-2 million tokens (`configs/mini.py` lists the counterpart of each setting). At this size an experiment
-can show the direction of an effect, not its size; a finding that is not reproduced here may be
+The experiments of the papers, scaled down to two CPU cores: models of 8 executed layers and width 64,
+6 million bytes (`configs/study.py` lists the counterpart of each setting). [study.md](study.md) was written
+before the runs: what each claim needs, the tasks, the number of seeds and the rule of the verdicts. At this
+size an experiment can show the direction of an effect, not its size; what is not reproduced here may be
 reproduced at the papers' scale, and vice versa.
 
-Each file in `experiments/` computes its verdict from the numbers (for cycles, `cycles.py`):
-**reproduced** (all claims hold), **partly** (some hold), **not reproduced** (none holds), or
-**inconclusive** (all models solve the tasks, or none does, so no difference can show). Numbers are
-means over three models, `±` is their standard deviation (i-GSM: one model), in the figures too. The
-numbers of hops and steps were chosen in trial runs of the standard and the LIDAS model
-(seed 0), so that the eight-hop task is neither solved nor out of reach. In the trials where neither
-model learned the task in time (2, 5 and 9 hops; 4, 6 and 8) LIDAS was not ahead.
+Effects have a 95% interval over seeds and items, in percentage points where they are differences of accuracy.
+**Reproduced**: above 0, and the smallest effect that counts is not excluded. **Partly**: above 0, but
+smaller. **Not reproduced**: that effect is excluded. **Undecided**: the interval holds both, or the models
+lack what the claim needs. In tables and figures `±` is the standard deviation over seeds. Gray areas in
+figures are what the best trivial rule gets (`loopjax/data/floors.py`), the dotted line is chance.
 
-Gray areas in the figures are what the best trivial rule gets (`loopjax/data/floors.py`). A letter often
-leads back to itself, so repeating the last letter solves 33, 52, 38 and 47% of the items with three,
-four, five and eight hops, a mean of 49% on the two reasoning tasks (four and eight hops). The dotted line
-is chance, 25%.
-
-`python experiments/everything.py --docs` reproduces this page; `--scale=paper` of each experiment runs
-the papers' protocol.
+`python experiments/everything.py --docs` reproduces this page; `--scale=gpu` and `--scale=paper` trace the
+larger studies, and run them with `--go`.
 """
 
 
@@ -86,10 +83,12 @@ def main() -> None:
     parser.add_argument(
         "--output", type=pathlib.Path, default=ROOT / "study", help="directory of the study"
     )
+    parser.add_argument("--scale", choices=scales.SCALES, default="mini", help="size of the study")
+    parser.add_argument("--go", action="store_true", help="train and measure at gpu and paper, too")
     parser.add_argument(
-        "--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="experiments to run"
+        "--only", nargs="+", choices=NAMES, metavar="NAME", help="experiments to run"
     )
-    parser.add_argument("--seeds", type=positive, help="number of models of each kind (default 3)")
+    parser.add_argument("--seeds", type=positive, help="number of models of each kind")
     parser.add_argument("--jobs", type=positive, default=2, help="number of parallel trainings")
     parser.add_argument("--docs", action="store_true", help="write docs/results.md")
     parser.add_argument(
@@ -97,21 +96,43 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.redraw:
-        redraw(ROOT / "docs" / "results", args.only)
+        redraw(ROOT / "docs" / "results", args.only or NAMES)
         return
-    output = args.output.absolute() / "mini"
+    scale = scales.repeated(args.scale, args.seeds)
+    output = args.output.absolute() / scale.name
+    names = [name for name in args.only or NAMES if name not in scale.omitted]
+    for name in args.only or ():
+        if name in scale.omitted:
+            print(f"{name}: not run at --scale={scale.name}: {scale.omitted[name]}")
     os.chdir(ROOT)
-    study = Study(output, scales.repeated("mini", args.seeds))
+    study = Study(output, scale)
+    if scale.machine and not args.go:
+        trace(study, names)
+        return
     try:
         with timed(output, "training"):
-            train_all(study, args.only, args.jobs)
+            train_all(study, names, args.jobs)
     except UserError as error:
         raise SystemExit(f"everything.py: {error}") from None
-    for name in args.only:
+    for name in names:
         with timed(output, name):
             experiment.perform(importlib.import_module(name), study)
     if args.docs:
         write_docs(output, ROOT / "docs")
+
+
+def trace(study: Study, names) -> None:
+    """Prints every run of experiments once, with its FLOPs and command, and their sum."""
+    declared = Study(study.output, study.scale, checking=True)
+    for name in names:
+        importlib.import_module(name).runs(declared)
+    rows = protocol.traced(declared)
+    hours = sum(row["hours"] for row in rows)
+    number, device = study.scale.machine
+    print(
+        f"{len(rows)} runs, {sum(row['pflops'] for row in rows):,.0f} PFLOPs: {hours:.1f} hours on {number} "
+        f"{device} at {protocol.MFU:.0%} of its peak, with a run at a time"
+    )
 
 
 @contextlib.contextmanager
@@ -144,7 +165,8 @@ def train_all(study: Study, names, jobs: int) -> None:
     for workdir, command in declared.declared.items():
         configs[workdir] = protocol.config_of(command, configs)
     points = [_point(workdir, command, configs[workdir], todo) for workdir, command in todo.items()]
-    print(f"{len(declared.declared)} models, {len(todo)} to train", flush=True)
+    left = _left(declared.declared, todo, configs, jobs)
+    print(f"{len(declared.declared)} models, {len(todo)} to train{left}", flush=True)
     os.environ |= {k.upper(): str(v) for k, v in compilation_cache(study.output).items()}
     slots = [local.Slot(cores=cores) for cores in local.shares_of_cores(jobs)]
     finished = local.run(points, slots, progress.Screen())
@@ -153,6 +175,20 @@ def train_all(study: Study, names, jobs: int) -> None:
             study.mark_done(point.workdir / "result.json", todo[point.workdir])
     if not finished:
         raise SystemExit(1)
+
+
+def _left(declared, todo, configs: dict, jobs: int) -> str:
+    """ ": 3.1e+14 FLOPs, 2.1 hours at the speed of those that are finished"; "" if nothing is left."""
+    if not todo:
+        return ""
+    results = [read_json(run / "result.json") for run in declared if run not in todo]
+    done = sum(result["training_flops"] for result in results if result)
+    seconds = sum(result["wall_clock_s"] for result in results if result)
+    flops = sum(cost.flops_of(configs[run])["training_flops"] for run in todo)
+    if not seconds:
+        return f": {flops:.2g} FLOPs"
+    hours = flops / done * seconds / jobs / 3600
+    return f": {flops:.2g} FLOPs, {hours:.1f} hours at the speed of those that are finished"
 
 
 def _point(workdir: pathlib.Path, command: list[str], config, todo) -> Point:

@@ -5,8 +5,8 @@ and trains its models, `outcome(study)`, which measures them and computes a verd
 `figures(data)`, which draws the outcome's data, also those that were stored earlier:
 
     python experiments/NAME.py [--output=study]             # mini: minutes on two CPU cores
-    python experiments/NAME.py --scale=paper                # checks the published protocol, trains nothing
-    python experiments/NAME.py --scale=paper --go           # checks it and runs it
+    python experiments/NAME.py --scale=paper                # traces the published protocol, trains nothing
+    python experiments/NAME.py --scale=paper --go           # traces it and runs it (gpu: the same)
 
 Finished models and measurements are cached in the study's directory and shared by all experiments.
 """
@@ -57,11 +57,12 @@ class Outcome:
 
 def main(file: str) -> None:
     """Runs the experiment in `file` from the command line."""
-    module = importlib.import_module(pathlib.Path(file).stem)
+    name = pathlib.Path(file).stem
+    module = importlib.import_module(name)
     parser = argparse.ArgumentParser(description=module.__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, default="mini", help="size of the experiment")
     parser.add_argument("--seeds", type=positive, help="number of models of each kind")
-    parser.add_argument("--go", action="store_true", help="train and measure at --scale=paper too")
+    parser.add_argument("--go", action="store_true", help="train and measure at gpu and paper, too")
     parser.add_argument(
         "--output", type=pathlib.Path, default=ROOT / "study", help="directory of the study"
     )
@@ -69,7 +70,9 @@ def main(file: str) -> None:
     output = (args.output / args.scale).absolute()
     os.chdir(ROOT)
     scale = repeated(args.scale, args.seeds)
-    if args.scale == "paper":
+    if why := scale.omitted.get(name):
+        raise SystemExit(f"{name}.py is not run at --scale={args.scale}: {why}")
+    if scale.machine:
         protocol.check(module, Study(output, scale, checking=True))
         if not args.go:
             return

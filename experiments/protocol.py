@@ -1,30 +1,39 @@
-"""The published protocol of an experiment, checked as far as tracing: nothing is trained.
+"""The protocol of an experiment that is too large for this machine, traced: nothing is trained.
 
 For every run this traces the update at its shapes (forward and backward), estimates memory per
-device on the papers' machine (128 A100 of 40 GB, or as many as a batch has sequences), counts FLOPs
-and prints the command.
+device on the machine of the scale (the papers' are 128 A100 of 40 GB; as many of them as a batch has
+sequences), counts FLOPs and prints the command.
 """
 
 import dataclasses
 import shlex
 
-DEVICES, DEVICE, MFU = 128, "a100-40gb", 0.4
+MFU = 0.4
 
 
 def check(module, study) -> list[dict]:
     """Prints a row for each run that an experiment declares, with its command."""
     module.runs(study)
+    number, device = study.scale.machine
+    print(f"{module.TITLE}: {len(study.declared)} runs on {number} {device}\n")
+    return traced(study)
+
+
+def traced(study) -> list[dict]:
+    """Prints a row for each run that is declared, with its command."""
     configs: dict = {}
-    print(f"{module.TITLE}: {len(study.declared)} runs on {DEVICES} devices\n")
     for workdir, command in study.declared.items():
         configs[workdir] = config_of(command, configs)
-    rows = [_traced(workdir.name, config) for workdir, config in configs.items()]
-    for row, command in zip(rows, study.declared.values(), strict=True):
+    rows = []
+    for workdir, command in study.declared.items():
+        row = _traced(workdir.name, configs[workdir], *study.scale.machine)
         print(
             f"{row['run']}\n  plan {row['plan']}, {row['parameters']:,} parameters, "
-            f"{row['pflops']:,.0f} PFLOPs, {row['gib']:.1f} GiB per device, {row['hours']:.1f} hours"
-            f"\n  loopjax {shlex.join(command)}"
+            f"{row['pflops']:,.0f} PFLOPs, {row['gib']:.1f} GiB per device, {row['hours']:.2f} hours"
+            f"\n  loopjax {shlex.join(command)}",
+            flush=True,
         )
+        rows.append(row)
     return rows
 
 
@@ -60,10 +69,10 @@ def _workdir(values) -> None:
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
 
 
-def _traced(name: str, config) -> dict:
+def _traced(name: str, config, number: int, device: str) -> dict:
     from loopjax import cost
 
-    machine = cost.Machine.of(DEVICE, min(DEVICES, config.batch_size), MFU)
+    machine = cost.Machine.of(device, min(number, config.batch_size), MFU)
     plan = cost.plan_of(config, machine)
     counted = cost.flops_of(config)
     return {

@@ -1,4 +1,4 @@
-"""Models, tasks and sizes of the experiments: in miniature and as published."""
+"""Models, tasks and sizes of the experiments: in miniature, on one GPU, and as published."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ class Scale:
     """The settings of all experiments at one scale.
 
     Attributes:
-      name: "mini" or "paper".
+      name: "mini", "gpu" or "paper".
       config: config file of the models; the variant of a row is appended.
       rows: {role of a model in the papers: config variant}.
       depth: number of executed layers.
@@ -30,6 +30,8 @@ class Scale:
       overrides: config overrides of fine-tuning.
       prompts: prompt sets; all for the depth score, the first for all other diagnostics.
       lens: flags of Tuned Lens training.
+      omitted: {experiment that is not run at this scale: why}.
+      machine: (number of devices, their name) to be sized for, if not this machine's CPU.
     """
 
     name: str
@@ -54,11 +56,13 @@ class Scale:
     overrides: tuple[str, ...]
     prompts: tuple[str, ...]
     lens: tuple[str, ...]
+    omitted: dict[str, str]
+    machine: tuple[int, str] | None = None
 
 
 MINI = Scale(
     name="mini",
-    config="configs/mini.py:",
+    config="configs/study.py:mini,",
     rows={
         "standard": "standard",
         "midas": "midas",
@@ -71,27 +75,67 @@ MINI = Scale(
     },
     depth=8,
     block=2,
-    plateau=850,
+    plateau=2550,
     math="math",
     retrofits={
         "standard": ("2-2x2-4", "4-2x2-2"),
         "lidas": ("2-2x2-4", "4-2x2-2"),
         "middle loop": ("1-2x4-1",),
     },
-    seeds=(0, 1, 2),
+    seeds=(1, 2, 3, 4),  # 0 is that of the pilots
     text="stdlib",
-    tasks=("hop_text_4", "hop_text_8"),
+    tasks=("trail_4", "trail_6", "trail_8"),
     shots=0,
     limit=500,
     dev=200,
-    new="hop_text_5",
-    words=("var_assign_basic_0",),
-    tuning=("hop_text_3", "hop_text_5"),
-    examples=(64, 256, 1024),
-    tuning_seeds=(0, 1, 2),
-    overrides=("learning_rate=5e-4", "steps=300", "batch_size=16", "eval_every=15", "patience=3"),
-    prompts=("file:{output}/hops.jsonl",),
+    new="trail_12",
+    words=(),
+    tuning=("trail_code_2", "trail_code_4"),
+    examples=(64, 256),
+    tuning_seeds=(1, 2, 3, 4),
+    overrides=("learning_rate=1e-3", "steps=200", "batch_size=16", "eval_every=20", "patience=4"),
+    prompts=("file:{output}/trails.jsonl",),
     lens=("--lens-steps=100", "--lens-tokens=16384"),
+    omitted={
+        "in_context": "models of this size do not learn from examples in the prompt (docs/study.md)",
+        "igsm": "no model of this size learns it (docs/study.md)",
+    },
+)
+GPU = dataclasses.replace(
+    MINI,
+    name="gpu",
+    config="configs/study.py:gpu,",
+    rows={
+        "standard": "standard",
+        "midas": "midas",
+        "lidas": "lidas",
+        "one block": "standard-4",
+        "half": "standard-12",
+        "loop": "loop-4x6",
+        "half, looped": "loop-12x2",
+        "middle loop": "loop-4-4x4-4",
+    },
+    depth=24,
+    block=4,
+    retrofits={
+        "standard": ("8-4x2-12", "12-4x2-8"),
+        "lidas": ("8-4x2-12", "12-4x2-8"),
+        "middle loop": ("4-4x5-4",),
+    },
+    text="text",
+    tasks=("trail_6", "trail_8", "trail_12"),
+    limit=1000,
+    new="trail_16",
+    tuning=("trail_code_4", "trail_code_8"),
+    examples=(64, 128, 256, 512),
+    overrides=("learning_rate=3e-4", "steps=200", "batch_size=16", "eval_every=20", "patience=4"),
+    lens=(),
+    omitted=dict.fromkeys(
+        ("p_hop", "addition", "igsm", "two_phase", "loop_neural_networks"),
+        "has models of its own: --scale=mini or --scale=paper",
+    )
+    | {"in_context": MINI.omitted["in_context"]},
+    machine=(1, "h100"),
 )
 PAPER = Scale(
     name="paper",
@@ -141,11 +185,16 @@ PAPER = Scale(
     overrides=("learning_rate=5e-5", "steps=1000", "eval_every=20", "patience=5"),
     prompts=("gsm8k", "math", "mquake"),
     lens=(),
+    omitted={},
+    machine=(128, "a100-40gb"),
 )
-SCALES = {scale.name: scale for scale in (MINI, PAPER)}
+SCALES = {scale.name: scale for scale in (MINI, GPU, PAPER)}
 
 
 def repeated(name: str, seeds: int | None) -> Scale:
-    """The scale with this name, optionally with another number of seeds."""
+    """The scale with this name, optionally with another number of seeds, from its first one."""
     scale = SCALES[name]
-    return scale if seeds is None else dataclasses.replace(scale, seeds=tuple(range(seeds)))
+    if seeds is None:
+        return scale
+    first = scale.seeds[0]
+    return dataclasses.replace(scale, seeds=tuple(range(first, first + seeds)))

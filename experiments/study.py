@@ -15,7 +15,7 @@ from scales import MINI, Scale
 from loopjax import cost
 from loopjax.analysis.diagnostics import DIAGNOSTICS
 from loopjax.cli.main import main
-from loopjax.data.hops import hop_item
+from loopjax.data.trail import trail_item
 from loopjax.files import read_json
 from loopjax.results import store
 
@@ -27,7 +27,7 @@ class Study:
 
     Attributes:
       output: directory of the study.
-      name: "mini" or "paper".
+      name: "mini", "gpu" or "paper".
       checking: whether runs are only declared, not trained.
       declared: {directory of a run: its command}.
     """
@@ -201,7 +201,7 @@ class Study:
         if name.startswith("file:"):
             file = pathlib.Path(name.removeprefix("file:"))
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(json.dumps(prompt) + "\n" for prompt in _hop_prompts()))
+            file.write_text("".join(json.dumps(prompt) + "\n" for prompt in _trails()))
         return name
 
     def _limit(self) -> list[str]:
@@ -252,12 +252,12 @@ def _marker(file: pathlib.Path) -> pathlib.Path:
     return file.with_name(f"{file.name}.done")
 
 
-def _hop_prompts():
-    """Strings of 100 letters with 4 and with 8 hops; the last 24 letters are the answer."""
+def _trails():
+    """Texts that end in a letter of 4 and of 8 hops; their last 24 symbols are the answer."""
     rng = np.random.default_rng(0)
-    for p in (4, 8) * 10:
-        text = hop_item(rng, p, 100).prompt
-        yield {"prompt": text[:-24], "answer": text[-24:], "group": str(p)}
+    for hops in (4, 8) * 10:
+        text = trail_item(rng, hops).prompt
+        yield {"prompt": text[:-24], "answer": text[-24:], "group": str(hops)}
 
 
 def result_name(name: str, prompts: str) -> str:

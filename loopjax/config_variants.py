@@ -1,4 +1,4 @@
-"""Variants of a config file: the text after the colon in `--config=configs/mini.py:lidas,math`.
+"""Variants of a config file: the text after the colon in `--config=configs/study.py:mini,lidas,math`.
 
 Every file of `configs/` states the grammar of its variants in one line, for example
 "[paper,]PLAN[,GROWTH]", and parses them here. GROWTH is any operator of `depth.GROWTH_OPERATORS`:

@@ -73,7 +73,7 @@ def test_a_wrong_variant_is_told_the_grammar_and_every_choice(variant, grammar):
 def test_a_new_growth_operator_is_a_variant_of_every_config_that_grows(monkeypatch):
     monkeypatch.setitem(depth.GROWTH_OPERATORS, "copy_last", depth.midas)
     variants = {
-        "mini": "copy_last,math", "tiny": "copy_last", "smollm": "360m,copy_last",
+        "study": "mini,copy_last,math", "tiny": "copy_last", "smollm": "360m,copy_last",
         "addition": "paper,4,copy_last", "igsm": "4,copy_last", "hops": "p16,6,copy_last",
         "two_phase": "2,copy_last",
     }  # fmt: skip

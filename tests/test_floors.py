@@ -74,6 +74,7 @@ def test_no_digit_is_often_the_end_of_a_trail():
     assert found.chance == 0.1 and found.best[1] < 0.3
     assert found.rules["repeat the last digit"] == pytest.approx(last / 500, abs=0.06)
     assert found.rules["the most frequent digit"] == pytest.approx(most / 500, abs=0.06)
+    assert floors("trail_code_4") == found
 
 
 def test_floors_of_other_tasks_are_exact():

@@ -113,14 +113,15 @@ _SMALL = ["standard-4", "loop-4x8", "standard-8", "loop-8x4", "standard-16", "lo
 _LARGE = ["standard-4", "loop-4x6", "standard-12", "loop-12x2", "loop-4-4x4-4"]
 _RETROFITS = ["", ",8-4x2-12", ",12-4x2-8"]
 VARIANTS = {
-    "mini": [
-        "standard",
-        "standard-4",
-        "midas",
-        "lidas",
-        "loop-2x4",
-        "loop-1-2x3-1",
-        "lidas,math,2-2x2-4",
+    "study": [
+        "mini,standard",
+        "mini,standard-4",
+        "mini,midas",
+        "mini,lidas",
+        "mini,loop-2x4",
+        "mini,loop-1-2x3-1",
+        "mini,lidas,math,2-2x2-4",
+        "gpu,loop-4-4x4-4",
     ],
     "tiny": ["standard", "loop", "midas", "lidas"],
     "p_hop": ["1", "1x4", "4"],

@@ -92,7 +92,8 @@ def test_an_unknown_source_is_told_every_row_of_the_registry(tasks, tiny_config)
 def test_every_row_of_the_registry_opens_a_source(tiny_config):
     examples = {
         "stdlib": None, "p_hop_3": None, "hop_text_9": "hop_text_9", "hops_3x20": None,
-        "sanford_2": None, "trail_9": "trail_9", "addition_5": None, "mod_addition_23": None, "igsm_2": None, "copying_real": "copying_real",
+        "sanford_2": None, "trail_9": "trail_9", "trail_code_16": "trail_code_16",
+        "addition_5": None, "mod_addition_23": None, "igsm_2": None, "copying_real": "copying_real",
         "var_assign_code_4": "var_assign_code_4",
     }  # fmt: skip
     tiny_config.seq_len = 512

@@ -86,7 +86,7 @@ def test_a_letter_leads_to_the_digit_at_the_end_of_its_hops(hops):
     for split in ("train", "heldout"):
         for row in rows(f"trail_{hops}", split, count=100):
             text = bytes(row["inputs"].tolist()).decode()
-            assert re.fullmatch("[a-f0-9]{128}", text)
+            assert re.fullmatch("[a-d0-9]{128}", text)
             assert all(a != b for a, b in itertools.pairwise(text))
             found = [followed(text, i) for i in range(128)]
             for i, (one, target) in enumerate(zip(found, row["targets"].tolist(), strict=True)):
@@ -99,7 +99,11 @@ def test_a_letter_leads_to_the_digit_at_the_end_of_its_hops(hops):
 
 def test_questions_about_trails_have_the_digit_as_the_answer():
     for item in registry.items("trail_5", "heldout", 0, 50):
-        assert followed(item.prompt, 127) == (item.answer, 5) and item.answer in item.options
+        assert followed(item.prompt, 119) == (item.answer, 5) and item.answer in item.options
+    in_code = registry.items("trail_code_5", "heldout", 0, 50)
+    codes = {(followed(item.prompt, 119)[0], item.answer) for item in in_code}
+    assert len(codes) == len({*dict(codes).values()}) == 10, "one letter for each digit"
+    assert all(item.answer in item.options for item in in_code)
     with pytest.raises(UserError, match=r"trail_17: the number of hops must lie within 1\.\.16"):
         rows("trail_17")
     with pytest.raises(UserError, match="too short for trail_5, which takes 24 tokens"):

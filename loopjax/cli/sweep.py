@@ -28,9 +28,9 @@ def sweep(argv: list[str]) -> int:
     mistake, before anything starts.
 
     Examples:
-      loopjax sweep --config=configs/mini.py --workdir=runs/mini --jobs=2
-      loopjax sweep --config=configs/mini.py --workdir=runs/mini --retry failed
-      loopjax sweep --status runs/mini
+      loopjax sweep --config=configs/study.py --workdir=runs/study --jobs=2
+      loopjax sweep --config=configs/study.py --workdir=runs/study --retry failed
+      loopjax sweep --status runs/study
     """
     args, overrides = _sweep_parser().parse_known_args(argv)
     _check(args, overrides)

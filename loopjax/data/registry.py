@@ -18,7 +18,7 @@ from loopjax.data.modular import ModularAddition
 from loopjax.data.source import Source
 from loopjax.data.text_tasks import copying, variable_assignment
 from loopjax.data.token_shards import StandardLibrary
-from loopjax.data.trail import Trail, trail_item
+from loopjax.data.trail import Trail, code_item, trail_item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ TASKS = (
     Task("hop_text_<1..9>", r"hop_text_([1-9])", HopText, hop_item),
     Task("hops_<1..32>x<letters>", r"hops_(\d+)x(\d+)", Chain),
     Task("trail_<1..16>", r"trail_(\d+)", Trail, trail_item),
+    Task("trail_code_<1..16>", r"trail_code_([1-9]|1[0-6])", item=code_item),
     Task("sanford_<0..16>", r"sanford_(\d+)", Sanford),
     Task("addition_<2..32>", r"addition_(\d+)", Addition),
     Task("mod_addition_<p>", r"mod_addition_(\d+)", ModularAddition),

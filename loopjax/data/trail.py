@@ -14,12 +14,13 @@ from loopjax.data.items import Item
 from loopjax.data.tokenizers import ByteTokenizer
 from loopjax.errors import UserError
 
-LETTERS = 6
+LETTERS = 4
 DIGITS = 10
-DIGIT = 0.2  # share of digits
+DIGIT = 0.3  # share of digits
 MOST = 16  # most hops
-EVALUATED = 128  # symbols of an evaluation item
-_SYMBOLS = np.frombuffer(b"abcdef0123456789", np.uint8).astype(np.int32)
+EVALUATED = 120  # symbols of an evaluation item; with its answer it fits rows of 128
+CODE = "FAHCJBEIDG"  # of the digits in `code_item`
+_SYMBOLS = np.frombuffer(b"abcd0123456789", np.uint8).astype(np.int32)
 
 
 class Trail(Instances):
@@ -59,7 +60,7 @@ class Trail(Instances):
 def trail(rng: np.random.Generator, n: int, last: int = 0):
     """(symbols [n], the digit that each leads to [n], hops [n]; -1 where they end in no digit).
 
-    Symbols are 0..5 for letters, 6..15 for digits.
+    Symbols are 0..3 for letters, 4..13 for digits.
 
     Args:
       last: hops of the last symbol; 0: any. None is returned if no letter has that many there.
@@ -95,3 +96,9 @@ def trail_item(rng: np.random.Generator, hops: int) -> Item:
     symbols, ends, _ = drawn
     text = bytes(_SYMBOLS[symbols].tolist()).decode()
     return Item(text, chr(_SYMBOLS[ends[-1]]), tuple("0123456789"), space="")
+
+
+def code_item(rng: np.random.Generator, hops: int) -> Item:
+    """The same with a capital letter for each digit as the answer, always the same one."""
+    item = trail_item(rng, hops)
+    return Item(item.prompt, CODE[int(item.answer)], tuple(sorted(CODE)), space="")

@@ -51,7 +51,7 @@ def place(tmp_path_factory):
 
 # What each command needs besides the flag that is wrong.
 NEEDED = {
-    "sweep": [f"--config={ROOT / 'configs' / 'mini.py'}", "--workdir=sweep"],
+    "sweep": [f"--config={ROOT / 'configs' / 'study.py'}", "--workdir=sweep"],
     "results": ["run"],
     "scaling": ["run"],
     "prepare": ["--input=in.jsonl", "--output=out"],
