@@ -3,8 +3,8 @@
     loopjax train --config=configs/study.py:mini,lidas --workdir=runs/lidas
 
 mini  8 executed layers of width 64 in blocks of 2, 6 million bytes: ten minutes on one CPU core
-gpu   24 executed layers of width 512 in blocks of 4, 200 million bytes (1e17 FLOPs); its text must be
-      prepared: loopjax prepare --source=... --name=text --tokenizer=bytes --output=data
+gpu   24 executed layers of width 512 in blocks of 4, 98 million bytes (5e16 FLOPs); its text must be
+      prepared: loopjax prepare --input corpus/ --tokenizer bytes --output data/text
 
 A third of the data is text, the rest are rows of `trail_<hops>`: hops back from letter to letter that a
 row does not count, so models can be asked about deeper ones than they were trained on. They replace the
@@ -71,9 +71,9 @@ def mini(config) -> None:
 
 
 def gpu(config) -> None:
-    config.steps = 3000
-    config.cooldown.steps = 450
-    config.batch_size = 128
+    config.steps = 6000
+    config.cooldown.steps = 900
+    config.batch_size = 32
     config.seq_len = 512
     config.depth = "24"
     config.growth.block = 4
@@ -81,7 +81,7 @@ def gpu(config) -> None:
     config.mixture = {"text": 0.3, "trail_12": 0.7}
     config.cooldown.mixture = {"text": 0.3, "trail_12": 0.5, "trail_16": 0.2}
     config.learning_rate = 1e-3
-    config.eval_every = 500
+    config.eval_every = 1000
     config.model.update(
         vocab_size=264, d_model=512, d_ff=1408, n_heads=8, n_kv_heads=8, remat="dots"
     )
