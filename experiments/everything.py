@@ -55,7 +55,7 @@ NAMES = (
     "two_phase",
     "loop_neural_networks",
     "random_depth",
-    "loop_growth",
+    "equal_flops",
     "growth_moments",
     "damped",
 )

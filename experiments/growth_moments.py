@@ -1,4 +1,4 @@
-"""The optimizer's moments at growth: copied with the layers, zeroed, reset, and a new warm-up."""
+"""The optimizer's moments at growth: copied with the layers, reset, and a new warm-up."""
 
 import itertools
 import math
@@ -29,10 +29,8 @@ def settings(study) -> dict[str, tuple[str, ...]]:
     rewarm = f"growth.rewarm_steps={study.scale.plateau // 25}"
     return {
         COPIED: (),
-        "of new layers zero": ("growth.moments=zero",),
         "reset": ("growth.moments=reset",),
         f"{COPIED}, warm-up": (rewarm,),
-        "reset, warm-up": ("growth.moments=reset", rewarm),
     }
 
 

@@ -29,9 +29,7 @@ def settings(n: int) -> dict[str, tuple[str, ...]]:
     return {
         FIXED: (),
         RANDOM: (law,),
-        f"{RANDOM}, gradient of the last {n - 1}": (law, f"loop.backprop={n - 1}"),
         f"{FIXED}, norm and injection": BOUNDARY,
-        f"{RANDOM}, norm and injection": (law, *BOUNDARY),
     }
 
 

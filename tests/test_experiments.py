@@ -16,7 +16,7 @@ NAMES = (
     "depth_use", "finetune", "in_context",
 )  # fmt: skip
 SEEDS = ("repeat", "similarity")  # those that the test of all runs with two seeds
-RECURRENCE = ("random_depth", "loop_growth", "growth_moments", "damped")
+RECURRENCE = ("random_depth", "equal_flops", "growth_moments", "damped")
 SYNTHETIC = ("p_hop", "addition", "igsm", "two_phase", "loop_neural_networks")
 
 
@@ -32,8 +32,8 @@ def tiny(folder, **changes):
     scales = importlib.import_module("scales")
     config = (ROOT / "configs/study.py").read_text()
     for old, new in (
-        ("config.steps = 3000", "config.steps = 20"),
-        ("config.cooldown.steps = 450", "config.cooldown.steps = 5"),
+        ("config.steps = 2400", "config.steps = 20"),
+        ("config.cooldown.steps = 360", "config.cooldown.steps = 5"),
         ("warmup_steps = 100", "warmup_steps = 2"),
         ("eval_every = 500", "eval_every = 10"),
         ("eval_batches = 8", "eval_batches = 1"),
@@ -70,20 +70,14 @@ def performed(name, study):
 def test_experiments_with_options_of_recurrence_come_to_an_outcome(tmp_path, monkeypatch):
     monkeypatch.setattr("damped.ROLES", ("standard",))
     monkeypatch.setattr("damped.TIMES", (1,))
-    settings = importlib.import_module("random_depth").settings
-    few = ("fixed", "random")
-    monkeypatch.setattr("random_depth.settings", lambda n: {k: settings(n)[k] for k in few})
-    moments = importlib.import_module("growth_moments").settings
-    kept = ("copied", "reset")
-    monkeypatch.setattr("growth_moments.settings", lambda s: {k: moments(s)[k] for k in kept})
     study = tiny(tmp_path, seeds=(0,), tasks=("trail_2",), block=6)
     study.output.mkdir()
     performed("random_depth", study)
     performed("damped", study)
-    grown = performed("loop_growth", study)
+    grown = performed("equal_flops", study)
     flops = [float(row[grown.heads.index("training FLOPs")]) for row in grown.rows]
     assert min(flops) > 0.9 * max(flops), "equal but for the FLOPs of a step"
-    assert len(performed("growth_moments", study).rows) == 2
+    assert len(performed("growth_moments", study).rows) == 3
 
 
 @pytest.mark.slow
