@@ -22,7 +22,7 @@ from loopjax.plots import figure, roles, runs
 from loopjax.report import collect, page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HOPS = {f"plan {plan}": f"configs/p_hop.py:{plan}" for plan in ("1", "1x4", "4")}
+HOPS = {f"plan {plan}": f"configs/hops.py:{plan}" for plan in ("1", "1x4", "4")}
 TEXT = {name: f"configs/tiny.py:{name}" for name in ("standard", "loop", "lidas")}
 TEXT_LENGTH = ("steps=400", "warmup_steps=40", "eval_every=40")
 
@@ -51,11 +51,11 @@ def run(*words: str) -> None:
 def hops_finding(runs: list[pathlib.Path]) -> str:
     """The results on p-hop, in sentences."""
     results = [json.loads((run / "result.json").read_text()) for run in runs]
-    shallow, loop, deep = (r["heldout"]["p_hop_4/accuracy"] for r in results)
-    rule, floor = floors.floors("p_hop_4").best
+    shallow, loop, deep = (r["heldout"]["sanford_4/accuracy"] for r in results)
+    rule, floor = floors.floors("sanford_4", 33).best
     share = results[1]["parameters"] / results[2]["parameters"]
     return (
-        "Follow p hops back through a string of 32 letters (p is 1, 2 or 4). At four hops one "
+        "Follow p hops back through a string of 32 letters (p is 1 to 4). At four hops one "
         f"layer run four times (<b>1x4</b>) reaches {loop:.1%} with {share:.0%} of the parameters of "
         f"four layers (<b>4</b>), which reach {deep:.1%}; one layer run once (<b>1</b>) reaches "
         f"{shallow:.1%}. A rule without any hops ({rule}) gets {floor:.1%}. "
@@ -114,7 +114,7 @@ def main() -> None:
         "--output", type=pathlib.Path, default=ROOT / "demo", help="directory of the demo"
     )
     output = parser.parse_args().output.absolute()
-    hops = [train(name.replace("plan ", "p_hop-"), c, output) for name, c in HOPS.items()]
+    hops = [train(name.replace("plan ", "hops-"), c, output) for name, c in HOPS.items()]
     text = [train(name, config, output, TEXT_LENGTH) for name, config in TEXT.items()]
     for workdir in text:
         analyze(workdir)
@@ -123,10 +123,10 @@ def main() -> None:
             "Four hops: one layer, one layer run four times, four layers",
             hops_finding(hops),
             hops,
-            metric="eval/p_hop_4/accuracy",
+            metric="eval/sanford_4/accuracy",
             label="held-out accuracy at 4 hops",
             accuracies=tuple(
-                (f"p_hop_{p}", f"accuracy, {p} hop{'s' * (p > 1)}") for p in (1, 2, 4)
+                (f"sanford_{p}", f"accuracy, {p} hop{'s' * (p > 1)}") for p in (1, 2, 3, 4)
             ),
             wanted=False,
         ),
