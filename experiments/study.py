@@ -222,7 +222,7 @@ class Study:
     def is_done(self, file: pathlib.Path, command: list[str]) -> bool:
         """Whether the command has written its file; exits if another command has."""
         marker = _marker(file)
-        if not marker.exists():
+        if not (marker.exists() and file.exists()):
             return False
         before = marker.read_text().strip()
         now = self._relative(command)
