@@ -136,6 +136,47 @@ def test_the_published_protocol_of_every_experiment_traces(name, tmp_path, capsy
     assert not any(tmp_path.iterdir()), "checking makes nothing"
 
 
+@pytest.mark.slow
+def test_the_study_for_one_gpu_is_traced_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    argv = ["everything.py", "--scale=gpu", "--seeds=1", f"--output={tmp_path}"]
+    monkeypatch.setattr("sys.argv", [*argv, "--only", "equal_flops", "in_context"])
+    importlib.import_module("everything").main()
+    text = capsys.readouterr().out
+    assert "in_context: not run at --scale=gpu: models of this size do not learn" in text
+    runs = re.findall(r"(\d+) PFLOPs, [\d.]+ GiB per device", text)
+    assert len(runs) == 7 and min(map(int, runs)) > 0.9 * max(map(int, runs))
+    assert re.search(r"^7 runs, \d+ PFLOPs: [\d.]+ hours on 1 h100", text, re.M)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_experiment_that_a_scale_leaves_out_says_why(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["in_context.py"])
+    with pytest.raises(
+        SystemExit, match="in_context.py is not run at --scale=mini: models of this"
+    ):
+        importlib.import_module("experiment").main("in_context.py")
+
+
+def test_the_time_that_is_left_is_that_of_the_finished_runs(tmp_path):
+    everything = importlib.import_module("everything")
+    study = tiny(tmp_path)
+    commands = {
+        w: ["train", f"--config={study.scale.config}standard"]
+        for w in (tmp_path / "a", tmp_path / "b")
+    }
+    configs = {w: importlib.import_module("protocol").config_of(c, {}) for w, c in commands.items()}
+    todo = {tmp_path / "b": commands[tmp_path / "b"]}
+    assert re.fullmatch(r": \S+ FLOPs", everything._left(commands, todo, configs, 2))
+    (tmp_path / "a").mkdir()
+    done = {"training_flops": 1e3, "wall_clock_s": 7200.0}
+    (tmp_path / "a/result.json").write_text(json.dumps(done))
+    flops = importlib.import_module("loopjax.cost").flops_of(configs[tmp_path / "b"])[
+        "training_flops"
+    ]
+    assert f", {flops / 1e3:.1f} hours at the speed" in everything._left(commands, todo, configs, 2)
+    assert everything._left(commands, {}, configs, 2) == ""
+
+
 def test_the_output_of_another_command_is_not_reused(tmp_path):
     study = tiny(tmp_path)
     study.output.mkdir()
@@ -156,6 +197,8 @@ def test_the_output_of_another_command_is_not_reused(tmp_path):
         cached(study, "--limit=8")
     moved = type(study)(study.output.rename(tmp_path / "moved"), study.scale)
     assert cached(moved, "--limit=4") == [1] and len(executed) == 1, "a study can be moved"
+    (moved.output / "result.json").unlink()
+    assert cached(moved, "--limit=4") == [1] and len(executed) == 2, "what is gone is made again"
 
 
 def test_an_accuracy_is_of_the_metric_that_a_task_has():
