@@ -50,11 +50,13 @@ def outcome(study) -> experiment.Outcome:
         f"After the plain cooldown LIDAS has {plain['lidas']:.1%}, the standard model "
         f"{plain['standard']:.1%}. Gains are over each model's own plain cooldown."
     )
-    solved = summary.ceiling(plain.values())
+    blocked = summary.undecidable(
+        {role: items[role, "cooldown"] for role in plain}, study.scale.tasks
+    )
     ahead = effect(items["lidas", "cooldown"] - items["standard", "cooldown"])
     claims = [
         Claim(
-            "LIDAS is ahead after the plain cooldown", "+13.4 points", ahead, 0.03, blocked=solved
+            "LIDAS is ahead after the plain cooldown", "+13.4 points", ahead, 0.03, blocked=blocked
         )
     ]
     for role, paper in (("standard", "+1.7, +0.6 points"), ("lidas", "+2.2, +4.0 points")):
@@ -63,7 +65,7 @@ def outcome(study) -> experiment.Outcome:
         ]
         gain = effect(np.mean(gains, axis=0))
         text = f"Looping a block once more in the cooldown adds to {summary.NAMED[role]} (mean over blocks)"
-        claims.append(Claim(text, paper, gain, 0.02, blocked=solved))
+        claims.append(Claim(text, paper, gain, 0.02, blocked=blocked))
     means: dict[str, dict] = {}
     for (role, plan), values in scores.items():
         means.setdefault(role, {})[plan] = values

@@ -99,9 +99,10 @@ def outcome(study) -> experiment.Outcome:
     finding = "Steps are chosen for equal training FLOPs; pairs have the same seed. " + _sorted(
         nll, solved
     )
+    blocked = summary.undecidable(solved, scale.tasks)
     reasoning = {name: values.mean(axis=1).tolist() for name, values in solved.items()}
     data = {"tasks": scale.tasks, "nll": nll, "reasoning": reasoning}
-    return experiment.Outcome(finding, _claims(nll, solved), heads, rows, data)
+    return experiment.Outcome(finding, _claims(nll, solved, blocked), heads, rows, data)
 
 
 def _lower(nll: dict, name: str, other: str = STANDARD):
@@ -119,7 +120,7 @@ def _sorted(nll: dict, solved: dict) -> str:
     )
 
 
-def _claims(nll: dict, solved: dict) -> list[Claim]:
+def _claims(nll: dict, solved: dict, blocked: str) -> list[Claim]:
     pairs = (
         (GROWN_LOOP, LOOP, "0.01 nats; -0.21 elsewhere"),
         (GRADUAL, STANDARD, "0.00 nats"),
@@ -132,7 +133,8 @@ def _claims(nll: dict, solved: dict) -> list[Claim]:
     ]  # fmt: skip
     more = [
         Claim(f"{name[:1].upper()}{name[1:]}: more reasoning than standard at equal FLOPs",
-              "not reported", effect(solved[name] - solved[STANDARD]), 0.03)
+              "not reported", effect(solved[name] - solved[STANDARD]), 0.03,
+              blocked=blocked)
         for name in solved
         if name != STANDARD
     ]  # fmt: skip

@@ -3,9 +3,12 @@
 import statistics
 
 import numpy as np
+from claims import effect, missing
 
+from loopjax.data.floors import mean_floors
 from loopjax.run_record import score, spread
 
+SOLVED = 0.97  # accuracy above which no gain can show
 NAMED = {
     "standard": "the standard model", "lidas": "LIDAS", "midas": "MIDAS", "loop": "the loop",
     "middle loop": "the middle loop", "loop, untied": "the loop, untied",
@@ -29,6 +32,11 @@ def chosen(result: dict) -> list[float]:
         for task, edited in choice["chosen"].items()
         for change in differences(edited["values"], choice["unmodified"][task]["values"])
     ]
+
+
+def unmodified(result: dict) -> list[float]:
+    """Scores without the chosen intervention, of the same items."""
+    return [v for one in result["choice"]["unmodified"].values() for v in one["values"]]
 
 
 def heldout_nll(scale, result: dict) -> float:
@@ -60,12 +68,6 @@ def points(gains) -> str:
     return sign + percent(gains).removesuffix("%")
 
 
-def ceiling(accuracies) -> str:
-    """A sentence if accuracies are too high for a gain to be visible, else nothing."""
-    mean = statistics.fmean(accuracies)
-    return f"The tasks are solved already ({mean:.1%}), so no gain can show." if mean > 0.97 else ""
-
-
 def values(evaluations: list[dict], plan: str | None = None, tasks=()) -> np.ndarray:
     """Scores of every item in the JSON of `loopjax eval --by-item`, [seeds, items of all tasks]."""
     by_seed = []
@@ -74,3 +76,18 @@ def values(evaluations: list[dict], plan: str | None = None, tasks=()) -> np.nda
         found = (plans[plan] if plan else next(iter(plans.values())))["tasks"]
         by_seed.append([v for task in tasks or found for v in found[task]["values"]])
     return np.array(by_seed)
+
+
+def undecidable(scores: dict[str, np.ndarray], tasks) -> str:
+    """For `Claim.blocked`: a sentence if models have solved the tasks, or none does any of them, else "".
+
+    Args:
+      scores: {model: scores [seeds, items]}.
+    """
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    if min(means.values()) > SOLVED:
+        return f"The tasks are solved already (at least {min(means.values()):.1%}), so no gain can show."
+    best = max(means, key=means.__getitem__)
+    floor = mean_floors(tasks)
+    skill = effect(np.asarray(scores[best]) - (floor.best[1] if floor else 0.0))
+    return missing(skill, f"the best model ({best}), above the best trivial rule,")

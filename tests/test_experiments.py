@@ -268,6 +268,25 @@ def test_loops_and_grown_models_are_judged_beside_the_deep_one(
     assert axis.patches[0].get_height() + axis.patches[0].get_y() == pytest.approx(0.35, abs=0.02)
 
 
+def test_what_is_solved_or_not_learned_decides_nothing():
+    summary = importlib.import_module("summary")
+
+    def scores(share):  # two seeds of 100 items
+        return [[1.0] * round(100 * share) + [0.0] * (100 - round(100 * share))] * 2
+
+    def found(**shares):
+        models = {name: scores(share) for name, share in shares.items()}
+        return summary.undecidable(models, ["trail_4", "trail_6"])
+
+    assert (
+        found(a=0.98, b=1.0)
+        == "The tasks are solved already (at least 98.0%), so no gain can show."
+    )
+    assert found(a=0.5, b=1.0) == found(a=0.2, b=0.9) == ""
+    # The most frequent digit gets 19%.
+    assert found(a=0.2, b=0.1).startswith("Not decidable here: the best model (a), above the best")
+
+
 def test_points_and_percentages_have_a_deviation_if_there_are_several_seeds():
     summary = importlib.import_module("summary")
     assert summary.percent([0.5, 0.6]) == "55.0 ± 7.1%" and summary.percent([0.5]) == "50.0%"
