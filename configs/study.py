@@ -32,7 +32,7 @@ def get_config(variant: str = "mini,standard"):
     grammar = "SIZE,ROW[,math[,PLAN]]"
     parts = parse_variant("configs/study.py", variant, grammar, SIZE=SIZES, ROW=ROWS)
     config = default()
-    mini(config) if parts["SIZE"] == "mini" else gpu(config)
+    {"mini": mini, "gpu": gpu}[parts["SIZE"]](config, bool(parts["math"]))
     row = parts["ROW"]
     if row in GROWTH_OPERATORS:
         config.growth.operator = row
@@ -41,8 +41,6 @@ def get_config(variant: str = "mini,standard"):
     if parts["math"]:
         config.cooldown.depth = parts["PLAN"]
         config.init_from = f"runs/{row}@{config.steps - config.cooldown.steps}"
-    else:
-        config.cooldown.mixture = {}
     config.warmup_steps = 100
     config.optimizer.weight_decay = 0.1
     config.optimizer.beta2 = 0.98
@@ -52,7 +50,7 @@ def get_config(variant: str = "mini,standard"):
     return config
 
 
-def mini(config) -> None:
+def mini(config, math: bool) -> None:
     config.steps = 2400
     config.cooldown.steps = 360
     config.batch_size = 16
@@ -60,7 +58,8 @@ def mini(config) -> None:
     config.depth = "8"
     config.growth.block = 2
     config.mixture = {"stdlib": 0.3, "trail_8": 0.7}
-    config.cooldown.mixture = {"stdlib": 0.3, "trail_8": 0.5, "trail_12": 0.2}
+    if math:
+        config.cooldown.mixture = {"stdlib": 0.3, "trail_8": 0.5, "trail_12": 0.2}
     config.data_threads = 1
     config.learning_rate = 2e-3
     config.eval_every = 500
@@ -70,7 +69,7 @@ def mini(config) -> None:
     )  # fmt: skip
 
 
-def gpu(config) -> None:
+def gpu(config, math: bool) -> None:
     config.steps = 6000
     config.cooldown.steps = 900
     config.batch_size = 32
@@ -79,7 +78,8 @@ def gpu(config) -> None:
     config.growth.block = 4
     config.data_dir = "data"
     config.mixture = {"text": 0.3, "trail_12": 0.7}
-    config.cooldown.mixture = {"text": 0.3, "trail_12": 0.5, "trail_16": 0.2}
+    if math:
+        config.cooldown.mixture = {"text": 0.3, "trail_12": 0.5, "trail_16": 0.2}
     config.learning_rate = 1e-3
     config.eval_every = 1000
     config.model.update(
@@ -88,8 +88,8 @@ def gpu(config) -> None:
 
 
 def sweep(add):
-    """The rows of Table 1, four times."""
+    """The rows of Table 1, with the seeds of the study."""
     loops = ("loop-2x4", "loop-4x2", "loop-1-2x3-1")
     rows = ("standard", "midas", "lidas", "standard-2", "standard-4", *loops)
-    for fields in product(arg=[f"mini,{row}" for row in rows], seed=range(4)):
+    for fields in product(arg=[f"mini,{row}" for row in rows], seed=range(1, 5)):
         add(**fields)

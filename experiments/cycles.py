@@ -43,36 +43,33 @@ def finding(cycles: dict, what: str) -> tuple[str, list[Claim]]:
     A model has a cycle if the share is more than half of the way from its value by chance to 1.
     """
     known = {role: ones for role, ones in cycles.items() if None not in ones}
-    half = {role: (1 - ones[0].by_chance) / 2 for role, ones in known.items()}
     shares = ", ".join(
         f"{role} {statistics.fmean(one.share for one in ones):.2f}" for role, ones in known.items()
     )
     chance = max(ones[0].by_chance for ones in known.values())
     text = (
         f"Share of the variance of {what} that is explained by the position in the block: {shares}; "
-        f"the share by chance is {chance:.2f} in stacks this short."
+        f"the share by chance is {chance:.2f} in stacks this short (a cycle counts above "
+        f"{(1 + chance) / 2:.2f})."
     )
-    claims = []
-    for role, ones in cycles.items():
-        name = summary.NAMED[role]
-        if role not in known:
-            blocked = "Its stack has too few blocks."
-            claims.append(
-                Claim(f"There is a cycle in {name}", "yes", effect([0.0]), 0.0, blocked=blocked)
-            )
-            continue
-        above = [one.share - one.by_chance for one in ones]
-        about = {"points": False, "least": half[role]}
-        if role == "standard":
-            below = effect([2 * half[role] - value for value in above])
-            claims.append(Claim(f"There is none in {name} (1 - share)", "none", below, **about))
-        else:
-            claims.append(
-                Claim(
-                    f"There is a cycle in {name} (share above chance)",
-                    "yes",
-                    effect(above),
-                    **about,
-                )
-            )
-    return text, claims
+    return text, [_claim(role, ones) for role, ones in cycles.items()]
+
+
+def _claim(role: str, ones: list) -> Claim:
+    """That the share is above the limit of a cycle; of the standard model, that it is below."""
+    name = summary.NAMED[role]
+    if role == "standard":
+        sentence, paper, sign = f"There is no cycle in {name} (limit less share)", "none", -1
+    else:
+        sentence, paper, sign = f"There is a cycle in {name} (share less limit)", "yes", 1
+    if None in ones:
+        return Claim(
+            sentence,
+            paper,
+            effect([0.0]),
+            0.0,
+            blocked="Its stack has too few blocks.",
+            points=False,
+        )
+    above = [sign * (one.share - (1 + one.by_chance) / 2) for one in ones]
+    return Claim(sentence, paper, effect(above), 0.0, points=False)

@@ -127,12 +127,12 @@ def _claims(nll: dict, solved: dict, blocked: str) -> list[Claim]:
         (AT_ONCE, STANDARD, "within 0.5%"),
     )
     lower = [
-        Claim(f"{new[:1].upper()}{new[1:]}: a lower loss than {old} at equal FLOPs", paper,
+        Claim(f"{summary.capital(new)}: a lower loss than {old} at equal FLOPs", paper,
               _lower(nll, new, old), 0.01, points=False)
         for new, old, paper in pairs
     ]  # fmt: skip
     more = [
-        Claim(f"{name[:1].upper()}{name[1:]}: more reasoning than standard at equal FLOPs",
+        Claim(f"{summary.capital(name)}: more reasoning than standard at equal FLOPs",
               "not reported", effect(solved[name] - solved[STANDARD]), 0.03,
               blocked=blocked)
         for name in solved

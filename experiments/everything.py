@@ -98,6 +98,8 @@ def main() -> None:
     if args.redraw:
         redraw(ROOT / "docs" / "results", args.only or NAMES)
         return
+    if args.docs and args.scale != "mini":
+        parser.error(f"--docs writes a page about --scale=mini, not {args.scale}")
     scale = scales.repeated(args.scale, args.seeds)
     output = args.output.absolute() / scale.name
     names = [name for name in args.only or NAMES if name not in scale.omitted]

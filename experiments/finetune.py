@@ -65,7 +65,7 @@ def outcome(study) -> experiment.Outcome:
     blocked = missing(learned, "the standard model above the best trivial rule")
     untied = effect(mean["loop, untied"] - mean["loop"])
     claims = [
-        Claim(f"{summary.NAMED[role][:1].upper()}{summary.NAMED[role][1:]} learns more from few examples than the standard model",
+        Claim(f"{summary.capital(summary.NAMED[role])} learns more from few examples than the standard model",
               "more", effect(mean[role] - mean["standard"]), 0.03, blocked=blocked)
         for role in ("lidas", "loop")
     ] + [

@@ -40,7 +40,7 @@ def outcome(study) -> experiment.Outcome:
     finding = f"Gain from 0 to as many shots as fit, mean over tasks, in points: {by_role}."
     blocked = missing(effect(gains["standard"]), "the standard model's gain from examples")
     claims = [
-        Claim(f"{summary.NAMED[role][:1].upper()}{summary.NAMED[role][1:]} gains more from examples than the standard model", "more",
+        Claim(f"{summary.capital(summary.NAMED[role])} gains more from examples than the standard model", "more",
               effect(gains[role] - gains["standard"]), 0.02, blocked=blocked)
         for role in ROLES[1:]
     ]  # fmt: skip

@@ -133,7 +133,7 @@ GPU = dataclasses.replace(
         ("p_hop", "addition", "igsm", "two_phase", "loop_neural_networks"),
         "has models of its own: --scale=mini or --scale=paper",
     )
-    | {"in_context": MINI.omitted["in_context"]},
+    | {"in_context": "nothing in its training data has examples in the prompt"},
     machine=(1, "h100"),
 )
 PAPER = Scale(

@@ -20,6 +20,11 @@ def differences(above, below) -> list[float]:
     return [a - b for a, b in zip(above, below, strict=True)]
 
 
+def capital(text: str) -> str:
+    """With a capital first letter and the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def seeds(n: int) -> str:
     return f"{n} seed{'s' * (n > 1)}"
 

@@ -151,6 +151,8 @@ def test_one_filter_of_several_gives_the_scores_by_item():
     ]
     metrics = {"exact_match,loose": 1.0, "exact_match,strict": 0.5}
     assert evaluate._by_item(samples, "exact_match", metrics) == [1.0, 0.0]
+    words = [{"doc_id": 0, "filter": "none", "word_perplexity": (-12.5, 7)}]
+    assert evaluate._by_item(words, "word_perplexity", {"word_perplexity,none": 6.0}) is None
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import importlib
 import json
 import pathlib
 import re
+import types
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_the_study_for_one_gpu_is_traced_and_trains_nothing(tmp_path, monkeypatc
     monkeypatch.setattr("sys.argv", [*argv, "--only", "equal_flops", "in_context"])
     importlib.import_module("everything").main()
     text = capsys.readouterr().out
-    assert "in_context: not run at --scale=gpu: models of this size do not learn" in text
+    assert "in_context: not run at --scale=gpu: nothing in its training data" in text
     runs = re.findall(r"(\d+) PFLOPs, [\d.]+ GiB per device", text)
     assert len(runs) == 7 and min(map(int, runs)) > 0.9 * max(map(int, runs))
     assert re.search(r"^7 runs, \d+ PFLOPs: [\d.]+ hours on 1 h100", text, re.M)
@@ -234,18 +235,16 @@ def test_models_without_accuracy_have_none_to_lose():
 
 
 @pytest.mark.parametrize(
-    "accuracies, shortcut, verdict",
+    "accuracies, verdict",
     [
-        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.93}, 0, "reproduced"),
-        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.6}, 0, "partly"),
-        ({"4": 0.95, "1x4": 0.5, "1": 0.4, "4,lidas": 0.6}, 0, "partly"),
-        ({"4": 0.99, "1x4": 0.98, "1": 0.99, "4,lidas": 0.98}, 0, "undecided"),
-        ({"4": 0.27, "1x4": 0.28, "1": 0.21, "4,lidas": 0.25}, 0.2, "undecided"),
+        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.93}, "reproduced"),
+        ({"4": 0.95, "1x4": 0.94, "1": 0.4, "4,lidas": 0.6}, "partly"),
+        ({"4": 0.95, "1x4": 0.5, "1": 0.4, "4,lidas": 0.6}, "partly"),
+        ({"4": 0.99, "1x4": 0.98, "1": 0.99, "4,lidas": 0.98}, "undecided"),
+        ({"4": 0.27, "1x4": 0.28, "1": 0.21, "4,lidas": 0.25}, "undecided"),
     ],
 )
-def test_loops_and_grown_models_are_judged_beside_the_deep_one(
-    accuracies, shortcut, verdict, tmp_path
-):
+def test_loops_and_grown_models_are_judged_beside_the_deep_one(accuracies, verdict, tmp_path):
     tasks = importlib.import_module("synthetic_tasks")
     runs = {}
     for plan, accuracy in accuracies.items():
@@ -257,7 +256,7 @@ def test_loops_and_grown_models_are_judged_beside_the_deep_one(
                       "unique_layers": 1, "effective_layers": 4}  # fmt: skip
             (run / "result.json").write_text(json.dumps(result))
             (run / "config.json").write_text('{"seq_len": 33}')
-    outcome = tasks.outcome(runs, ["sanford_4"], "4", "1x4", "1", "4,lidas", shortcut=shortcut)
+    outcome = tasks.outcome(runs, ["sanford_4"], "4", "1x4", "1", "4,lidas")
     assert outcome.verdict == verdict
     assert outcome.rows[0][-1] == f"{100 * accuracies['4'] + 0.5:.1f} ± 0.7%"
     assert "2 seeds" in outcome.finding
@@ -266,6 +265,22 @@ def test_loops_and_grown_models_are_judged_beside_the_deep_one(
         "4 layers", "1 layer, looped 4 times", "1 layer", "4 layers, grown by LIDAS",
     ]  # fmt: skip
     assert axis.patches[0].get_height() + axis.patches[0].get_y() == pytest.approx(0.35, abs=0.02)
+
+
+def test_a_cycle_counts_above_half_of_the_way_from_chance():
+    cycles = importlib.import_module("cycles")
+
+    def verdicts(**shares):
+        found = {
+            role: [types.SimpleNamespace(share=s, by_chance=0.5) for s in values]
+            for role, values in shares.items()
+        }
+        return [claim.verdict for claim in cycles.finding(found, "")[1]]
+
+    few, many, unclear = (0.60, 0.62, 0.61), (0.90, 0.91, 0.92), (0.5, 0.75, 0.99)
+    assert verdicts(standard=few, lidas=many) == ["reproduced", "reproduced"]
+    assert verdicts(standard=many, lidas=few) == ["not reproduced", "not reproduced"]
+    assert verdicts(standard=unclear, lidas=unclear) == ["undecided", "undecided"]
 
 
 def test_what_is_solved_or_not_learned_decides_nothing():

@@ -58,7 +58,7 @@ def evaluate(
       exit, max_repeats: rule by which tokens leave the loop early, and its repetitions at most; tasks
         then have "exits", the fields of `exits.Saving`.
       by_item: whether tasks have "values": their main metric (`run_record.score`) of each item, in the
-        order of the task.
+        order of the task, where an item has one.
     """
     models = {depth: lm.with_plan(depth) for depth in depths}
     if exit or max_repeats:
@@ -168,9 +168,10 @@ def run_task(
     }
     values = {}
     if metric is not None:
-        if metric is MAIN:
+        if metric == MAIN:
             metric = run_record.score({"metrics": metrics})["metric"]
-        values["values"] = _by_item(result["samples"][name], metric, metrics)
+        if (found := _by_item(result["samples"][name], metric, metrics)) is not None:
+            values["values"] = found
     return {
         "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
         **values,
@@ -184,11 +185,15 @@ def run_task(
     }
 
 
-def _by_item(samples: list[dict], metric: str, metrics: dict) -> list[float]:
-    """The values of a metric in the order of the items; its last filter, as in `run_record.scores`."""
+def _by_item(samples: list[dict], metric: str, metrics: dict) -> list[float] | None:
+    """The values of a metric in the order of the items; its last filter, as in `run_record.scores`.
+
+    None if items have no number of their own, like a perplexity over all words.
+    """
     filters = [key.partition(",")[2] for key in metrics if key.partition(",")[0] == metric]
     kept = [one for one in samples if one["filter"] == filters[-1]]
-    return [float(one[metric]) for one in sorted(kept, key=lambda one: one["doc_id"])]
+    values = [one[metric] for one in sorted(kept, key=lambda one: one["doc_id"])]
+    return [*map(float, values)] if all(np.isscalar(value) for value in values) else None
 
 
 def _exits(harness: LoopjaxLM) -> dict:
