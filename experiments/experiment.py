@@ -71,7 +71,7 @@ def main(file: str) -> None:
     os.chdir(ROOT)
     scale = repeated(args.scale, args.seeds)
     if why := scale.omitted.get(name):
-        raise SystemExit(f"{name}.py is not run at --scale={args.scale}: {why}")
+        parser.error(f"not run at --scale={args.scale}: {why}")
     if scale.machine:
         protocol.check(module, Study(output, scale, checking=True))
         if not args.go:

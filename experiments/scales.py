@@ -131,7 +131,7 @@ GPU = dataclasses.replace(
     lens=(),
     omitted=dict.fromkeys(
         ("p_hop", "addition", "igsm", "two_phase", "loop_neural_networks"),
-        "has models of its own: --scale=mini or --scale=paper",
+        "it has models of its own, for --scale=mini and --scale=paper",
     )
     | {"in_context": "nothing in its training data has examples in the prompt"},
     machine=(1, "h100"),
