@@ -29,7 +29,7 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not aot"
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m "slow and not aot"
+	$(VENV)/bin/python -m pytest -n 2 -m "slow and not aot"
 
 $(VENV)/installed-hf: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,dev-hf]'

@@ -37,8 +37,7 @@ def train_command(workdir, *flags, config=f"{TINY}:lidas"):
 
 
 def start(command, devices=2, **kwargs):
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    env |= {"JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, env=env, text=True, stderr=subprocess.PIPE, cwd=ROOT, **kwargs)
 
 

@@ -44,7 +44,7 @@ THREE = """
     add(arg="1x2", seed=0)
 """
 NAMES = ["seed-0", "seed-1", "1x2__seed-0"]
-QUICK = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
+QUICK = {"JAX_PLATFORMS": "cpu"}
 
 
 def config_file(folder, sweep, steps=3, head=""):
