@@ -168,6 +168,7 @@ def compiler(monkeypatch):
     compiler.release.set()
 
 
+@pytest.mark.slow
 def test_a_run_compiles_the_next_phase_while_it_trains_and_computes_the_same(
     small, compiler, tmp_path, capfd
 ):
@@ -197,6 +198,7 @@ def test_an_error_of_the_compiler_ends_the_run_when_its_program_is_needed(
     assert len(losses(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_does_not_wait_for_the_compiler(small, compiler, tmp_path):
     def stop():
         assert compiler.begun.wait(60)

@@ -120,6 +120,7 @@ class Plain:
         return out, output
 
 
+@pytest.mark.slow
 def test_the_activations_are_those_of_plain_numpy():
     tokens = PROMPTS[0]
     found = activations(jax.device_get(LM.params), jnp.array([tokens]), LM.cfg, LM.plan)
@@ -128,6 +129,7 @@ def test_the_activations_are_those_of_plain_numpy():
     np.testing.assert_allclose(found.update[:, 0], c, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_effects_are_those_of_plain_numpy():
     found, alone = effects.propagated(LM, PROMPTS, CUTS), effects.local(LM, PROMPTS, CUTS)
     matrix, output = Plain(LM).propagated(PROMPTS, CUTS)
@@ -269,6 +271,7 @@ def one_device():
     return language_model("1-2x2-1", "", jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_one_program_measures_a_prompt_and_all_of_its_length():
     compiled = []
 
@@ -286,6 +289,7 @@ def test_one_program_measures_a_prompt_and_all_of_its_length():
     assert compiled == ["jit(_ablated)", "jit(_ablated_for_one)"] * 2
 
 
+@pytest.mark.slow
 def test_small_batches_give_what_large_ones_do(monkeypatch):
     lm, expected = one_device(), {}
     for rows in (50, 2, 3):
@@ -295,6 +299,7 @@ def test_small_batches_give_what_large_ones_do(monkeypatch):
             np.testing.assert_allclose(found, expected.setdefault(run, found), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("T", "vocab_size"), [(64, 2048), (512, 512)])
 def test_the_memory_of_a_row_is_about_what_xla_reports(T, vocab_size):
     cfg = dataclasses.replace(LM.cfg, d_model=128, d_ff=384, vocab_size=vocab_size)
@@ -337,6 +342,7 @@ def test_results_come_back_as_they_were_and_only_for_what_they_are_about(tmp_pat
         assert store.load(tmp_path, "norms", "norms", norms.Norms, {"plan": "6"}) is None
 
 
+@pytest.mark.slow
 def test_every_result_has_a_picture(tmp_path):
     pictures = [
         diagnostics.plot_norms(

@@ -75,6 +75,7 @@ def result():
     return aot.compile_run(growing(), here())
 
 
+@pytest.mark.slow
 def test_every_program_of_every_phase_is_compiled(result):
     found = [(row["start"], row["plan"], row["program"]) for row in result["programs"]]
     (first, second, third) = (phase.start for phase in run.outline(growing()).phases)

@@ -87,6 +87,7 @@ def test_weights_come_with_a_fresh_optimizer(source):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_is_its_own_run_and_goes_on_without_its_source(source, tmp_path):
     """Other data, seed, batch and length; its lineage goes on from that of the source."""
     moved = shutil.copytree(source, tmp_path / "source")
@@ -121,6 +122,7 @@ def test_a_run_from_weights_is_its_own_run_and_goes_on_without_its_source(source
         ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_branch_keeps_all_of_its_ancestors(source, tmp_path):
     """Untied, grown during the run, then a cooldown of that run: every layer has its ancestor."""
     config = looped(

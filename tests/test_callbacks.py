@@ -54,6 +54,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_every_row_reaches_the_callbacks_once_and_in_order_across_a_resume(whole, tmp_path):
     before = Recorder(at=3, then=lambda: os.kill(os.getpid(), signal.SIGTERM))
     after = Recorder()

@@ -136,6 +136,7 @@ def compiled_bytes(config) -> int:
     return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "mesh", "settings", "model"),
     [
@@ -321,6 +322,7 @@ def test_a_device_of_jax_is_found_by_its_kind(kind, name):
     assert devices.of(types.SimpleNamespace(device_kind="cpu")) is None
 
 
+@pytest.mark.slow
 def test_the_plan_names_the_microbatches_that_fit(capsys):
     command = ["plan", f"--config={SMOLLM}:1.7b,standard-4", "--devices=8", "--memory=40GB"]
     assert cli.main(command) == 0
@@ -380,6 +382,7 @@ def test_the_ladders_have_the_steps_and_the_flops_of_the_authors_runs(arm):
         assert found["training_flops"] > 1.02 * found["training_flops_causal"]
 
 
+@pytest.mark.slow
 def test_both_conventions_are_printed_and_the_time_is_by_the_one_asked_for(capsys):
     line = ["plan", f"--config={CONFIGS / 'scaling_exponents.py'}:loop-grow,d6"]
     full, causal = (_json_of(capsys, [*line, "--json", *more]) for more in ([], ["--causal"]))

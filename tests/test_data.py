@@ -19,6 +19,7 @@ def phases_of(*changes):
 # --- the order of the data ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(weights, st.integers(0, 5))
 def test_a_mixture_keeps_its_weights_and_reads_each_source_once_in_order(weights, seed):
     names = [f"s{i}" for i in range(len(weights))]
@@ -30,6 +31,7 @@ def test_a_mixture_keeps_its_weights_and_reads_each_source_once_in_order(weights
         assert abs(len(positions) - 2 * pipeline.BLOCK * weight / sum(weights)) <= 2
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(1, 6000), weights), min_size=1, max_size=4), st.integers(1, 7)
 )

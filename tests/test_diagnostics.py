@@ -45,6 +45,7 @@ def test_every_row_names_things_that_exist():
         assert row.table_builder() is None or callable(row.table_builder())
 
 
+@pytest.mark.slow
 def test_a_file_and_a_row_make_a_diagnostic(lengths, tmp_path, capsys):
     place = material.run(tmp_path / "run")
     meta = LM.meta | {"step": material.STEPS}
@@ -104,6 +105,7 @@ def run(output, name):
 """
 
 
+@pytest.mark.slow
 def test_without_matplotlib_an_analysis_writes_numbers_and_a_report_is_refused(tmp_path):
     code = f"""{RUN}
 run({str(tmp_path)!r}, "norms")
@@ -117,6 +119,7 @@ sys.exit(main.main(["report", "{tmp_path}/r.html", "{tmp_path}/norms-made.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["norms-made.json"]
 
 
+@pytest.mark.slow
 def test_without_the_harness_only_the_accuracy_of_exits_is_refused(tmp_path):
     code = f"""{RUN}
 run({str(tmp_path / "a")!r}, "similarity")

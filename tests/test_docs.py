@@ -49,6 +49,7 @@ def test_values_in_comments_of_the_api_page_are_right():
         assert comment.startswith((value, value[1:-1])), expression
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(in_empty_folder):
     config = default()
     config.update(depth="12", steps=1, batch_size=8, seq_len=16, warmup_steps=0, eval_batches=0)

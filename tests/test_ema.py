@@ -27,6 +27,7 @@ from .test_phases import CFG, train_until
 safetensors = pytest.importorskip("safetensors.numpy")
 
 
+@pytest.mark.slow
 def test_the_average_follows_its_formula_and_without_it_the_program_is_the_same():
     optimizer, schedule = make_optimizer(config_lib.default())
     plan = DepthPlan.parse("1x2")
@@ -119,6 +120,7 @@ def runs(tmp_path_factory, request):
     return config, place
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_average_of_an_uninterrupted_one(runs):
     _, place = runs
     whole, parts = (load_params(place / name, ema=True)[0] for name in ("whole", "parts"))
@@ -155,6 +157,7 @@ def test_commands_read_the_average_where_they_are_told_to(runs, capsys):
     assert measured == pytest.approx(result["heldout_ema"]["nll"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_without_an_average_has_none_to_read_or_to_resume(runs, tmp_path):
     config, place = runs
     with pytest.raises(UserError, match=r"config.ema=0.0 \(the run has 0.5\)"):

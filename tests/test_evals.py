@@ -59,6 +59,7 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_tokenizer_that_it_was_trained_with(place):
     codec = open_model(place / "bpe").tokenizer
     text = "line 7 of a text"
@@ -266,6 +267,7 @@ def test_the_adapter_notices_scores_that_are_not_the_models(place, monkeypatch):
     score._scorer.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_the_most_examples_that_fit(place, tmp_path, capsys):
     output, picture = tmp_path / "icl.json", tmp_path / "icl.png"
     argv = ["icl", "--checkpoint", str(place / "bytes"), "--max-length", "500", "--limit", "3",
@@ -426,6 +428,7 @@ def test_an_analysis_leaves_numbers_and_pictures_and_computes_nothing_twice(plac
     assert "--what 'depth' must be all or some of depth_score," in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_early_exits_are_read_by_a_lens_that_is_trained_once(place, capsys):
     argv = ["analyze", "--checkpoint", str(place / "bytes"), "--n", "1", "--max-length", "64",
             "--what", "overlap,exit_accuracy", "--prompts", "chains", "--tasks", "copying_real",

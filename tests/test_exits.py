@@ -210,6 +210,7 @@ BETWEEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "name", "between"),
     [
@@ -275,6 +276,7 @@ def test_whole_sequences_leave_like_tokens_one_after_another(depth, name, betwee
 NEVER = [Rule("kl", 0.0), Rule("latent", 0.0), Rule("confidence", 1.0), Rule("gate", 1.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "rule"),
     [("2x3-1", NEVER[2]), *(("1-2x3-1", rule) for rule in (NEVER[0], NEVER[3]))],
@@ -432,6 +434,7 @@ def test_repetitions_that_cannot_be_are_refused(repeats, depth):
         lm.with_exit(None, repeats)
 
 
+@pytest.mark.slow
 def test_more_repetitions_than_in_training_are_another_plan():
     lm = ONE.with_exit(Rule("latent", 0.0), 7)
     assert str(lm.plan) == "1-2x7-1"

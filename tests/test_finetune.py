@@ -62,6 +62,7 @@ def test_packing_overfills_no_row_and_leaves_no_two_half_empty(lengths):
     assert sum(total <= 10 for total in sums) <= 1
 
 
+@pytest.mark.slow
 def test_a_packed_row_has_the_losses_of_its_pairs_alone():
     """Segments do not see one another: together as one by one, for a looped model too."""
     cfg = ModelConfig(
@@ -251,6 +252,7 @@ def test_a_compressed_file_that_is_cut_is_told(damage, tmp_path):
         pairs.read_file(tmp_path / "chat.jsonl.gz")
 
 
+@pytest.mark.slow
 def test_pairs_and_running_text_stand_in_one_batch(tiny_config, tmp_path):
     written(tmp_path / "chat.jsonl", lines(50))
     tiny_config.update(seq_len=64, data_dir=str(tmp_path))
@@ -283,6 +285,7 @@ def tuned(base, folder, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_with_patience_keeps_its_best_checkpoint(base, tmp_path):
     """It ends where the held-out loss has not fallen for two evaluations; killed, it ends alike."""
     config = tuned(base, tmp_path)

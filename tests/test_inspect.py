@@ -109,6 +109,7 @@ def rms(x):
 # Weights and updates
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_weights(run, found):
     params = by_name(checkpoint.load_params(run)[0])
     modules = {m["name"]: m for m in found["parameters"]["modules"]}

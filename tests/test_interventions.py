@@ -198,6 +198,7 @@ def copies_held(monkeypatch):
     return held
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_task_on_the_edited_model(place, tmp_path, capsys, copies_held):
     output, picture = tmp_path / "new" / "repeat.json", tmp_path / "repeat.png"
     argv = ["--op", "repeat", "--size", "2", "--times", "2", "--starts", "0,2", "--tasks", TASKS[0]]

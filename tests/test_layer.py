@@ -118,6 +118,7 @@ def test_a_layer_that_reads_its_place_is_told_it_in_the_scan_and_one_by_one(plac
     assert jnp.abs(model.residual(same, TOKENS_BT, cfg, PLAN) - scanned).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_layer_that_reads_its_place_decodes_as_it_scores(placed):
     whole = model.residual(placed, TOKENS_BT, CFG, PLAN)
     x_BTD, caches = decode.prefill(placed, TOKENS_BT[:, :6], CFG, PLAN)
@@ -157,6 +158,7 @@ def updated(params, microbatches=1, tokens_BT=TOKENS_BT):
     return jax.jit(update)(state, batch)
 
 
+@pytest.mark.slow
 def test_auxiliary_losses_are_summed_over_the_executed_layers_and_trained_on(monkeypatch):
     params = params_of()
     plain, plain_metrics = updated(params)
@@ -172,6 +174,7 @@ def test_auxiliary_losses_are_summed_over_the_executed_layers_and_trained_on(mon
     assert change["layers"]["gate"] > 1e-6
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_same_update_with_auxiliary_losses(monkeypatch):
     monkeypatch.setattr(model, "Block", LossBlock)
     params, tokens_BT = params_of(), jnp.concatenate([TOKENS_BT, TOKENS_BT[:, ::-1]])

@@ -312,6 +312,7 @@ def reader():
     return dataclasses.replace(lm, meta=ONE.meta)
 
 
+@pytest.mark.slow
 def test_accuracy_at_an_exit_is_that_of_the_model_cut_short(reader, texts, monkeypatch):
     monkeypatch.setattr(LoopjaxLM, "check", lambda self: None)  # which other tests hold to its word
     tasks, kwargs = ["lambada_openai", "var_assign_math_0"], {"limit": 24, "num_fewshot": 0}

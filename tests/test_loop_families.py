@@ -212,6 +212,7 @@ def test_logits_are_those_of_the_family(family):
         np.testing.assert_allclose(row, logits(text), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_decoding_with_a_cache_gives_the_tokens_of_the_family(family):
     _, logits, _, run = family
     prompts = [[3, 1, 4, 1, 5, 9], [2, 7, 18]]

@@ -109,6 +109,7 @@ def untied(tiny_config):
     return tiny_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_the_gradient_of_the_blocks_is_added_once_on_any_mesh(untied, mesh):
     untied.mesh.update(mesh)
@@ -224,6 +225,7 @@ def assert_gradient(after, expected):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "mesh"), [("1x3", {"data": 8}), ("1-1x3-1", {"data": 2, "fsdp": 2, "tensor": 2})]
 )
@@ -245,6 +247,7 @@ def test_the_mean_over_repetitions_is_trained_on(looped, depth, mesh):
     assert float(metrics["losses/repetition_2"]) == pytest.approx(float(losses[1]), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("exits", "seed"), [("mean", 0), ("random", 1), ("joint", 0)])
 def test_a_random_number_of_repetitions_has_exits_after_each(looped, exits, seed):
     looped.seed = seed
@@ -279,6 +282,7 @@ def test_a_random_number_of_repetitions_has_exits_after_each(looped, exits, seed
     assert float(metrics["loss"]) == pytest.approx(float(last), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_random_exit_is_one_earlier_repetition_beside_the_last(looped):
     looped.losses.per_repetition = "random"
     before, after, metrics = updated(looped, looped.depth)
@@ -317,6 +321,7 @@ def test_the_exit_probabilities_are_the_printed_products():
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_joint_loss_of_the_gate_is_the_printed_one(looped):
     looped.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
     looped.microbatches = 2
@@ -346,6 +351,7 @@ def test_the_joint_loss_of_the_gate_is_the_printed_one(looped):
     assert np.abs(expected["loop"]["exit_gate"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_stage_two_trains_the_gate_alone_on_the_printed_loss(looped):
     looped.losses.exit_gate = "gate"
     looped.optimizer.weight_decay = 0.5
@@ -453,6 +459,7 @@ def test_the_spectral_norm_of_a_linear_loop_is_its_largest_singular_value():
     np.testing.assert_allclose(slope[0], outer, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_on_the_largest_singular_value_of_a_repetition(looped):
     looped.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
     looped.seq_len = 3
@@ -520,6 +527,7 @@ def finished(tmp_path_factory):
     return config, workdir
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(finished, tmp_path):
     config, whole = finished
     shutil.copytree(whole, tmp_path / "run")
@@ -532,6 +540,7 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(finished, tmp_path
     assert row["losses/earlier_repetition"] > 0 and row["losses/jacobian"] > 0
 
 
+@pytest.mark.slow
 def test_a_gate_is_trained_for_a_finished_model_and_decides_when_tokens_leave(finished, tmp_path):
     config, whole = finished
     before = final_state(whole)

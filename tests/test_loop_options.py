@@ -170,6 +170,7 @@ def decoded(params, cfg):
     return jnp.stack(found, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_scan_layers_one_by_one_and_decoding_compute_the_formula(name):
     cfg = config_of(name)
@@ -230,6 +231,7 @@ def test_adapters_and_low_rank_additions_cost_their_products():
     assert lora - plain == 6 * 3 * 2 * (2 * sides)  # repetitions, layers, rank 2
 
 
+@pytest.mark.slow
 def test_untying_merges_low_rank_additions_and_scales():
     cfg = dataclasses.replace(
         PLAIN, loop=LoopConfig(lora_rank=2, own=2, residual_scale="loops", residual_lambda=2.0)
@@ -323,6 +325,7 @@ def loop_config(tiny_config, plan="1-1x2-1", **fields):
     return tiny_config
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_step_of_one(tiny_config):
     fields = OPTIONS["all"] | {"own": 0}
     config = loop_config(tiny_config, **fields)
@@ -401,6 +404,7 @@ def trained(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_run_and_refused_where_it_cannot_be(trained):
     lm = open_model(trained, text=False)
     assert lm.cfg.loop.own == 2 and set(lm.params["loop"]) == {"adapter", "embedding"}
@@ -416,6 +420,7 @@ def test_a_saved_model_is_run_and_refused_where_it_cannot_be(trained):
     assert config_lib.model_config(fine).loop == lm.cfg.loop
 
 
+@pytest.mark.slow
 def test_effects_of_ablating_a_layer_go_through_what_is_between_repetitions(trained):
     lm = open_model(trained, text=False)
     prompt = list(range(1, 9))
@@ -436,6 +441,7 @@ def test_effects_of_ablating_a_layer_go_through_what_is_between_repetitions(trai
     assert output[1] > 0
 
 
+@pytest.mark.slow
 def test_a_plain_checkpoint_may_get_options_and_their_weights_begin_anew(
     trained, tiny_config, tmp_path
 ):

@@ -93,6 +93,7 @@ def test_muon_orthogonalizes_each_matrix_of_each_layer_and_leaves_the_rest_to_ad
             assert singular.min() > 0.6 and singular.max() < 1.3
 
 
+@pytest.mark.slow
 def test_muon_takes_a_looped_layer_as_one_matrix_with_one_gradient():
     """The update of a loop's weights depends on the summed gradient only, not on the plan."""
     config = config_of("muon")
@@ -197,6 +198,7 @@ def test_zeroed_outputs_keep_the_function_and_noise_touches_new_layers_alone():
     np.testing.assert_array_equal(plain["embed"], noisy["embed"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muon", pytest.param("lion", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_bit_with_every_optimizer(name, tiny_config, tmp_path):
     tiny_config.optimizer.name = name

@@ -213,8 +213,10 @@ def test_random_layers_are_those_of_a_new_model_and_the_old_ones_stay():
     fresh = step.init_state(CFG, 6, optimizer, key).params["layers"]
     for name, leaf in made["layers"].items():
         for i, old in enumerate((0, 1, 2, None, None, 3)):
-            expected = fresh[name][i] if old is None else state.params["layers"][name][old]
-            np.testing.assert_array_equal(leaf[i], expected)
+            if old is None:  # drawn in two programs, which may round differently
+                np.testing.assert_allclose(leaf[i], fresh[name][i], rtol=1e-6)
+            else:
+                np.testing.assert_array_equal(leaf[i], state.params["layers"][name][old])
     np.testing.assert_array_equal(made["embed"], state.params["embed"])
 
 
@@ -232,6 +234,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_killed_around_a_growth_step_ends_as_if_it_had_not_been(kind, tiny_config, tmp_path):
     depth, fields = RUNS[kind]
@@ -271,6 +274,7 @@ def train_until(config, workdir, stop):
         train(config, workdir, callbacks=[Killer()])
 
 
+@pytest.mark.slow
 def test_a_zeroed_step_from_one_layer_to_many_keeps_the_loss(tiny_config, tmp_path):
     tiny_config.depth = "4"
     tiny_config.growth.update(operator="gstack", plans="1,4", starts="0.5", transform="zero_output")
@@ -286,6 +290,7 @@ def losses(config, workdir):
     return [row["loss"] for row in read_rows(workdir / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_a_branch_has_the_growth_steps_and_the_rewarming_of_its_past(tiny_config, tmp_path):
     tiny_config.depth, tiny_config.growth.operator = "1x4", ""
     tiny_config.growth.update(plans="1x2,1x4", starts="4", rewarm_steps=2)

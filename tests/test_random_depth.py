@@ -60,6 +60,7 @@ def python_loop(params, cfg, count: int, backprop: int):
     return optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["targets"]).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{}, {"inject": "add", "inject_scale": 0.7, "norm": True}], ids=["plain", "boundary"]
 )
@@ -142,6 +143,7 @@ def test_truncation_to_all_repetitions_is_the_plain_program():
     assert_close(whole, truncated, 1e-7)
 
 
+@pytest.mark.slow
 def test_auxiliary_losses_count_the_repetitions_with_a_gradient(monkeypatch):
     monkeypatch.setattr(model, "Block", LossBlock)
     _, whole = updated(config_of())
@@ -206,6 +208,7 @@ def rows_of(workdir):
     return [{k: row[k] for k in ("step", "loss", "grad_norm", "repeats")} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_draws_of_an_uninterrupted_one(tiny_config, tmp_path):
     config = loop_config(tiny_config, repeats="huginn:3", backprop=2, inject="add", norm=True)
     config.steps, config.cooldown.steps, config.cooldown.mixture = 8, 0, {}
@@ -222,6 +225,7 @@ def test_a_resumed_run_repeats_the_draws_of_an_uninterrupted_one(tiny_config, tm
     assert resumed["training_flops"] == whole["training_flops"]
 
 
+@pytest.mark.slow
 def test_eight_devices_and_microbatches_draw_one_number(tiny_config):
     config = loop_config(tiny_config, repeats="uniform:1:6", backprop=3, inject="concat")
     states = []

@@ -374,6 +374,7 @@ def trained(bucket, local):
     return bucket
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, local, tmp_path, capsys):
     bucket.upload(local / "data", "gs://bucket/data")
     train(config_with("gs://bucket/data"), "gs://bucket/run")
@@ -546,6 +547,7 @@ def test_storage_that_is_not_there_is_one_sentence_at_once(monkeypatch, capsys):
     assert "--workdir 'gs://bucket/run': the storage cannot be reached: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_run_in_a_bucket_is_on_this_machine(bucket, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "temporary").mkdir()

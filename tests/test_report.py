@@ -363,6 +363,7 @@ class Outline(html.parser.HTMLParser):
             self.figures[-1]["caption"] = data
 
 
+@pytest.mark.slow
 def test_a_page_has_every_section_with_its_sentences(full):
     for section in sections():
         assert f"<h2>{section.title}</h2>" in full
@@ -526,6 +527,7 @@ def test_long_lines_keep_their_extremes(tmp_path):
     assert len(x) <= svg.POINTS and max(y) == 9.0 and min(y) == 0.5 and x[y.index(9.0)] == 1235
 
 
+@pytest.mark.slow
 def test_a_label_may_hold_anything(tmp_path):
     run = material.run(tmp_path / "a")
     material.diagnose(run / "s", run, which=OWN)
@@ -592,6 +594,7 @@ def test_a_page_needs_matplotlib_and_a_place(small, tmp_path, monkeypatch):
         page.write_report(tmp_path / "r.html", [group])
 
 
+@pytest.mark.slow
 def test_a_page_does_not_need_the_harness(three, tmp_path):
     """Results that were computed elsewhere can be looked at without `loopjax[eval]`."""
     import subprocess

@@ -92,6 +92,7 @@ def test_scores_are_those_of_the_plain_forward_pass():
     assert scores.truncated == longer > 0
 
 
+@pytest.mark.slow
 def test_scores_depend_neither_on_batches_nor_on_order_nor_on_devices():
     requests = random_requests(12, seed=1)
     scores = score.log_likelihoods(LM, requests)
@@ -219,6 +220,7 @@ def test_draws_have_the_probabilities_of_the_model():
     assert (np.abs(counts - n * p) < 4 * np.sqrt(n * p * (1 - p)) + 1).all()
 
 
+@pytest.mark.slow
 def test_the_smallest_nucleus_is_greedy():
     greedy = decode.generate(LM, PROMPTS, 8)
     for top_p in (1e-6, 1e-40):  # float32 has no number between 0 and 1e-45

@@ -53,6 +53,7 @@ def tasks(monkeypatch):
     monkeypatch.setattr(registry, "TASKS", (*registry.TASKS, *rows))
 
 
+@pytest.mark.slow
 def test_a_source_of_length_items_and_fingerprint_trains(tasks, tiny_config, tmp_path):
     tiny_config.mixture = {"counting_1": 0.5, "counting_3": 0.5}
     tiny_config.cooldown.mixture = {}

@@ -80,6 +80,7 @@ def test_activations_are_constrained_in_the_lowered_program(tiny_config):
     assert found == {(", ".join(spec), shape) for shape, spec in expected.items()}
 
 
+@pytest.mark.slow
 def test_no_activation_is_replicated_on_the_way(tiny_config, capfd):
     for mesh in ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 8, "tensor": 1}):
         tiny_config.mesh.update(mesh)
@@ -87,6 +88,7 @@ def test_no_activation_is_replicated_on_the_way(tiny_config, capfd):
     assert "rematerialization" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_the_targets_that_there_are(tiny_config):
     _, metrics, _ = one_step(tiny_config)
     run = plan_run(tiny_config)
@@ -101,6 +103,7 @@ def test_the_loss_is_the_mean_over_the_targets_that_there_are(tiny_config):
     assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_config, parts):
     # Rows of p-hop have different numbers of targets, so a mean of means would differ.
@@ -111,6 +114,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_config, parts):
     assert_same_step(whole, one_step(tiny_config))
 
 
+@pytest.mark.slow
 def test_microbatches_need_no_second_copy_of_the_gradients(tiny_config):
     """Weights dominate here, so that a second copy would be a third of the temporaries more."""
     tiny_config.model.update(d_model=64, d_ff=256, n_heads=4, n_kv_heads=4, remat="full")

@@ -108,6 +108,7 @@ def swept(tmp_path_factory):
     return path, directory, err
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_runs_nothing_twice(swept):
     _, directory, err = swept
     assert "3 points: 0 finished, 3 to run" in err and "3 of 3 points finished" in err
@@ -174,6 +175,7 @@ def test_twelve_points_killed_twice_end_with_twelve_results_and_nothing_run_twic
     assert resumed and set(resumed) <= stopped  # a run that had not begun yet began anew
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_is_told_and_the_others_run(tmp_path):
     two = """
     add(mixture={"nowhere": 1.0}, name="lost")

@@ -80,6 +80,7 @@ def followed(text, i):
     return text[i], hops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hops", [1, 4, 16])
 def test_a_letter_leads_to_the_digit_at_the_end_of_its_hops(hops):
     seen = Counter()

@@ -265,6 +265,7 @@ def test_a_config_that_contradicts_the_checkpoint_is_refused(
     assert rows_of(tmp_path / "run") == rows_of(whole)
 
 
+@pytest.mark.slow
 def test_a_branch_has_the_past_of_its_source_and_another_future(finished, tiny_config, tmp_path):
     """From a checkpoint before the cooldown: another cooldown, with another plan and other data."""
     whole, _ = finished
@@ -383,6 +384,7 @@ def test_warmup_and_cooldown_follow_the_length_of_the_run(tiny_config):
     assert run.phases[-1].start == 340
 
 
+@pytest.mark.slow
 def test_keep_last_and_keep_every(tiny_config, tmp_path):
     tiny_config.update(checkpoint_every=1, keep_last=2, keep_every=5, eval_batches=0)
     train(tiny_config, tmp_path)
@@ -404,6 +406,7 @@ def test_restoring_on_another_mesh_gives_the_same_weights_and_trains_on(
         assert row_a["loss"] == pytest.approx(row_b["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     tiny_config, tmp_path, monkeypatch
 ):
@@ -452,6 +455,7 @@ def poisoned_at(monkeypatch, bad_steps):
     monkeypatch.setattr("loopjax.run.train_step", update)
 
 
+@pytest.mark.slow
 def test_a_bad_step_is_skipped_and_logged_and_too_many_in_a_row_stop(
     tiny_config, tmp_path, monkeypatch, capfd
 ):

@@ -78,6 +78,7 @@ def test_the_radius_of_a_linear_block_is_found_within_1_percent(radius, pair):
     assert abs(found[1] - found[0]) < 0.02 * radius
 
 
+@pytest.mark.slow
 def test_the_radius_is_that_of_the_jacobian_of_one_more_pass_of_the_loop():
     params, plan, tokens_BT = params_of(), DepthPlan.parse("1-2x3:damped-1"), TOKENS_BT[:1, :2]
     _, sown = model.intermediates(params, tokens_BT, CFG, plan, ["residual"])
@@ -97,6 +98,7 @@ def test_the_radius_is_that_of_the_jacobian_of_one_more_pass_of_the_loop():
     assert lib.radius(jacobians[1]) == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_happens_between_repetitions_is_followed():
     loop = LoopConfig(norm=True, inject="add", inject_scale=0.5, residual="outer_delta")
     cfg, plan = dataclasses.replace(CFG, loop=loop), DepthPlan.parse("1-2x6-1")

@@ -55,6 +55,7 @@ def test_a_window_is_the_plan_that_says_the_same(standard):
     )
 
 
+@pytest.mark.slow
 def test_a_window_may_lie_across_the_passes_of_a_loop(place):
     looped = open_model(place / "1-2x3-1", devices=jax.devices()[:1])
     edited = looped.with_window(2, 3, 2, DAMPED)  # executed layers 2 1 2 of 0 1 2 1 2 1 2 3
@@ -78,6 +79,7 @@ def plain(value):
     return [plain(v) for v in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 def test_the_best_on_some_items_is_measured_on_the_others(
     place, tmp_path, monkeypatch, standard, capsys
 ):

@@ -135,6 +135,7 @@ def test_cached_decoding_is_the_forward_pass(text):
         assert generation.tokens == run[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", FEW)
 def test_each_pass_of_a_cached_step_attends_to_the_keys_of_the_same_pass(text):
     params, plan = params_of(), DepthPlan.parse(text)
