@@ -32,7 +32,7 @@ def get_config(variant: str = "2"):
         config.learning_rate = 1e-3
         config.model.update(vocab_size=104, d_model=128, d_ff=344, n_heads=4, n_kv_heads=4)
     else:
-        config.steps, config.batch_size = 1500, 256
+        config.steps, config.batch_size = 2400, 256
         config.mixture = {"mod_addition_23:400": 1.0}
         config.learning_rate = 3e-3
         config.eval_batches = 2

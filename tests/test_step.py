@@ -202,7 +202,7 @@ def test_a_skipped_update_leaves_parameters_and_moments_as_they_were(tiny_config
     good, metrics = update(state, batch)
     assert not metrics["skipped"]
     plain, _ = lowered(tiny_config)[0](state, batch)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), good, plain)
+    jax.tree.map(assert_close, good, plain)
     embed = good.params["embed"].at[0, 0].set(jnp.nan)
     spoiled = good.replace(params={**good.params, "embed": embed})
     after, metrics = update(spoiled, batch)
@@ -211,6 +211,11 @@ def test_a_skipped_update_leaves_parameters_and_moments_as_they_were(tiny_config
     assert after.step == 2
     expected = optim.unmoved(spoiled.opt_state, plain_count(spoiled.opt_state))
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, expected)
+
+
+def assert_close(x, y):
+    """Equal but for the rounding of another program, which numbers near 0 take from larger ones."""
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6 * np.abs(y).max())
 
 
 def plain_count(opt_state):
