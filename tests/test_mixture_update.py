@@ -230,7 +230,9 @@ def test_the_data_of_a_run_differ_from_those_with_constant_weights_after_the_fir
         [row["loss"] for row in read_rows(tmp_path / name / "metrics.jsonl")]
         for name in ("moving", "constant")
     )
-    assert moving[:3] == constant[:3] and moving[3:] != constant[3:]  # update 4 is the first
+    assert moving[:3] == constant[:3]  # update 4 is the first
+    other = np.abs(np.subtract(moving, constant))[3:]
+    assert other.max() > 0.1, "other rows, not another rounding"
 
 
 @pytest.mark.slow

@@ -199,7 +199,7 @@ def test_zeroed_outputs_keep_the_function_and_noise_touches_new_layers_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["muon", pytest.param("lion", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["muon", "lion"])
 def test_a_stopped_run_resumes_to_the_bit_with_every_optimizer(name, tiny_config, tmp_path):
     tiny_config.optimizer.name = name
     tiny_config.growth.update(transform="noise", moments="reset" if name == "muon" else "copy")

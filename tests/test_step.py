@@ -199,10 +199,11 @@ def lowered(config, n_layers=1, **options):
 def test_a_skipped_update_leaves_parameters_and_moments_as_they_were(tiny_config, name):
     tiny_config.optimizer.name = name
     update, state, batch = lowered(tiny_config, skip_bad=True)
-    good, metrics = update(state, batch)
+    with jax.disable_jit():  # two programs may round differently
+        good, metrics = update(state, batch)
+        plain, _ = lowered(tiny_config)[0](state, batch)
     assert not metrics["skipped"]
-    plain, _ = lowered(tiny_config)[0](state, batch)
-    jax.tree.map(assert_close, good, plain)
+    jax.tree.map(np.testing.assert_array_equal, good, plain)
     embed = good.params["embed"].at[0, 0].set(jnp.nan)
     spoiled = good.replace(params={**good.params, "embed": embed})
     after, metrics = update(spoiled, batch)
@@ -211,11 +212,6 @@ def test_a_skipped_update_leaves_parameters_and_moments_as_they_were(tiny_config
     assert after.step == 2
     expected = optim.unmoved(spoiled.opt_state, plain_count(spoiled.opt_state))
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, expected)
-
-
-def assert_close(x, y):
-    """Equal but for the rounding of another program, which numbers near 0 take from larger ones."""
-    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6 * np.abs(y).max())
 
 
 def plain_count(opt_state):
