@@ -6,36 +6,32 @@
 
 Trains all models first, several at a time, like a sweep, then measures them. Finished work is skipped;
 what is left and how long it takes is printed. --scale=gpu and paper trace all runs, count their FLOPs and
-print their commands; with --go they run. --docs writes docs/results.md and copies figures and numbers to
-docs/results/. --redraw trains nothing: it draws the figures in docs/results/ from the numbers there.
+print their commands; with --go they run. --docs copies figures and numbers to docs/results/ and writes
+docs/results.md from all that is there, so experiments can be run apart. --redraw trains nothing: it
+draws the figures in docs/results/ from the numbers there.
 """
 
 import argparse
-import collections
 import contextlib
 import importlib
 import os
 import pathlib
-import platform
-import shutil
 import sys
 import time
 
 import experiment
+import page
 import protocol
 import scales
-from claims import VERDICTS
 from study import ROOT, Study, compilation_cache
 
 from loopjax import cost
-from loopjax.checkpoint import versions
 from loopjax.cli.arguments import positive
 from loopjax.errors import UserError
-from loopjax.files import read_json, write_json, write_text
+from loopjax.files import read_json, write_json
 from loopjax.sweep import local, progress
 from loopjax.sweep.branches import Reference
 from loopjax.sweep.points import Point
-from loopjax.text_table import markdown as table
 
 NAMES = (
     "tradeoffs",
@@ -59,23 +55,6 @@ NAMES = (
     "growth_moments",
     "damped",
 )
-LEAD = """# Results in miniature
-
-The experiments of the papers, scaled down to two CPU cores: models of 8 executed layers and width 64,
-6 million bytes (`configs/study.py` lists the counterpart of each setting). [study.md](study.md) was written
-before the runs: what each claim needs, the tasks, the number of seeds and the rule of the verdicts. At this
-size an experiment can show the direction of an effect, not its size; what is not reproduced here may be
-reproduced at the papers' scale, and vice versa.
-
-Effects have a 95% interval over seeds and items, in percentage points where they are differences of accuracy.
-**Reproduced**: above 0, and the smallest effect that counts is not excluded. **Partly**: above 0, but
-smaller. **Not reproduced**: that effect is excluded. **Undecided**: the interval holds both, or the models
-lack what the claim needs. In tables and figures `±` is the standard deviation over seeds. Gray areas in
-figures are what the best trivial rule gets (`loopjax/data/floors.py`), the dotted line is chance.
-
-`python experiments/everything.py --docs` reproduces this page; `--scale=gpu` and `--scale=paper` trace the
-larger studies, and run them with `--go`.
-"""
 
 
 def main() -> None:
@@ -120,7 +99,7 @@ def main() -> None:
         with timed(output, name):
             experiment.perform(importlib.import_module(name), study)
     if args.docs:
-        write_docs(output, ROOT / "docs")
+        page.write(output, ROOT / "docs", NAMES)
 
 
 def trace(study: Study, names) -> None:
@@ -214,47 +193,6 @@ def redraw(folder: pathlib.Path, names=NAMES) -> list[str]:
             drawn += experiment.draw(importlib.import_module(name), record["data"], folder)
     print(*drawn, sep="\n")
     return drawn
-
-
-def write_docs(output: pathlib.Path, docs: pathlib.Path) -> None:
-    """Writes docs/results.md of the finished experiments, with their figures and numbers."""
-    (docs / "results").mkdir(exist_ok=True)
-    sections, decided = [], []
-    for name in NAMES:
-        file = output / f"{name}.json"
-        if not file.exists():
-            continue
-        record = read_json(file)
-        for figure in record["figures"]:
-            shutil.copy(output / f"{figure}.png", docs / "results" / f"{figure}.png")
-        shutil.copy(file, docs / "results" / file.name)
-        sections.append(experiment.markdown(name, record, "results/"))
-        link = f"(#{_anchor(record['title'])})"
-        decided += [
-            (f"[{one['claim']}]{link}", one["paper"], one["here"], one["seeds"], one["verdict"])
-            for one in record["claims"]
-        ]
-    heads = ["claim", "papers", "here, with its 95% interval", "seeds", "verdict"]
-    counts = collections.Counter(verdict for *_, verdict in decided)
-    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    overview = f"{len(decided)} claims: {tally}.\n\n{table(heads, decided)}"
-    runs = [read_json(f) for f in sorted((output / "runs").glob("*/result.json"))]
-    minutes = read_json(output / "minutes.json")
-    foot = (
-        f"{len(runs)} runs on {runs[0]['device']} ({platform.machine()}, {os.cpu_count()} cores), "
-        f"float32: {minutes['training']:.0f} minutes of training, {sum(minutes.values()):.0f} with all "
-        "measurements. " + ", ".join(f"{name} {version}" for name, version in versions().items())
-    )
-    missing = [f"`{name}.py`" for name in NAMES if not (output / f"{name}.json").exists()]
-    left_out = [f"Not run here: {', '.join(missing)}.", ""] if missing else []
-    text = "\n".join([LEAD, overview, "", *left_out, *sections, foot, ""])
-    write_text(docs / "results.md", text)
-
-
-def _anchor(title: str) -> str:
-    """The anchor that GitHub gives a heading."""
-    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
-    return kept.replace(" ", "-")
 
 
 if __name__ == "__main__":

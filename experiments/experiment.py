@@ -13,9 +13,11 @@ Finished models and measurements are cached in the study's directory and shared 
 
 import argparse
 import dataclasses
+import datetime
 import importlib
 import os
 import pathlib
+import platform
 
 import claims
 import jax
@@ -24,6 +26,7 @@ import stored
 from scales import SCALES, repeated
 from study import ROOT, Study, compilation_cache
 
+from loopjax.checkpoint import versions
 from loopjax.cli.arguments import positive
 from loopjax.files import write_json, write_text
 from loopjax.plots import figure
@@ -97,11 +100,19 @@ def perform(module, study: Study) -> Outcome:
         "figures": drawn,
         "table": [dict(zip(outcome.heads, row, strict=True)) for row in outcome.rows],
         "data": data,
+        "measured": _where(),
     }
     write_json(study.output / f"{name}.json", record)
     write_text(study.output / f"{name}.md", markdown(name, record))
     print(f"\n{markdown(name, record)}")
     return outcome
+
+
+def _where() -> str:
+    """ "2026-12-01, cpu (x86_64, 2 cores), jax 0.10.2, ...": when, where and with what it was measured."""
+    device = f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)"
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{datetime.date.today()}, {device}, {packages}"
 
 
 def draw(module, data: dict, folder: pathlib.Path) -> list[str]:

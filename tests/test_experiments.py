@@ -98,11 +98,18 @@ def test_every_experiment_comes_to_an_outcome_and_does_nothing_twice(tmp_path, c
     with everything.timed(study.output, "training"):
         pass
     (tmp_path / "docs").mkdir()
-    everything.write_docs(study.output, tmp_path / "docs")
+    page = importlib.import_module("page")
+    page.write(study.output, tmp_path / "docs", NAMES)
     text = (tmp_path / "docs/results.md").read_text()
     for picture in re.findall(r"\]\((results/[^)]*)\)", text):
         assert (tmp_path / "docs" / picture).is_file()
     assert text.count("\n## ") == len(NAMES)
+
+    # What was written by hand and the results of experiments that were run elsewhere stay.
+    by_hand = text.replace("\n## ", "\n## What to conclude\n\nLoops reason.\n\n## ", 1)
+    (tmp_path / "docs/results.md").write_text(by_hand)
+    page.write(tmp_path / "elsewhere", tmp_path / "docs", NAMES)
+    assert (tmp_path / "docs/results.md").read_text() == by_hand
 
 
 @pytest.mark.slow
