@@ -23,6 +23,7 @@ class Scale:
       limit: number of items per task; None for all.
       dev: number of them to choose an intervention by.
       new: task that only the cooldown trains.
+      deeper: task that no model is trained on before the cooldown, harder than `tasks`; empty if none.
       words: tasks of the in-context experiment.
       tuning: tasks of fine-tuning.
       examples: numbers of fine-tuning pairs.
@@ -58,6 +59,7 @@ class Scale:
     lens: tuple[str, ...]
     omitted: dict[str, str]
     machine: tuple[int, str] | None = None
+    deeper: str = ""
 
 
 MINI = Scale(
@@ -87,6 +89,7 @@ MINI = Scale(
     limit=500,
     dev=200,
     new="trail_12",
+    deeper="trail_12",
     words=(),
     tuning=("trail_code_2", "trail_code_4"),
     examples=(64, 256),
@@ -125,6 +128,7 @@ GPU = dataclasses.replace(
     tuning_seeds=(1, 2, 3),
     limit=1000,
     new="trail_16",
+    deeper="trail_16",
     tuning=("trail_code_4", "trail_code_8"),
     examples=(64, 128, 256, 512),
     overrides=("learning_rate=3e-4", "steps=200", "batch_size=16", "eval_every=20", "patience=4"),
@@ -171,6 +175,7 @@ PAPER = Scale(
     limit=None,
     dev=200,
     new="gsm8k",
+    deeper="",
     words=(
         "copying_random",
         "copying_real",
