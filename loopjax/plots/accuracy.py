@@ -138,7 +138,7 @@ def plot_interventions(results: dict, colors: dict | None = None):
     # The sizes of a task are side by side, and so are tasks if there is room.
     per_task = len(panels) // len(tasks)
     columns = min(max(1, COLUMNS // per_task) * per_task if per_task else 1, COLUMNS, len(panels))
-    fig, axes = figure.grid(len(panels), columns, min(4.2, 10 / columns), 2.4, 0.4)
+    fig, axes = figure.grid(len(panels), columns, min(4.2, max(10 / columns, 2.9)), 2.4, 0.4)
     looks, lines = figure.looks(results, colors), {}
     for axis, panel in zip(axes, panels, strict=True):
         lines |= _edited(axis, panel, results, looks)
