@@ -18,9 +18,9 @@ PAPER = (
 )
 COOLDOWNS = (
     "as trained",
-    "mathematics",
-    "mathematics,\nblock looped",
-    "mathematics,\nlater block looped",
+    "cooldown on\nnew data",
+    "block looped\nin the cooldown",
+    "later block looped\nin the cooldown",
 )
 
 
