@@ -87,7 +87,7 @@ def overview(records) -> str:
 def _conclusions(page: str) -> str:
     """The section that is written by hand, from an earlier page; "" if it has none."""
     found = re.search(rf"^{CONCLUSIONS}\n.*?(?=^## |\Z)", page, re.M | re.S)
-    return found[0] if found else ""
+    return found[0].rstrip() + "\n" if found else ""
 
 
 def _machines(records: dict) -> list[str]:
