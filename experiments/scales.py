@@ -175,7 +175,6 @@ PAPER = Scale(
     limit=None,
     dev=200,
     new="gsm8k",
-    deeper="",
     words=(
         "copying_random",
         "copying_real",
