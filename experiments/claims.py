@@ -19,6 +19,7 @@ REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 UNDECIDED = "undecided"
 VERDICTS = (REPRODUCED, PARTLY, NOT_REPRODUCED, UNDECIDED)
 
+POINTS, NATS = "points", "nats"  # percentage points; any other unit is shown as it is
 RESAMPLES = 2000
 MOST_SEEDS = 1000  # more are not proposed
 
@@ -58,13 +59,15 @@ class Effect:
         variance = self.seed_deviation**2 / seeds + self.item_deviation**2
         return intervals.student_t(seeds - 1) * math.sqrt(variance)
 
-    def text(self, *, points: bool = True) -> str:
-        """ "+3.1 [+1.0, +5.2]": in percentage points, or as it is."""
-        scale, digits = (100, 1) if points else (1, 3)
-        mean = f"{scale * self.mean:+.{digits}f}"
-        if not math.isfinite(self.half):
-            return f"{mean} [one seed]"
-        return f"{mean} [{scale * self.low:+.{digits}f}, {scale * self.high:+.{digits}f}]"
+    def text(self, unit: str = POINTS) -> str:
+        """ "+3.1 [+1.0, +5.2] points": shares in percentage points, all else as it is."""
+        mean, low, high = (_number(value, unit) for value in (self.mean, self.low, self.high))
+        interval = f"[{low}, {high}]" if math.isfinite(self.half) else "[one seed]"
+        return f"{mean} {interval} {unit}".rstrip()
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{100 * value:+.1f}" if unit == POINTS else f"{value:+.3f}"
 
 
 def effect(differences) -> Effect:
@@ -120,7 +123,7 @@ class Claim:
       least: the smallest effect that counts. Negative for a sentence that says "not less": it is true
         above this.
       blocked: a sentence that says why it cannot be decided, whatever the effect; "" if it can.
-      points: whether effects are shares, shown in percentage points.
+      unit: of the effect; shares are shown in percentage points.
     """
 
     text: str
@@ -128,7 +131,7 @@ class Claim:
     effect: Effect
     least: float
     blocked: str = ""
-    points: bool = True
+    unit: str = POINTS
 
     @property
     def verdict(self) -> str:
@@ -163,23 +166,23 @@ class Claim:
 
     def row(self) -> dict:
         """The claim as JSON, for docs/results.md."""
-        unit, digits = (100, 1) if self.points else (1, 3)
         return {
             "claim": self.text,
             "paper": self.paper,
-            "here": self.effect.text(points=self.points),
-            "looked for": "above " * (self.least < 0) + f"{unit * self.least:+.{digits}f}",
+            "here": self.effect.text(self.unit),
+            "looked for": "above " * (self.least < 0)
+            + f"{_number(self.least, self.unit)} {self.unit}".rstrip(),
             "seeds": self.effect.seeds,
             "verdict": self.verdict,
             "reason": self.reason,
         }
 
 
-def missing(control: Effect, what: str, *, points: bool = True) -> str:
+def missing(control: Effect, what: str) -> str:
     """For `Claim.blocked`: a sentence if an effect that a claim needs is not above 0, else ""."""
     if control.low > 0:
         return ""
-    return f"Not decidable here: {what} has {control.text(points=points)}."
+    return f"Not decidable here: {what} has {control.text()}."
 
 
 def together(claims: list[Claim]) -> str:

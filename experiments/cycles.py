@@ -63,13 +63,7 @@ def _claim(role: str, ones: list) -> Claim:
     else:
         sentence, paper, sign = f"There is a cycle in {name} (share less limit)", "yes", 1
     if None in ones:
-        return Claim(
-            sentence,
-            paper,
-            effect([0.0]),
-            0.0,
-            blocked="Its stack has too few blocks.",
-            points=False,
-        )
+        blocked = "Its stack has too few blocks."
+        return Claim(sentence, paper, effect([0.0]), 0.0, blocked=blocked, unit="")
     above = [sign * (one.share - (1 + one.by_chance) / 2) for one in ones]
-    return Claim(sentence, paper, effect(above), 0.0, points=False)
+    return Claim(sentence, paper, effect(above), 0.0, unit="")

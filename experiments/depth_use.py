@@ -72,9 +72,9 @@ def outcome(study) -> experiment.Outcome:
         "middle loop": "above",
     }
     claims = [
-        Claim(f"The depth score of {summary.NAMED[role]} is above the standard model's, layers",
+        Claim(f"The depth score of {summary.NAMED[role]} is above the standard model's",
               published[role], effect(summary.differences(by_seed[role], by_seed["standard"])), 0.1,
-              points=False)
+              unit="layers")
         for role in ROLES[1:]
     ]  # fmt: skip
     data = {"scores": scores[name], "overlap": overlap, "exits": exits}

@@ -5,7 +5,7 @@ import statistics
 import experiment
 import random_depth
 import summary
-from claims import Claim, effect
+from claims import NATS, Claim, effect
 from study import run_result
 
 from loopjax.data.floors import mean_floors
@@ -86,7 +86,7 @@ def outcome(study) -> experiment.Outcome:
                 results[0]["steps"],
                 f"{flops[name]:.4g}",
                 in_words(nll[name], 3),
-                "" if name == STANDARD else _lower(nll, name).text(points=False),
+                "" if name == STANDARD else _lower(nll, name).text(NATS),
                 summary.percent(solved[name].mean(axis=1)),
                 "" if name == STANDARD else effect(solved[name] - solved[STANDARD]).text(),
                 summary.percent(beyond[name].mean(axis=1)),
@@ -94,7 +94,7 @@ def outcome(study) -> experiment.Outcome:
         )
     heads = (
         "model", "plan", "parameters", "steps", "training FLOPs", "NLL", "lower than standard",
-        "reasoning", "above standard, points", scale.new,
+        "reasoning", "above standard", scale.new,
     )  # fmt: skip
     finding = "Steps are chosen for equal training FLOPs; pairs have the same seed. " + _sorted(
         nll, solved
@@ -128,7 +128,7 @@ def _claims(nll: dict, solved: dict, blocked: str) -> list[Claim]:
     )
     lower = [
         Claim(f"{summary.capital(new)}: a lower loss than {old} at equal FLOPs", paper,
-              _lower(nll, new, old), 0.01, points=False)
+              _lower(nll, new, old), 0.01, unit=NATS)
         for new, old, paper in pairs
     ]  # fmt: skip
     more = [

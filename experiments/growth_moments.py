@@ -6,7 +6,7 @@ import statistics
 
 import experiment
 import summary
-from claims import Claim, effect
+from claims import NATS, Claim, effect
 from study import run_result
 
 from loopjax.plots import figure, spread
@@ -73,7 +73,7 @@ def outcome(study) -> experiment.Outcome:
     )
     claims = [
         Claim(f"Moments {name}: a higher loss than copied ones without a warm-up", "not compared",
-              effect(gap), 0.01, points=False)
+              effect(gap), 0.01, unit=NATS)
         for name, gap in gaps.items()
     ]  # fmt: skip
     data = {"nll": nll, "reasoning": reasoning, "curves": curves}

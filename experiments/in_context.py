@@ -37,7 +37,7 @@ def outcome(study) -> experiment.Outcome:
         gains[role] = np.mean(by_task, axis=0)  # [seeds]
         rows.append((role, *cells))
     by_role = ", ".join(f"{role} {effect(gain).text()}" for role, gain in gains.items())
-    finding = f"Gain from 0 to as many shots as fit, mean over tasks, in points: {by_role}."
+    finding = f"Gain from 0 to as many shots as fit, mean over tasks: {by_role}."
     blocked = missing(effect(gains["standard"]), "the standard model's gain from examples")
     claims = [
         Claim(f"{summary.capital(summary.NAMED[role])} gains more from examples than the standard model", "more",

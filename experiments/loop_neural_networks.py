@@ -3,7 +3,7 @@
 import experiment
 import summary
 import synthetic_tasks
-from claims import Claim, effect
+from claims import NATS, Claim, effect
 from study import run_result
 
 from loopjax.depth import DepthPlan
@@ -61,14 +61,13 @@ def outcome(study) -> experiment.Outcome:
         + " Scaled down: width 64, 0.5 million bytes, plain loops; the paper's 3.11 is of 6x6."
         * (study.name == "mini")
     )
-    nats = {"points": False}
     claims = [
         Claim("One layer looped twice has a lower loss than one layer", "0.31 nats",
-              effect(summary.differences(nll["1"], nll["1x2"])), 0.01, **nats),
+              effect(summary.differences(nll["1"], nll["1x2"])), 0.01, unit=NATS),
         Claim("Six layers looped have a lower loss than six layers", "not reported",
-              effect(summary.differences(nll["6"], nll[looped])), 0.01, **nats),
+              effect(summary.differences(nll["6"], nll[looped])), 0.01, unit=NATS),
         Claim("Six layers looped are not behind twelve layers", "+0.01 nats",
-              effect(summary.differences(nll["12"], nll[looped])), -0.02, **nats),
+              effect(summary.differences(nll["12"], nll[looped])), -0.02, unit=NATS),
     ]  # fmt: skip
     data = {"nll": nll, "costs": {plan: _costs(same[0]) for plan, same in results.items()}}
     return experiment.Outcome(finding, claims, heads, rows, data)

@@ -21,7 +21,7 @@ before the runs: what each claim needs, the tasks, the number of seeds and the r
 size an experiment can show the direction of an effect, not its size; what is not reproduced here may be
 reproduced at the papers' scale, and vice versa.
 
-Effects have a 95% interval over seeds and items, in percentage points where they are differences of accuracy.
+Effects have a 95% interval over seeds and items; points are percentage points of accuracy.
 **Reproduced**: above 0, and the smallest effect that counts is not excluded. **Partly**: above 0, but
 smaller. **Not reproduced**: that effect is excluded. **Undecided**: the interval holds both, or the models
 lack what the claim needs. In tables and figures `±` is the standard deviation over seeds. Gray areas in

@@ -4,7 +4,7 @@ import statistics
 
 import experiment
 import summary
-from claims import Claim, effect
+from claims import NATS, Claim, effect
 from study import run_result
 
 from loopjax.data.floors import mean_floors
@@ -72,14 +72,13 @@ def outcome(study) -> experiment.Outcome:
         + f". At {n} repetitions {RANDOM} is {in_words(behind, 3)} behind {FIXED}. "
         + f"{len(behind)} seed{'s' * (len(behind) > 1)}. Scaled down."
     )
-    nats = {"points": False}
     claims = [
         Claim(f"A loop trained with {n} repetitions loses at {2 * n}", "0.042 nats",
-              effect(rises[FIXED]), 0.01, **nats),
+              effect(rises[FIXED]), 0.01, unit=NATS),
         Claim("One trained with random numbers loses less", "0.040 nats",
-              effect(summary.differences(rises[FIXED], rises[RANDOM])), 0.01, **nats),
+              effect(summary.differences(rises[FIXED], rises[RANDOM])), 0.01, unit=NATS),
         Claim(f"At {n} repetitions it is not behind", "-0.006 nats",
-              effect([-value for value in behind]), -0.02, **nats),
+              effect([-value for value in behind]), -0.02, unit=NATS),
     ]  # fmt: skip
     tasks = [name for name in found[0][0]["sources"] if name != text]
     data = {"tasks": tasks, "repeats": repeats, "trained": n, "nll": nll, "accuracy": accuracy}

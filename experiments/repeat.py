@@ -47,15 +47,15 @@ def outcome(study) -> experiment.Outcome:
     heads = (
         "model",
         "the best on the items that chose it, points",
-        "on other items, points",
+        "on other items",
         "what was chosen, by seed",
         *(f"{n} more, mean over middle starts, points" for n in TIMES),
-        *([f"{deeper}: the best edit for it, on other items, points"] if deeper else []),
+        *([f"{deeper}: the best edit for it, on other items"] if deeper else []),
     )
     tried = len(edited["lidas"][0]["rows"])
     finding = (
         f"Of {tried} edits the best on {study.scale.dev} items of each task is measured on the other "
-        f"items, in points: LIDAS {effect(gains['lidas']).text()}, standard "
+        f"items: LIDAS {effect(gains['lidas']).text()}, standard "
         f"{effect(gains['standard']).text()}."
     )
     blocked = _blocked(edited, tasks)

@@ -50,7 +50,7 @@ def outcome(study) -> experiment.Outcome:
     )
     finding = (
         f"Change by the first additional pass of layers {before} to {before + block - 1} in mean "
-        f"reasoning accuracy, in points: {by_model}."
+        f"reasoning accuracy: {by_model}."
     )
     blocked = summary.undecidable(plain, study.scale.tasks)
     claims = [

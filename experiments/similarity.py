@@ -40,13 +40,13 @@ def outcome(study) -> experiment.Outcome:
         f"differ by {lean['midas'].mean():.3f} in MIDAS and {lean['lidas'].mean():.3f} in LIDAS."
     )
     claims = [
-        Claim(f"The most similar blocks of {summary.NAMED[role]} are more similar than the standard model's",
+        Claim(f"The most similar blocks of {summary.NAMED[role]} are more similar than the standard model's (cosine)",
               "0.70" if role == "lidas" else "not reported",
-              effect(largest[role] - largest["standard"]), 0.1, points=False)
+              effect(largest[role] - largest["standard"]), 0.1, unit="")
         for role in ("midas", "lidas")
     ] + [
-        Claim("LIDAS is more symmetric than MIDAS", "0.13", effect(lean["midas"] - lean["lidas"]),
-              0.01, points=False)
+        Claim("LIDAS is more symmetric than MIDAS (difference of mirrored cosines)", "0.13", effect(lean["midas"] - lean["lidas"]),
+              0.01, unit="")
     ]  # fmt: skip
     return experiment.Outcome(finding, claims, heads, rows, {"similarity": similarity})
 

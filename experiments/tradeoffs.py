@@ -3,7 +3,7 @@
 import experiment
 import numpy as np
 import summary
-from claims import Claim, effect
+from claims import NATS, Claim, effect
 from study import run_result
 
 from loopjax.data.floors import mean_floors
@@ -79,18 +79,17 @@ def _claims(measured: dict, blocked: str) -> list[Claim]:
     def lower(role: str, other: str):
         return effect(measured[other][0] - measured[role][0])
 
-    nats = {"points": False}
     return [
         Claim("LIDAS solves more reasoning items than the standard model",
               "+13.4 points", more("lidas", "standard"), 0.03, blocked=blocked),
         Claim("The loss of LIDAS is not higher than the standard model's",
-              "0.00 nats", lower("lidas", "standard"), -0.02, **nats),
+              "0.00 nats", lower("lidas", "standard"), -0.02, unit=NATS),
         Claim("A loop of one block has a lower loss than the block run once",
-              "0.17 nats", lower("loop", "one block"), 0.02, **nats),
+              "0.17 nats", lower("loop", "one block"), 0.02, unit=NATS),
         Claim("A loop of one block solves more reasoning items than the block run once",
               "+17.3 points", more("loop", "one block"), 0.03, blocked=blocked),
         Claim("The standard model has a lower loss than the loop at equal inference FLOPs",
-              "0.16 nats", lower("standard", "loop"), 0.02, **nats),
+              "0.16 nats", lower("standard", "loop"), 0.02, unit=NATS),
     ]  # fmt: skip
 
 

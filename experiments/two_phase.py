@@ -117,7 +117,7 @@ def _later(plan: str, ones: list[dict]) -> Claim:
     return Claim(
         f"{synthetic_tasks.label_of(plan)}: held-out data are known at least twice as late (log2 of the "
         "ratio)", "up to 1000 times", effect([math.log2(ratio) for ratio in known] or [0.0]), 1.0,
-        blocked=blocked, points=False,
+        blocked=blocked, unit="",
     )  # fmt: skip
 
 

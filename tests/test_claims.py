@@ -86,7 +86,7 @@ def test_what_a_claim_needs_and_does_not_find_makes_it_undecided():
 )
 def test_a_claim_of_no_loss_is_true_above_a_negative_limit(low, high, verdict):
     assert _claim(low, high, least=-0.02).verdict == verdict
-    assert _claim(low, high, least=-0.02).row()["looked for"] == "above -2.0"
+    assert _claim(low, high, least=-0.02).row()["looked for"] == "above -2.0 points"
 
 
 def test_the_proposed_number_of_seeds_decides_and_one_less_does_not():
@@ -100,7 +100,7 @@ def test_the_proposed_number_of_seeds_decides_and_one_less_does_not():
 
 def test_one_seed_decides_nothing():
     claim = claims.Claim("", "", claims.effect([[1.0, 1.0]]), 0.02)
-    assert claim.verdict == claims.UNDECIDED and claim.row()["here"] == "+100.0 [one seed]"
+    assert claim.verdict == claims.UNDECIDED and claim.row()["here"] == "+100.0 [one seed] points"
     assert claim.reason == "One seed has no interval."
 
 
