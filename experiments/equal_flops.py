@@ -120,6 +120,11 @@ def _sorted(nll: dict, solved: dict) -> str:
     )
 
 
+def _label(name: str) -> str:
+    """ "LIDAS", or "Grown at once"."""
+    return summary.NAMED[name] if name == GRADUAL else summary.capital(name)
+
+
 def _claims(nll: dict, solved: dict, blocked: str) -> list[Claim]:
     pairs = (
         (GROWN_LOOP, LOOP, "0.01 nats; -0.21 elsewhere"),
@@ -127,12 +132,12 @@ def _claims(nll: dict, solved: dict, blocked: str) -> list[Claim]:
         (AT_ONCE, STANDARD, "within 0.5%"),
     )
     lower = [
-        Claim(f"{summary.capital(new)}: a lower loss than {old} at equal FLOPs", paper,
+        Claim(f"{_label(new)}: a lower loss than {summary.NAMED[old]} at equal FLOPs", paper,
               _lower(nll, new, old), 0.01, unit=NATS)
         for new, old, paper in pairs
     ]  # fmt: skip
     more = [
-        Claim(f"{summary.capital(name)}: more reasoning than standard at equal FLOPs",
+        Claim(f"{_label(name)}: more reasoning than the standard model at equal FLOPs",
               "not reported", effect(solved[name] - solved[STANDARD]), 0.03,
               blocked=blocked)
         for name in solved

@@ -61,14 +61,18 @@ def looks(labels, chosen: dict | None = None) -> dict[str, Look]:
     """{label: look} of models.
 
     Args:
-      labels: a label that is a role ("lidas", "lidas, cooldown") has the look of the role; any other
-        gets the next of COLORS and MARKERS, then shades of them.
+      labels: a label that is a role ("lidas", "lidas, cooldown") has the look of the role; those beside
+        it get the looks of `roles.OTHERS`. Where none is a role, each gets the next of COLORS and
+        MARKERS, then shades of them.
       chosen: {label: Look or "#rrggbb"}, for labels that do not get these.
     """
-    chosen = chosen or {}
-    found = {}
-    for k, label in enumerate(labels):
-        one = chosen.get(label) or roles.named(str(label)) or _shade(k)
+    chosen, found, others = chosen or {}, {}, 0
+    named = {label: roles.named(str(label)) for label in labels}
+    for k, (label, one) in enumerate(named.items()):
+        one = chosen.get(label) or one
+        if not one and any(named.values()):
+            one, others = roles.look("other", repeated=others), others + 1
+        one = one or _shade(k)
         found[label] = one if isinstance(one, Look) else Look(one, MARKERS[k % len(MARKERS)])
     return found
 
