@@ -96,6 +96,9 @@ def test_the_proposed_number_of_seeds_decides_and_one_less_does_not():
     assert f"about {n} seeds" in claim.reason
     noisy = claims.Effect(0.01, 0.05, 4, 100, 0.01, 0.02)
     assert claims.Claim("", "", noisy, 0.02).seeds_needed is None
+    assert "more items" in claims.Claim("", "", noisy, 0.02).reason
+    at_the_limit = claims.Effect(-0.02, 0.05, 4, 0, 0.01, 0.0)
+    assert "over 1,000 seeds would decide" in claims.Claim("", "", at_the_limit, -0.02).reason
 
 
 def test_one_seed_decides_nothing():
