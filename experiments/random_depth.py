@@ -110,7 +110,7 @@ def figures(data: dict) -> dict:
     """Loss and accuracy against the number of repetitions at inference."""
     fig, axes = figure.grid(2, 2, 4.0, 2.9, 0.4)
     lines, seeds = {}, []
-    looks = figure.looks(data["nll"])
+    looks, shifts = figure.looks(data["nll"]), figure.shifts(data["nll"])
     for axis, metric, ylabel in zip(
         axes, ("nll", "accuracy"), ("NLL (nats per byte)", "accuracy on hops"), strict=True
     ):
@@ -118,7 +118,7 @@ def figures(data: dict) -> dict:
             spreads = list(map(spread.of, values))
             seeds += [one.n for one in spreads]
             means = [one.mean for one in spreads]
-            about = {"ends": spread.ends(spreads), "markersize": 4}
+            about = {"ends": spread.ends(spreads), "markersize": 4, "shift": shifts[name]}
             lines[name] = figure.curve(axis, data["repeats"], means, name, looks[name], **about)
         axis.axvline(data["trained"], color=figure.FAINT, linestyle=":", linewidth=1, zorder=0)
         figure.plain(axis)
