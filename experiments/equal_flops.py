@@ -96,8 +96,9 @@ def outcome(study) -> experiment.Outcome:
         "model", "plan", "parameters", "steps", "training FLOPs", "NLL", "lower than standard",
         "reasoning", "above standard", scale.new,
     )  # fmt: skip
-    finding = "Steps are chosen for equal training FLOPs; pairs have the same seed. " + _sorted(
-        nll, solved
+    finding = (
+        "Steps are chosen for equal training FLOPs; pairs have the same seed. "
+        f"{_sorted(nll, solved)} {_against_loop(nll, solved)}"
     )
     blocked = summary.undecidable(solved, scale.tasks)
     reasoning = {name: values.mean(axis=1).tolist() for name, values in solved.items()}
@@ -118,6 +119,17 @@ def _sorted(nll: dict, solved: dict) -> str:
         f"Lower loss than the standard model: {'; '.join(less) or 'none'}. More reasoning: "
         f"{'; '.join(more) or 'none'}."
     )
+
+
+def _against_loop(nll: dict, solved: dict) -> str:
+    """What each change of the loop does to the loop."""
+    changed = [name for name in nll if name.startswith(f"{LOOP}, ")]
+    each = (
+        f"{name.removeprefix(f'{LOOP}, ')} {effect(solved[name] - solved[LOOP]).text()} of reasoning, "
+        f"{_lower(nll, name, LOOP).text(NATS)} lower loss"
+        for name in changed
+    )
+    return f"Against the fixed {LOOP}: {'; '.join(each)}."
 
 
 def _label(name: str) -> str:
