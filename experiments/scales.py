@@ -195,9 +195,17 @@ SCALES = {scale.name: scale for scale in (MINI, GPU, PAPER)}
 
 
 def repeated(name: str, seeds: int | None) -> Scale:
-    """The scale with this name, optionally with another number of seeds, from its first one."""
+    """The scale with this name, optionally with another number of seeds, from its first one.
+
+    More models than seeds of fine-tuning are each fine-tuned, too.
+    """
     scale = SCALES[name]
     if seeds is None:
         return scale
-    first = scale.seeds[0]
-    return dataclasses.replace(scale, seeds=tuple(range(first, first + seeds)))
+    first, first_tuning = scale.seeds[0], scale.tuning_seeds[0]
+    tuning = max(seeds, len(scale.tuning_seeds))
+    return dataclasses.replace(
+        scale,
+        seeds=tuple(range(first, first + seeds)),
+        tuning_seeds=tuple(range(first_tuning, first_tuning + tuning)),
+    )
