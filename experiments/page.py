@@ -27,7 +27,8 @@ smaller. **Not reproduced**: that effect is excluded. **Undecided**: the interva
 lack what the claim needs. In tables and figures `±` is the standard deviation over seeds. Gray areas in
 figures are what the best trivial rule gets (`loopjax/data/floors.py`), the dotted line is chance.
 
-`python experiments/everything.py --docs` reproduces this page; `--scale=gpu` and `--scale=paper` trace the
+`python experiments/everything.py --docs` reproduces this page, with `--seeds=6 --only NAMES` for the experiments
+that have six seeds; `--scale=gpu` and `--scale=paper` trace the
 larger studies, and run them with `--go`.
 """
 
