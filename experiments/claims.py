@@ -160,10 +160,12 @@ class Claim:
             return self.blocked
         if self.effect.seeds < 2:
             return "One seed has no interval."
-        more = f"about {self.seeds_needed} seeds"
-        if not self.seeds_needed:
-            by_items = self.effect.item_deviation > 0
-            more = "more items, not more seeds," if by_items else f"over {MOST_SEEDS:,} seeds"
+        if n := self.seeds_needed:
+            more = f"about {n} seeds"
+        elif self.effect.item_deviation:
+            more = "more items, not more seeds,"
+        else:
+            more = f"over {MOST_SEEDS:,} seeds"
         return f"The interval holds both no effect and the one looked for; {more} would decide."
 
     def row(self) -> dict:

@@ -197,3 +197,10 @@ def test_stored_numbers_are_drawn_again(path, tmp_path, monkeypatch):
     drawn = everything.redraw(tmp_path)
     assert {*drawn} <= {*record["figures"]} and drawn[0] == path.stem
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in drawn)
+
+
+def test_models_beside_a_role_do_not_take_its_color_or_marker():
+    found = figure.looks(["lidas", "grown at once", "middle loop", "other"])
+    assert found["lidas"] == roles.look("lidas")
+    assert len({one.color for one in found.values()}) == len(found)
+    assert len({one.marker for one in found.values()}) == len(found)
